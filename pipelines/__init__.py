@@ -1,0 +1,1 @@
+"""rayner: named entity recognition on Ray, from annotated corpus to labelled text."""

@@ -1,0 +1,1 @@
+"""Scores against untouched gold, and the reports that show them."""
