@@ -1,0 +1,37 @@
+"""The `rayner` command: hands a verb to its door."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+DOORS = {
+    "train": "fine-tune a model on an annotated corpus, score it, write a bundle",
+    "prepare": "read, check and tokenize a corpus once, to train on it often",
+    "evaluate": "score a bundle against gold, with an error report",
+    "predict": "label documents with a bundle",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `rayner VERB …` and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print("rayner: named entity recognition on Ray, from annotated corpus to labelled text\n\nusage: rayner VERB …\n")
+        print("\n".join(f"  {name:<10}{what}" for name, what in DOORS.items()))
+        print("\n`rayner VERB --help` lists a verb's settings. For a first run: rayner train --config quickstart")
+        return 0
+    if verb == "--version":
+        from pipelines.job import read_versions
+
+        print(f"rayner {read_versions().get('rayner', 'from a checkout')}")
+        return 0
+    if verb not in DOORS:
+        print(f"rayner: no verb `{verb}`\n  rule:   one of {', '.join(DOORS)}", file=sys.stderr)
+        return 2
+    code: int = importlib.import_module(f"pipelines.{verb}").main(arguments[1:])
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The Ray cluster that a door runs on: the one given, or a local one. The only module that calls `ray.init`."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.ner.errors import UserError
+
+MIB = 1 << 20
+# Ray reads these when it is imported or started. Values already set by the user win.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers have the environment of the driver
+    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",  # 32 by default, whatever the machine
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+class ClusterError(UserError):
+    """A cluster that cannot be reached or started."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where the door runs."""
+
+    address: str | None = None
+    """Address of a running cluster; default: `RAY_ADDRESS` if set (as in a submitted job), else a cluster of this
+    machine alone, started for the run and ended with it."""
+    num_cpus: int | None = None
+    """Logical CPUs of the local cluster; default: this machine's cores and two more, which read and write files."""
+    object_store_mib: int | None = None
+    """Memory for Ray's object store in the local cluster; default: 30 % of the memory, at most 2 GiB."""
+    log_workers: bool = False
+    """Show what the workers print."""
+
+
+@contextmanager
+def connect(config: ClusterConfig) -> Iterator[None]:
+    """A connection to the cluster for the time of the block. Raises ClusterError."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+    import ray.data
+
+    settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": config.log_workers}
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        settings["address"] = address
+    else:
+        cores = len(os.sched_getaffinity(0))
+        settings |= {"address": "local", "num_cpus": config.num_cpus or cores + 2, "include_dashboard": False}
+        settings["object_store_memory"] = (config.object_store_mib or _choose_object_store_mib()) * MIB
+    already = ray.is_initialized()
+    if not already:
+        try:
+            ray.init(**settings)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                "the Ray cluster cannot be reached" if address else "a local Ray cluster cannot be started",
+                where=address,
+                value=str(error).strip().splitlines()[0],
+                remedy="check the address and the token; leave `--cluster.address` out for this machine alone"
+                if address
+                else "check free memory and disk space, and whether `/dev/shm` and the temporary folder can be written",
+            ) from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # doors show their own progress
+    context.execution_options.preserve_order = True
+    context.execution_options.verbose_progress = False
+    context.read_op_min_num_blocks = 1
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def count_actors(cpus_per_actor: float) -> int:
+    """How many actors of this size the cluster's nodes hold beside one CPU each for reading and writing; at least 1."""
+    import ray
+
+    return max(1, sum(int((cpus - 1) // cpus_per_actor) for cpus in list_node_cpus(ray.nodes())))
+
+
+def list_node_cpus(nodes: list[dict[str, Any]]) -> list[int]:
+    """CPUs of every living node: for this machine, no more than it has cores, whatever was declared, plus one."""
+    import ray
+
+    here = ray.util.get_node_ip_address()
+    cores = len(os.sched_getaffinity(0))
+    declared = [(node, int(node["Resources"].get("CPU", 0))) for node in nodes if node["Alive"]]
+    return [min(cpus, cores + 1) if node["NodeManagerAddress"] == here else cpus for node, cpus in declared]
+
+
+def _choose_object_store_mib() -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(100, min(2048, int(memory * 0.3) // MIB))

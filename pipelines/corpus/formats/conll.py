@@ -1,0 +1,187 @@
+"""CoNLL-style columns: one word a line, a blank line between sentences; also UD-style `.iob2`."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from pipelines.corpus.formats.options import FormatOptions
+from pipelines.corpus.ledger import LedgerEntry
+from pipelines.corpus.records import CorpusError, Record
+
+_WHITE = " \t"
+_RUN_OF_WHITE = re.compile(r"[ \t]+")
+_TAG = re.compile(r"O|[BIESLUM]-\S+")
+_DOCUMENT_MARKS = ("-DOCSTART-", "#begin document", "# newdoc")
+_IGNORED_LINES = ("#end document",)
+_UD_RANGE = re.compile(r"\d+[-.]\d+")
+_UD_NUM_COLUMNS = range(3, 7)
+_CONLLU_NUM_COLUMNS = 10
+
+NumberedLine = tuple[int, str]
+
+
+def read_conll(
+    lines: Iterable[str], source: str, options: FormatOptions | None = None
+) -> Iterator[Record | LedgerEntry]:
+    """Records of column lines, one a sentence, in the order of the file; a sentence with a bad line is rejected whole.
+
+    Words are kept exactly as the file has them. `doc_id` is `path#docN` after the N-th document mark (`-DOCSTART-`,
+    `# newdoc`, `#begin document`), and the record's own id where no mark came before.
+    """
+    reader = _Reader(source, options or FormatOptions(), has_comments=source.removesuffix(".gz").endswith(".iob2"))
+    for number, line in enumerate(lines, 1):
+        yield from reader.take(number, line.removesuffix("\n").removesuffix("\r"))
+    yield from reader.finish()
+
+
+def looks_like_conll(lines: Iterable[str]) -> bool:
+    """Whether most lines that hold anything are columns of which one is a tag."""
+    held = [line for line in lines if line.strip(_WHITE) and not line.startswith(("# ", *_DOCUMENT_MARKS))]
+    tagged = sum(_has_tag(_split(line, None)) for line in held)
+    return bool(held) and tagged >= 0.6 * len(held)
+
+
+def is_tag(column: str) -> bool:
+    """Whether a column reads as a tag: `O`, or a prefix, a dash and a label."""
+    return bool(_TAG.fullmatch(column))
+
+
+@dataclass
+class _Reader:
+    """The state of one pass over a file."""
+
+    source: str
+    options: FormatOptions
+    num_documents: int = 0
+    num_columns: int = 2
+    """Columns of the last good sentence."""
+    has_comments: bool = False
+    """Whether comment lines came by, or the file's name says that it is UD-style."""
+    is_ud: bool | None = None
+    """Whether the file is UD-style; None until a sentence shows it."""
+    sentence: list[NumberedLine] = field(default_factory=list)
+
+    def take(self, number: int, line: str) -> Iterator[Record | LedgerEntry]:
+        """Read one more line; yields the sentence that it ends."""
+        if not line.strip(_WHITE):
+            yield from self.finish()
+        elif line.startswith(_DOCUMENT_MARKS) and not ("\t" in line and line[0] == "#"):
+            yield from self.finish()
+            self.num_documents += 1
+            self.has_comments |= line.startswith("# ")
+        elif not line.startswith(_IGNORED_LINES):
+            self.sentence.append((number, line))
+
+    def finish(self) -> Iterator[Record | LedgerEntry]:
+        """The sentence gathered so far, if there is one."""
+        lines = self._drop_comments(self.sentence)
+        self.sentence = []
+        if lines:
+            yield self._to_record(lines)
+
+    def _drop_comments(self, lines: list[NumberedLine]) -> list[NumberedLine]:
+        if not any(line.startswith("#") for _, line in lines):
+            return lines
+        known = [len(_split(line, None)) for _, line in lines if not line.startswith("#")]
+        num_columns = known[0] if known else self.num_columns
+        held = [(number, line) for number, line in lines if not _is_comment(line, num_columns)]
+        self.has_comments |= len(held) < len(lines)
+        return held
+
+    def _to_record(self, lines: list[NumberedLine]) -> Record | LedgerEntry:
+        rows = split_columns([line for _, line in lines], self.options.delimiter_character())
+        if self.is_ud is None:
+            self.is_ud = self._show_ud(rows)
+        places = [f"{self.source}:{number}" for number, _ in lines]
+        if self.is_ud:
+            kept = [index for index, row in enumerate(rows) if not _UD_RANGE.fullmatch(row[0])]
+            places, rows = [places[index] for index in kept or [0]], [rows[index] for index in kept]
+        record_id = places[0]
+        bad = self._find_bad_line(rows)
+        if bad:
+            index, reason, detail = bad
+            return LedgerEntry(places[index], record_id, "rejected", reason, detail)
+        self.num_columns = len(rows[0])
+        return Record(
+            record_id=record_id,
+            doc_id=f"{self.source}#doc{self.num_documents}" if self.num_documents else record_id,
+            source=record_id,
+            words=[row[self._word_column] for row in rows],
+            tags=[row[self._tag_column].strip(_WHITE) for row in rows],
+        )
+
+    def _find_bad_line(self, rows: Sequence[list[str]]) -> tuple[int, str, str] | None:
+        """(index, reason, detail) of the first line that spoils its sentence."""
+        if not rows:
+            return 0, "no_words", "the sentence has only multi-word ranges and empty nodes"
+        word_column, tag_column = self._word_column, self._tag_column
+        needed = max(2, *(column + 1 if column >= 0 else -column for column in (word_column, tag_column)))
+        for index, row in enumerate(rows):
+            if len(row) < needed:
+                return index, "too_few_columns", f"`{' '.join(row)}` has {len(row)} of at least {needed} columns"
+        for index, row in enumerate(rows):
+            if len(row) != len(rows[0]) and not self.is_ud:
+                detail = f"`{' '.join(row)}` has {len(row)} columns, its sentence began with {len(rows[0])}"
+                return index, "ragged_columns", detail
+            if not row[word_column].strip(_WHITE):
+                return index, "empty_word", f"the word's column is empty in `{' '.join(row)}`"
+            if not row[tag_column].strip(_WHITE):
+                return index, "empty_tag", f"the tag's column is empty in `{' '.join(row)}`"
+        return None
+
+    @property
+    def _word_column(self) -> int:
+        return self.options.word_column if self.options.word_column is not None else int(bool(self.is_ud))
+
+    @property
+    def _tag_column(self) -> int:
+        return self.options.tag_column if self.options.tag_column is not None else 2 if self.is_ud else -1
+
+    def _show_ud(self, rows: Sequence[list[str]]) -> bool | None:
+        """Whether a sentence is numbered as UD numbers it; None where it cannot tell."""
+        whole = [row for row in rows if len(row) in (*_UD_NUM_COLUMNS, _CONLLU_NUM_COLUMNS)]
+        if not self.has_comments or not whole:
+            return None if self.has_comments else False
+        ids = [row[0] for row in whole if not _UD_RANGE.fullmatch(row[0])]
+        numbered = ids == [str(number) for number in range(1, len(ids) + 1)]
+        if len(whole) < len(rows):  # a damaged line hides its number
+            numbered = ids[:1] == ["1"] and all(one.isdecimal() for one in ids)
+        if numbered and len(whole[0]) == _CONLLU_NUM_COLUMNS and self.options.tag_column is None:
+            raise CorpusError(
+                "the file is CoNLL-U, which has no column for entities",
+                where=self.source,
+                rule="a column holds the tag of every word",
+                value=" ".join(whole[0]),
+                remedy="set `tag_column` (and `word_column 1`) if one of its columns holds tags",
+            )
+        return numbered
+
+
+def split_columns(lines: Sequence[str], delimiter: str | None) -> list[list[str]]:
+    """Columns of a sentence's lines.
+
+    Without a delimiter, lines with tabs are split at every tab if that gives all of them equally many columns, so that
+    words with spaces survive; otherwise at runs of tabs and spaces. Other Unicode white space never splits.
+    """
+    lines = [line.rstrip(_WHITE) for line in lines]
+    if delimiter is None and len({line.count("\t") for line in lines if "\t" in line}) > 1:
+        delimiter = "whitespace"
+    return [_split(line, delimiter) for line in lines]
+
+
+def _split(line: str, delimiter: str | None) -> list[str]:
+    if delimiter is None:
+        delimiter = "\t" if "\t" in line else "whitespace"
+    return _RUN_OF_WHITE.split(line.strip(_WHITE)) if delimiter == "whitespace" else line.split(delimiter)
+
+
+def _is_comment(line: str, num_columns: int) -> bool:
+    """A line that starts with `# `, holds no tab and is not the token `#` of a file with blanks as delimiters."""
+    if not line.startswith("# ") or "\t" in line:
+        return False
+    columns = _split(line, "whitespace")
+    return not (len(columns) == num_columns and is_tag(columns[-1]))
+
+
+def _has_tag(columns: Sequence[str]) -> bool:
+    return len(columns) > 1 and (is_tag(columns[-1]) or (len(columns) > 2 and is_tag(columns[2])))

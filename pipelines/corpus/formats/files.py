@@ -1,0 +1,197 @@
+"""The way in: patterns to files, files to records, whatever their format."""
+
+import difflib
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipelines.corpus.formats.conll import looks_like_conll, read_conll
+from pipelines.corpus.formats.hub import PREFIX, is_dataset, read_dataset
+from pipelines.corpus.formats.jsonl import detect_json, read_json, read_jsonl
+from pipelines.corpus.formats.opening import explain_damage, read_head, read_head_lines, read_lines, read_text
+from pipelines.corpus.formats.options import Format, FormatOptions
+from pipelines.corpus.formats.tables import read_csv, read_parquet
+from pipelines.corpus.formats.text import read_text_lines
+from pipelines.corpus.ledger import LedgerEntry
+from pipelines.corpus.records import CorpusError, Record
+
+__all__ = ["FormatOptions", "detect_format", "find_files", "read_records"]
+
+SAMPLE_PREFIX = "sample:"
+SAMPLE_FOLDER = Path(__file__).parents[2] / "sample"
+_CONLL = (".conll", ".bio", ".iob", ".iob2")
+_JSON = (".json", ".jsonl", ".ndjson")
+_EXTENSIONS = (*_CONLL, *_JSON, ".tsv", ".csv", ".parquet", ".txt")
+_NOT_CORPORA = ("readme", "license", "licence", "notice", "changelog")
+
+
+def find_files(patterns: Sequence[str]) -> list[str]:
+    """The files that patterns mean, each once, in the order given (sorted within a folder or glob).
+
+    A pattern is a file, a glob, a folder (searched to its depths for known extensions), `sample:` or `sample:name` for
+    the corpus inside this package, a folder written by `datasets`, or `hf:name[:config][:split]`. Raises CorpusError
+    for a pattern that means nothing.
+    """
+    found: list[str] = []
+    for pattern in patterns:
+        with explain_damage(pattern):
+            found += _find(pattern)
+    return list(dict.fromkeys(found))
+
+
+def detect_format(path: str) -> Format:
+    """The format of a file by its extension, and by its content where that leaves a choice."""
+    if is_dataset(path):
+        return "hf"
+    extension = _get_extension(path)
+    if extension in _CONLL:
+        return "conll"
+    if extension in (".csv", ".parquet"):
+        return "csv" if extension == ".csv" else "parquet"
+    if read_head(path, 4) == b"PAR1":
+        return "parquet"
+    lines = read_head_lines(path)
+    first = next((line.strip() for line in lines if line.strip()), "")
+    if extension in _JSON or (extension not in _EXTENSIONS and first[:1] in ("{", "[") and not looks_like_conll(lines)):
+        return "json" if detect_json(lines) == "json" else "jsonl"
+    if extension == ".tsv":
+        return "csv" if _is_header(first.split("\t")) else "conll"
+    return "conll" if looks_like_conll(lines) else "text"
+
+
+def read_records(path: str, options: FormatOptions | None = None) -> Iterator[Record | LedgerEntry]:
+    """Records of a file, streamed, and an entry for each that was repaired (before its record) or rejected.
+
+    Raises CorpusError for a file that is as a whole not readable: missing, empty, binary, damaged, without the columns.
+    """
+    options = options or FormatOptions()
+    file_format = detect_format(path) if options.format == "auto" else options.format
+    num_items = 0
+    for item in _read(path, file_format, options):
+        num_items += 1
+        yield item
+    if not num_items and file_format not in ("parquet", "hf"):
+        raise CorpusError(
+            "the file holds no records",
+            where=path,
+            rule="a corpus file holds at least one record",
+            value=f"read as `{file_format}`",
+            remedy="remove the file, or set `format` if it was taken for the wrong one",
+        )
+
+
+def _read(path: str, file_format: Format, options: FormatOptions) -> Iterator[Record | LedgerEntry]:
+    if file_format == "hf":
+        return read_dataset(path, options)
+    if file_format == "parquet":
+        return read_parquet(path, options)
+    if file_format == "json":
+        return read_json(read_text(path), path, options)
+    readers = {"conll": read_conll, "jsonl": read_jsonl, "csv": read_csv, "text": read_text_lines}
+    return readers[file_format](read_lines(path, keep_ends=file_format in ("csv", "text")), path, options)
+
+
+def _find(pattern: str) -> list[str]:
+    path = os.path.expanduser(pattern)
+    if pattern.startswith(SAMPLE_PREFIX):
+        path = str(SAMPLE_FOLDER / pattern.removeprefix(SAMPLE_PREFIX))
+    if is_dataset(path) or os.path.isfile(path):
+        return [path]
+    if os.path.isdir(path):
+        return _find_in_folder(path)
+    files = _find_by_glob(path) if glob.has_magic(path) else []
+    if not files:
+        raise _nothing_found(pattern, path)
+    return files
+
+
+def _find_by_glob(pattern: str) -> list[str]:
+    """What a glob matches; of files, only those named like corpora if there are any (`folder/*`)."""
+    found = sorted(glob.glob(pattern, recursive=True))
+    files = [path for path in found if os.path.isfile(path)]
+    named = [path for path in files if _is_corpus(os.path.basename(path))]
+    folders = [path for path in found if os.path.isdir(path)]
+    inside = [file for path in folders for file in ([path] if is_dataset(path) else _walk(path))]
+    return sorted({*named, *inside}) or files
+
+
+def _find_in_folder(folder: str) -> list[str]:
+    found = _walk(folder)
+    if not found:
+        raise CorpusError(
+            "the folder holds no corpus files",
+            where=folder,
+            rule="a folder is searched, with its subfolders, for " + ", ".join(f"`*{one}`" for one in _EXTENSIONS),
+            value=_describe_folder(folder),
+            remedy="name the files themselves if they end otherwise",
+        )
+    return found
+
+
+def _walk(folder: str) -> list[str]:
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        datasets = {name for name in folders if is_dataset(os.path.join(parent, name))}
+        folders[:] = [name for name in folders if name[0] not in "._" and name not in datasets]
+        found += [os.path.join(parent, name) for name in (*datasets, *filter(_is_corpus, names))]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_corpus(name: str) -> bool:
+    stem = name.split(".")[0].lower()
+    return name[0] not in "._" and _get_extension(name) in _EXTENSIONS and stem not in _NOT_CORPORA
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    return bool({"text", "words", "tokens"} & set(cells)) and not looks_like_conll(["\t".join(cells)])
+
+
+def _get_extension(path: str) -> str:
+    return os.path.splitext(path.lower().removesuffix(".gz"))[1]
+
+
+def _describe_folder(folder: str) -> str:
+    names = sorted(os.listdir(folder))
+    shown = ", ".join(f"`{name}`" for name in names[:5]) + (" …" if len(names) > 5 else "")
+    return f"{len(names)} entries: {shown}" if names else "it is empty"
+
+
+def _nothing_found(pattern: str, path: str) -> CorpusError:
+    if "://" in pattern:
+        return CorpusError(
+            "the path is not a local file",
+            where=pattern,
+            rule="corpus files lie on a file system that every node sees, or are `hf:` datasets",
+            remedy="mount the bucket, or copy the files",
+        )
+    if glob.has_magic(path):
+        remedy = "mend the pattern; quote it, so that the shell leaves it alone, and use `**` for folders at any depth"
+        return CorpusError("the pattern matches no file", where=pattern, value=_describe_parent(path), remedy=remedy)
+    parent, name = _find_existing_parent(path)
+    near = difflib.get_close_matches(name, sorted(os.listdir(parent or ".")), n=3, cutoff=0.5)
+    shown = " or ".join(f"`{os.path.join(parent, one)}`" for one in near)
+    return CorpusError(
+        "there is no such file",
+        where=pattern,
+        rule=f"a file, a folder, a glob, `{SAMPLE_PREFIX}` or `{PREFIX}name`",
+        value=f"nothing named `{name}` in `{parent or '.'}`",
+        remedy=f"did you mean {shown}?" if near else f"check the path; {_describe_parent(path)}",
+    )
+
+
+def _describe_parent(path: str) -> str:
+    parent, _ = _find_existing_parent(path)
+    return f"`{parent or '.'}` holds {_describe_folder(parent or '.')}"
+
+
+def _find_existing_parent(path: str) -> tuple[str, str]:
+    """The deepest folder on the way to a path that exists, and the next name, which does not."""
+    parent, name = os.path.split(path.rstrip("/"))
+    while parent and not os.path.isdir(parent):
+        parent, name = os.path.split(parent)
+    return parent, name

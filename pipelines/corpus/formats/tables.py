@@ -1,0 +1,179 @@
+"""Tables to records: CSV, Parquet, Arrow, pandas and Hugging Face datasets, streamed."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.corpus.formats.opening import explain_damage
+from pipelines.corpus.formats.options import FormatOptions
+from pipelines.corpus.formats.rows import read_row
+from pipelines.corpus.ledger import LedgerEntry
+from pipelines.corpus.records import CorpusError, Record
+
+_BATCH_ROWS = 1024
+_DELIMITERS = ",\t;|"
+_CELL_LIMIT = 2**31 - 1
+
+
+def read_csv(lines: Iterable[str], source: str, options: FormatOptions | None = None) -> Iterator[Record | LedgerEntry]:
+    """A record of every row below the header; `lines` keep their ends, for a quoted cell may hold some of its own."""
+    options = options or FormatOptions()
+    lines = iter(lines)
+    header_line = next(lines, "")
+    delimiter = options.delimiter_character() or _detect_delimiter(header_line, options)
+    if delimiter == "whitespace":
+        delimiter = " "
+    header = next(csv.reader([header_line], delimiter=delimiter), [])
+    check_columns(header, source, options)
+    csv.field_size_limit(_CELL_LIMIT)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 2
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield _reject(f"{source}:{line}", "broken_csv", f"{error} (lines {line} to {reader.line_num + 1})")
+            continue
+        if len(cells) == len(header):
+            yield from read_row(dict(zip(header, cells, strict=True)), f"{source}:{line}", options)
+        elif cells:
+            detail = f"the row has {len(cells)} cells, the header {len(header)}: {cells!r:.80}"
+            yield _reject(f"{source}:{line}", "ragged_row", detail)
+
+
+def read_parquet(path: str, options: FormatOptions | None = None) -> Iterator[Record | LedgerEntry]:
+    """A record of every row, one batch in memory at a time; `path:N` is the N-th row."""
+    options = options or FormatOptions()
+    with explain_damage(path):
+        try:
+            file = pq.ParquetFile(path)
+        except pa.ArrowInvalid as error:
+            raise _damaged(path, error) from error
+    with file:
+        names = file.schema_arrow.names
+        check_columns(names, path, options)
+        options = _with_label_names(file.schema_arrow, options)
+        columns = [name for name in names if name in options.column_names()]
+        first_row = 1
+        batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
+        while True:
+            try:
+                rows = next(batches).to_pylist()
+            except StopIteration:
+                return
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise _damaged(path, error) from error
+            for number, row in enumerate(rows, first_row):
+                yield from read_row(row, f"{path}:{number}", options)
+            first_row += len(rows)
+
+
+def read_table(table: Any, source: str, options: FormatOptions | None = None) -> Iterator[Record | LedgerEntry]:
+    """Records of an Arrow table, a pandas frame or a Hugging Face dataset; `source:N` is the N-th row."""
+    options = options or FormatOptions()
+    if isinstance(table, pa.RecordBatch):
+        table = pa.Table.from_batches([table])
+    names = list(table.column_names if hasattr(table, "column_names") else table.columns)
+    check_columns(names, source, options)
+    columns = [name for name in names if name in options.column_names()]
+    if isinstance(table, pa.Table):
+        options = _with_label_names(table.schema, options)
+        rows = _iterate(table.select(columns).to_batches(_BATCH_ROWS))
+    elif hasattr(table, "iterrows"):
+        rows = _iterate_frame(table, columns)
+    else:
+        options = _with_label_names(table.features.arrow_schema, options)
+        rows = _iterate(table.select_columns(columns).with_format("arrow").iter(_BATCH_ROWS))
+    for number, row in enumerate(rows, 1):
+        yield from read_row(row, f"{source}:{number}", options)
+
+
+def check_columns(names: Iterable[str], source: str, options: FormatOptions) -> None:
+    """Raise CorpusError if a table has no column of text or words, or lacks one that the options name."""
+    names = list(names)
+    shown = ", ".join(f"`{name}`" for name in names) or "none"
+    wanted = (*options.text_names(), *options.words_names())
+    if not any(name in names for name in (*wanted, "data")):
+        raise CorpusError(
+            "no column holds the text or the words",
+            where=source,
+            rule="a table has a column " + " or ".join(f"`{name}`" for name in wanted) + ", named in its header",
+            value=f"the columns are {shown}",
+            remedy="set `text_column` (or `words_column` and `tags_column`) to the column's name",
+        )
+    for option in ("spans_column", "tags_column", "id_column"):
+        name = getattr(options, option)
+        if name not in (None, "none", *names):
+            raise CorpusError(
+                f"there is no column `{name}`",
+                where=source,
+                rule=f"`{option}` names a column of the table",
+                value=f"the columns are {shown}",
+                remedy=f"set `{option}` to one of them, or leave it out",
+            )
+
+
+def _detect_delimiter(header: str, options: FormatOptions) -> str:
+    wanted = {*options.text_names(), *options.words_names()}
+    found = (mark for mark in _DELIMITERS if wanted & set(next(csv.reader([header], delimiter=mark), [])))
+    return next(found, ",")
+
+
+def _with_label_names(schema: pa.Schema, options: FormatOptions) -> FormatOptions:
+    """The options with the tag names that Hugging Face's `datasets` keeps in a schema's metadata."""
+    told = (schema.metadata or {}).get(b"huggingface")
+    if options.label_names or not told:
+        return options
+    features = json.loads(told).get("info", {}).get("features", {})
+    for name in options.tags_names():
+        names = _find_class_names(features.get(name))
+        if names:
+            return replace(options, label_names=tuple(names))
+    return options
+
+
+def _find_class_names(feature: Any) -> list[str]:
+    """The names of a ClassLabel, or of the one inside a list feature."""
+    if isinstance(feature, list) and feature:
+        feature = feature[0]
+    if not isinstance(feature, dict):
+        return []
+    return feature["names"] if feature.get("_type") == "ClassLabel" else _find_class_names(feature.get("feature"))
+
+
+def _iterate(batches: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
+    for batch in batches:
+        yield from batch.to_pylist()
+
+
+def _iterate_frame(frame: Any, names: list[str]) -> Iterator[Mapping[str, Any]]:
+    for cells in zip(*(frame[name] for name in names), strict=True):
+        yield {name: _to_plain(cell) for name, cell in zip(names, cells, strict=True)}
+
+
+def _to_plain(cell: Any) -> Any:
+    """A cell of a frame without numpy, missing values as None."""
+    plain = cell.tolist() if hasattr(cell, "tolist") else cell
+    is_missing = isinstance(plain, float) and plain != plain
+    return None if is_missing or type(plain).__name__ in ("NAType", "NaTType") else plain
+
+
+def _damaged(path: str, error: Exception) -> CorpusError:
+    return CorpusError(
+        "the Parquet file is damaged",
+        where=path,
+        rule="a `.parquet` file ends in a complete footer and holds UTF-8 strings",
+        value=error,
+        remedy="write or fetch the file again",
+    )
+
+
+def _reject(source: str, reason: str, detail: str) -> LedgerEntry:
+    return LedgerEntry(source, source, "rejected", reason, detail)

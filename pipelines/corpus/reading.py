@@ -1,0 +1,272 @@
+"""Corpus files to a checked dataset of records, in parallel: one task a file, summed up block by block."""
+
+import hashlib
+import json
+import pickle
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from pipelines.corpus.formats.files import find_files, read_records
+from pipelines.corpus.formats.options import FormatOptions
+from pipelines.corpus.ledger import Ledger, LedgerEntry
+from pipelines.corpus.records import RECORD_SCHEMA, CorpusError, Record, to_table
+from pipelines.ner.errors import UserError, raise_all
+from pipelines.ner.labels import SCHEMES, count_illegal_tags, detect_scheme, observe_tags, parse_tag, read_spans
+
+SPLITS = ("train", "dev", "test")
+BLOCK_RECORDS = 1000
+UNREADABLE = "unreadable"
+_STATUS = [("split", pa.string()), ("outcome", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
+RAW_SCHEMA = pa.schema([*RECORD_SCHEMA, *_STATUS])
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Where the annotated corpus is, and how it is read."""
+
+    train: list[str] = field(default_factory=list)
+    """Training files: paths, globs, folders, `hf:` ids, or `sample:en-train.jsonl` from the sample corpus."""
+    dev: list[str] = field(default_factory=list)
+    """Files to choose the best epoch by; if none, a part of the training documents."""
+    test: list[str] = field(default_factory=list)
+    """Files to score the finished model on; if none, a part of the training documents."""
+    shards: str | None = None
+    """A folder written by `rayner prepare`, instead of files."""
+    scheme: str = "auto"
+    """Tag scheme of the files: IOB1, BIO, BIOES, BILOU, BMES, IO (bare labels), or auto: detected."""
+    dev_fraction: float = 0.1
+    """Share of the training documents that becomes dev where no dev files are given."""
+    test_fraction: float = 0.1
+    """Share of the training documents that becomes test where no test files are given."""
+    max_bad_fraction: float = 0.01
+    """Stop if more than this share of the records has to be rejected."""
+    reader: FormatOptions = field(default_factory=FormatOptions)
+
+    def find_problems(self) -> list[UserError]:
+        """Every mistake in these settings."""
+        problems: list[UserError] = []
+        if bool(self.train) == bool(self.shards):
+            problems.append(
+                CorpusError(
+                    "no corpus is given" if not self.train else "a corpus is given twice",
+                    rule="either `--corpus.train` (files) or `--corpus.shards` (a folder written by `rayner prepare`)",
+                    remedy="for a first try: `rayner train --config quickstart`",
+                )
+            )
+        if self.shards and (self.dev or self.test):
+            problems.append(CorpusError("`--corpus.shards` already holds dev and test", remedy="leave those out"))
+        if self.scheme != "auto" and self.scheme not in SCHEMES:
+            rule = "one of auto, " + ", ".join(SCHEMES)
+            problems.append(CorpusError("no such tag scheme", where="`corpus.scheme`", rule=rule, value=self.scheme))
+        for name in ("dev_fraction", "test_fraction", "max_bad_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                rule, value = "0 ≤ fraction < 1", getattr(self, name)
+                problems.append(CorpusError("a fraction out of range", where=f"`corpus.{name}`", rule=rule, value=value))
+        return problems
+
+
+@dataclass
+class Summary:
+    """What a corpus holds; summaries of blocks add up."""
+
+    ledger: Ledger = field(default_factory=Ledger)
+    unreadable: list[dict[str, str]] = field(default_factory=list)
+    tags_seen: Counter[str] = field(default_factory=Counter)
+    """Observations from which the tag scheme is told."""
+    raw_tags: dict[str, set[str]] = field(default_factory=dict)
+    """Split → tags of its records with words."""
+    span_labels: dict[str, set[str]] = field(default_factory=dict)
+    """Split → labels of its records with character spans."""
+    num_texts: int = 0
+    num_without_gold: int = 0
+    hashes: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    """Split → hashes of its records' contents."""
+
+    def add(self, other: "Summary") -> None:
+        """Add another summary's counts to these."""
+        self.ledger.merge(other.ledger)
+        self.unreadable += other.unreadable
+        self.tags_seen += other.tags_seen
+        self.num_texts += other.num_texts
+        self.num_without_gold += other.num_without_gold
+        for mine, theirs in ((self.raw_tags, other.raw_tags), (self.span_labels, other.span_labels)):
+            for split, values in theirs.items():
+                mine.setdefault(split, set()).update(values)
+        for split, hashes in other.hashes.items():
+            self.hashes.setdefault(split, []).extend(hashes)
+
+    def count_duplicates(self) -> dict[str, int]:
+        """`train & test` → how many distinct records stand in both."""
+        distinct = {split: np.unique(np.concatenate(hashes)) for split, hashes in self.hashes.items()}
+        splits = [split for split in SPLITS if split in distinct]
+        pairs = [(a, b) for i, a in enumerate(splits) for b in splits[i + 1 :]]
+        found = {f"{a} & {b}": len(np.intersect1d(distinct[a], distinct[b])) for a, b in pairs}
+        return {pair: number for pair, number in found.items() if number}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus read and checked: its records by split, and what is known of them."""
+
+    records: ray.data.Dataset
+    """Rows as `RECORD_SCHEMA` with `split`; `spans` is filled in for text, and for words by `finish_records`."""
+    summary: Summary
+    scheme: str
+    """Tag scheme of the files; BIO where they have character spans."""
+    labels: dict[str, set[str]]
+    """Split → labels."""
+    num_records: dict[str, int]
+
+
+def read_corpus(
+    patterns: Mapping[str, Sequence[str]],
+    reader: FormatOptions,
+    *,
+    scheme: str = "auto",
+    max_bad_fraction: float = 0.01,
+    split_off: Mapping[str, float] | None = None,
+    needs_gold: bool = True,
+) -> Corpus:
+    """Read the files of each split.
+
+    Args:
+        patterns: split → paths, globs, folders or `hf:` ids.
+        split_off: split → share of the training documents that it is made of (by hash of the document's id).
+        needs_gold: refuse records without gold.
+
+    Raises:
+        CorpusError: files missing or unreadable, too many bad records, mixed schemes; several at once if there are.
+    """
+    files = _find_all(patterns)
+    raw = ray.data.from_items(files, override_num_blocks=len(files))
+    raw = raw.map_batches(
+        _read_files, fn_kwargs={"reader": reader, "split_off": dict(split_off or {})}, batch_size=1, batch_format="pyarrow"
+    ).materialize()
+    summary = Summary()
+    for row in raw.map_batches(_summarize, batch_size=None, batch_format="pyarrow").iter_rows():
+        summary.add(pickle.loads(row["summary"]))
+    raise_all([CorpusError(**fields) for fields in summary.unreadable])
+    summary.ledger.check(max_bad_fraction)
+    if needs_gold and summary.num_without_gold:
+        raise CorpusError(
+            f"{summary.num_without_gold} records have no annotation",
+            rule="each record has `entities`, `spans` or `label` beside its text, or `tags` beside its words",
+            remedy="name the column: `--corpus.reader.spans_column` or `--corpus.reader.tags_column`",
+        )
+    found_scheme = detect_scheme(summary.tags_seen) if scheme == "auto" else scheme
+    labels = {split: set(found) for split, found in summary.span_labels.items()}
+    for split, tags in summary.raw_tags.items():
+        labels.setdefault(split, set()).update(parse_tag(tag, found_scheme)[1] for tag in tags if tag != "O")
+    num_records = {split: int(sum(map(len, hashes))) for split, hashes in summary.hashes.items()}
+    records = raw.map_batches(_keep_records, batch_size=None, batch_format="pyarrow")
+    return Corpus(records, summary, found_scheme, labels, num_records)
+
+
+def finish_records(table: pa.Table, scheme: str) -> pa.Table:
+    """Fill in the spans of records with tags, and `num_illegal_tags`: those that conlleval reads as if mended."""
+    spans, illegal = [], []
+    for tags, given in zip(table["tags"].to_pylist(), table["spans"].to_pylist(), strict=True):
+        if tags is None:
+            spans.append(given)
+            illegal.append(0)
+        else:
+            found = read_spans(tags, scheme)
+            spans.append([{"start": span.start, "end": span.end, "label": span.label} for span in found])
+            illegal.append(count_illegal_tags(tags, scheme))
+    table = table.set_column(table.schema.get_field_index("spans"), RECORD_SCHEMA.field("spans"), pa.array(spans, RECORD_SCHEMA.field("spans").type))
+    return table.append_column("num_illegal_tags", pa.array(illegal, pa.int32()))
+
+
+def _find_all(patterns: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+    errors: list[UserError] = []
+    files = []
+    for split, names in patterns.items():
+        for name in names:
+            try:
+                files += [{"path": path, "split": split} for path in find_files([name])]
+            except CorpusError as error:
+                errors.append(error)
+    raise_all(errors)
+    return files
+
+
+def _read_files(batch: pa.Table, reader: FormatOptions, split_off: dict[str, float]) -> Iterator[pa.Table]:
+    for row in batch.to_pylist():
+        kept: list[Record] = []
+        entries: list[LedgerEntry] = []
+        try:
+            for item in read_records(row["path"], reader):
+                (kept if isinstance(item, Record) else entries).append(item)  # type: ignore[attr-defined]
+                if len(kept) >= BLOCK_RECORDS:
+                    yield _build_block(kept, entries, row["split"], split_off)
+                    kept, entries = [], []
+        except CorpusError as error:
+            fields = {name: getattr(error, name) for name in ("what", "where", "rule", "value", "remedy")}
+            detail = json.dumps({name: str(value) for name, value in fields.items() if value is not None})
+            entries.append(LedgerEntry(row["path"], row["path"], "rejected", UNREADABLE, detail))
+        yield _build_block(kept, entries, row["split"], split_off)
+
+
+def _build_block(
+    kept: Sequence[Record], entries: Sequence[LedgerEntry], split: str, split_off: dict[str, float]
+) -> pa.Table:
+    records = to_table(kept)
+    splits = [_choose_split(record.doc_id, split, split_off) for record in kept]
+    ok = [["kept"] * len(kept), [None] * len(kept), [None] * len(kept)]
+    for (name, kind), values in zip(_STATUS, [splits, *ok], strict=True):
+        records = records.append_column(name, pa.array(values, kind))
+    rows = [
+        {"record_id": e.record_id, "source": e.source, "split": split, "outcome": e.outcome, "reason": e.reason, "detail": e.detail}
+        for e in entries
+    ]
+    return pa.concat_tables([records, pa.Table.from_pylist(rows, schema=RAW_SCHEMA)])
+
+
+def _choose_split(doc_id: str, split: str, split_off: dict[str, float]) -> str:
+    if split != "train" or not split_off:
+        return split
+    place = int.from_bytes(hashlib.blake2b(doc_id.encode("utf-8", "replace"), digest_size=8).digest(), "big") / 2**64
+    for name, fraction in split_off.items():
+        if place < fraction:
+            return name
+        place -= fraction
+    return split
+
+
+def _summarize(table: pa.Table) -> dict[str, Any]:
+    summary = Summary()
+    hashes: dict[str, list[int]] = {}
+    for row in table.to_pylist():
+        if row["outcome"] != "kept":
+            if row["reason"] == UNREADABLE:
+                summary.unreadable.append(json.loads(row["detail"]))
+            else:
+                names = ("source", "record_id", "outcome", "reason", "detail")
+                summary.ledger.add(LedgerEntry(**{name: row[name] for name in names}))
+            continue
+        summary.ledger.num_kept += 1
+        split, tags, spans, text = row["split"], row["tags"], row["spans"], row["text"]
+        content = text if text is not None else "\x1f".join(row["words"])
+        digest = hashlib.blake2b(content.encode("utf-8", "replace"), digest_size=8).digest()
+        hashes.setdefault(split, []).append(int.from_bytes(digest, "big"))
+        summary.num_texts += text is not None
+        if tags is not None:
+            summary.tags_seen += observe_tags(tags)
+            summary.raw_tags.setdefault(split, set()).update(tags)
+        elif spans is not None:
+            summary.span_labels.setdefault(split, set()).update(span["label"] for span in spans)
+        else:
+            summary.num_without_gold += 1
+    summary.hashes = {split: [np.array(values, dtype=np.uint64)] for split, values in hashes.items()}
+    return {"summary": [pickle.dumps(summary)]}
+
+
+def _keep_records(table: pa.Table) -> pa.Table:
+    kept = table.filter(pa.compute.equal(table["outcome"], "kept"))
+    return kept.select([*RECORD_SCHEMA.names, "split"])

@@ -1,0 +1,230 @@
+"""Examples for the error browser: a fair sample of records, and their text cut at every edge of a mention."""
+
+import hashlib
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from pipelines.evaluation.matching import CORRECT, Match, match_spans
+from pipelines.evaluation.metrics import Scored
+from pipelines.ner.entities import Span
+
+CONTEXT_CHARACTERS = 200
+_SNAP_CHARACTERS = 24
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n\r"} | {0x7F: 0x2421}
+_SURROGATES = dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
+_VISIBLE = _PICTURES | _SURROGATES
+
+
+@dataclass(slots=True, order=True)
+class _Entry:
+    rank: int
+    scored: Scored = field(compare=False)
+
+
+@dataclass(slots=True)
+class Reservoir:
+    """A random sample of bounded size that depends on the records and the seed only, not on order or partition.
+
+    Each record has a priority, the hash of its content; the smallest stay (bottom-k sampling).
+    """
+
+    size: int
+    seed: int = 0
+    total: int = 0
+    """How many records were offered."""
+    _heap: list["_Entry"] = field(default_factory=list)
+
+    def add(self, scored: Scored) -> None:
+        """Offer a record."""
+        self.total += 1
+        self._push(_Entry(-_hash_record(scored, self.seed), scored))
+
+    def merge(self, other: "Reservoir") -> None:
+        """Take in another sample, as if its records had been offered here."""
+        self.total += other.total
+        for entry in other._heap:
+            self._push(entry)
+
+    def __len__(self) -> int:
+        """How many records are kept."""
+        return len(self._heap)
+
+    def get_records(self) -> list[Scored]:
+        """The sample, in the order of sources."""
+        return sorted((entry.scored for entry in self._heap), key=_order_of_source)
+
+    def _push(self, entry: "_Entry") -> None:
+        if len(self._heap) < self.size:
+            heapq.heappush(self._heap, entry)
+        elif self.size and entry > self._heap[0]:
+            heapq.heapreplace(self._heap, entry)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of text over which the same mentions lie."""
+
+    text: str
+    gold: tuple[Span, ...] = ()
+    """The innermost first; more than one only where gold is nested."""
+    predicted: tuple[Span, ...] = ()
+    starts_gold: bool = False
+    ends_gold: bool = False
+    starts_predicted: bool = False
+    ends_predicted: bool = False
+
+    @property
+    def title(self) -> str:
+        """What a pointer that rests on the piece is told."""
+        parts = [f"gold {span.label}" for span in self.gold]
+        return " · ".join(parts + [f"predicted {span.label} {span.score:.2f}" for span in self.predicted])
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One match in words, with the text of its sides."""
+
+    kind: str
+    gold: Span | None
+    predicted: Span | None
+    gold_text: str
+    predicted_text: str
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels of both sides."""
+        return sorted({span.label for span in (self.gold, self.predicted) if span})
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A record as the error browser shows it."""
+
+    source: str
+    doc_id: str
+    windows: list[list[Segment]]
+    findings: list[Finding]
+    """The errors; for a record without errors its correct matches."""
+    cut_before: bool
+    cut_after: bool
+    num_correct: int
+
+    @property
+    def is_correct(self) -> bool:
+        """Whether the record has no error."""
+        return all(finding.kind == CORRECT for finding in self.findings)
+
+
+def make_example(scored: Scored, context: int = CONTEXT_CHARACTERS) -> Example:
+    """Cut a record into windows around its errors (around its mentions where it has none) and segments."""
+    text, gold, predicted = to_characters(scored)
+    matches = match_spans(gold, predicted)
+    shown = [match for match in matches if match.kind != CORRECT] or matches
+    windows = find_windows(text, shown, [*gold, *predicted], context)
+    return Example(
+        source=make_visible(scored.source),
+        doc_id=make_visible(scored.doc_id),
+        windows=[cut_segments(text, start, end, gold, predicted) for start, end in windows],
+        findings=[_describe(text, match) for match in shown],
+        cut_before=windows[0][0] > 0,
+        cut_after=windows[-1][1] < len(text),
+        num_correct=sum(match.kind == CORRECT for match in matches),
+    )
+
+
+def to_characters(scored: Scored) -> tuple[str, list[Span], list[Span]]:
+    """The text and its gold and predicted spans in characters; words are joined by spaces."""
+    if scored.text is not None:
+        return make_visible(scored.text), list(scored.gold), list(scored.predicted)
+    words = [make_visible(word) for word in scored.words or ()]
+    starts, position = [], 0
+    for word in words:
+        starts.append(position)
+        position += len(word) + 1
+
+    def move(spans: Sequence[Span]) -> list[Span]:
+        return [
+            Span(starts[span.start], starts[span.end - 1] + len(words[span.end - 1]), span.label, span.score)
+            for span in spans
+        ]
+
+    return " ".join(words), move(scored.gold), move(scored.predicted)
+
+
+def make_visible(text: str) -> str:
+    """Replace control characters and lone surrogates, which HTML cannot carry, by pictures of the same length."""
+    return text.translate(_VISIBLE)
+
+
+def find_windows(text: str, matches: Iterable[Match], spans: Sequence[Span], context: int) -> list[tuple[int, int]]:
+    """Ranges around the matches, merged where they touch; they cut no mention, nor words if a space is near."""
+    focus = [span for match in matches for span in (match.gold, match.predicted) if span]
+    windows: list[tuple[int, int]] = []
+    for span in sorted(focus) or [Span(0, 0, "")]:
+        start, end = _grow(text, max(0, span.start - context), min(len(text), span.end + context), spans)
+        if windows and start <= windows[-1][1]:
+            before = windows.pop()
+            start, end = min(start, before[0]), max(end, before[1])
+        windows.append((start, end))
+    return windows
+
+
+def cut_segments(text: str, start: int, end: int, gold: Sequence[Span], predicted: Sequence[Span]) -> list[Segment]:
+    """The text from `start` to `end`, cut at every edge; the pieces joined are that text exactly."""
+    gold, predicted = ([span for span in spans if span.start < end and span.end > start] for spans in (gold, predicted))
+    edges = {start, end, *(edge for span in (*gold, *predicted) for edge in (span.start, span.end))}
+    cuts = sorted(edge for edge in edges if start <= edge <= end)
+    return [_cut_one(text, a, b, gold, predicted) for a, b in pairwise(cuts)]
+
+
+def _cut_one(text: str, start: int, end: int, gold: Sequence[Span], predicted: Sequence[Span]) -> Segment:
+    over_gold, over_predicted = (tuple(_cover(spans, start, end)) for spans in (gold, predicted))
+    return Segment(
+        text=text[start:end],
+        gold=over_gold,
+        predicted=over_predicted,
+        starts_gold=any(span.start == start for span in over_gold),
+        ends_gold=any(span.end == end for span in over_gold),
+        starts_predicted=any(span.start == start for span in over_predicted),
+        ends_predicted=any(span.end == end for span in over_predicted),
+    )
+
+
+def _cover(spans: Sequence[Span], start: int, end: int) -> Iterator[Span]:
+    yield from sorted(
+        (span for span in spans if span.start <= start and span.end >= end), key=lambda span: span.end - span.start
+    )
+
+
+def _grow(text: str, start: int, end: int, spans: Sequence[Span]) -> tuple[int, int]:
+    if start > 0:
+        space = text.rfind(" ", max(0, start - _SNAP_CHARACTERS), start)
+        start = space + 1 if space >= 0 else start
+    if end < len(text):
+        space = text.find(" ", end, end + _SNAP_CHARACTERS)
+        end = space if space >= 0 else end
+    cut = [span for span in spans if span.start < start < span.end or span.start < end < span.end]
+    if not cut:
+        return start, end
+    start, end = min(start, *(span.start for span in cut)), max(end, *(span.end for span in cut))
+    return _grow(text, start, end, [span for span in spans if span not in cut])
+
+
+def _describe(text: str, match: Match) -> Finding:
+    gold_text, predicted_text = (
+        text[span.start : span.end] if span else "" for span in (match.gold, match.predicted)
+    )
+    return Finding(match.kind, match.gold, match.predicted, gold_text, predicted_text)
+
+
+def _hash_record(scored: Scored, seed: int) -> int:
+    content = scored.text if scored.text is not None else "\x1f".join(scored.words or ())
+    key = "\x1e".join((str(seed), scored.doc_id, scored.source, content))
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def _order_of_source(scored: Scored) -> tuple[str, int, str]:
+    path, _, line = scored.source.rpartition(":")
+    return (path, int(line), "") if line.isdecimal() else (scored.source, 0, scored.doc_id)

@@ -1,0 +1,259 @@
+"""The report as one self-contained page, and as Markdown with the same tables."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from pipelines.evaluation.examples import Segment, make_example
+from pipelines.evaluation.matching import ERROR_KINDS, KINDS
+from pipelines.evaluation.metrics import READINGS, Scored
+from pipelines.ner.labels import OUTSIDE
+
+KIND_MEANINGS = {
+    "correct": "right label, right edges",
+    "boundary": "right label, other edges",
+    "type": "right edges, other label",
+    "type+boundary": "overlaps, other label and edges",
+    "missed": "gold without a counterpart",
+    "spurious": "predicted without a counterpart",
+}
+FEW_DOCUMENTS = 30
+_HUES = (212, 24, 150, 282, 48, 340, 186, 96)
+_GOLDEN_ANGLE = 137.5
+_THIN_SPACE = "\N{NARROW NO-BREAK SPACE}"
+_EN_DASH = "\N{EN DASH}"
+
+
+def render_html(
+    result: Mapping[str, Any],
+    title: str,
+    facts: Mapping[str, Any],
+    examples: Sequence[Scored],
+    sections: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The page. Everything is escaped except the HTML of `sections`, which must be our own."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=format_percent, number=format_number, exact=_escape_exactly)
+    labels = _list_labels(result)
+    hues = {label: _HUES[i] if i < len(_HUES) else int(i * _GOLDEN_ANGLE) % 360 for i, label in enumerate(labels)}
+    shown = [make_example(scored) for scored in examples]
+    rows = list_score_rows(result)
+    return environment.get_template("page.html.jinja").render(
+        result=result,
+        title=title,
+        facts=group_facts(facts),
+        rows=rows,
+        axis=_find_axis(rows),
+        labels=labels,
+        hues=hues,
+        kinds=[(kind, KIND_MEANINGS[kind], result["errors"][kind]) for kind in KINDS],
+        confusion=_shade_confusion(result["confusion"], [*labels, OUTSIDE]),
+        notes=list_notes(result),
+        examples=shown,
+        shown_sentence=describe_examples(result["examples"]),
+        filter_kinds=[(kind, n) for kind in ERROR_KINDS if (n := sum(_has(e.findings, kind) for e in shown))],
+        filter_labels=[(x, n) for x in labels if (n := sum(any(x in f.labels for f in e.findings) for e in shown))],
+        mark=lambda segment: _render_segment(segment, hues),
+        sections=[(name, Markup(html)) for name, html in sections],
+    )
+
+
+def render_markdown(result: Mapping[str, Any], title: str, facts: Mapping[str, Any]) -> str:
+    """The same tables in text."""
+    parts = [f"# {_flatten(title)}", *(f"{note}" for note in list_notes(result))]
+    header = ["", "gold", "strict F1", "95 %", "P", "R", "lenient F1", "95 %", "P", "R"]
+    body = [
+        [row["name"], format_number(row["support"]), *_score_cells(row["strict"]), *_score_cells(row["lenient"])]
+        for row in list_score_rows(result)
+    ]
+    parts += ["## Scores, in percent", _table(header, body)]
+    if result["seen"]:
+        body = [
+            [
+                name,
+                format_number(row["support"]),
+                format_percent(row["recall"]) if row["support"] else _EN_DASH,
+                format_percent(row["precision"]),
+                format_percent(row["f1"]),
+            ]
+            for name, row in (("seen in training", result["seen"]), ("unseen", result["unseen"]))
+        ]
+        parts += ["## Mentions seen and unseen in training", _table(["", "gold", "recall", "precision", "F1"], body)]
+    body = [[kind, KIND_MEANINGS[kind], format_number(result["errors"][kind])] for kind in KINDS]
+    parts += ["## Kinds of errors", _table(["kind", "meaning", "mentions"], body, num_text=2)]
+    names = [*_list_labels(result), OUTSIDE]
+    body = [
+        [gold, *(format_number(result["confusion"].get(gold, {}).get(name, 0)) for name in names)] for gold in names
+    ]
+    parts += ["## Gold (rows) against predicted (columns)", _table(["", *names], body)]
+    for group, pairs in group_facts(facts):
+        parts += [f"## {_flatten(group or 'Run')}", _table(["", ""], pairs, num_text=2)]
+    parts.append(f"Examples are in `report.html`: {describe_examples(result['examples'])}")
+    return "\n\n".join(parts) + "\n"
+
+
+def list_score_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Micro, macro, then the labels: both readings with their intervals; None where a label is not in a reading."""
+    rows = []
+    labels = sorted({label for reading in READINGS for label in result[reading]["labels"]})
+    for name, is_label in [("micro", False), ("macro", False), *((label, True) for label in labels)]:
+        row: dict[str, Any] = {"name": name, "is_label": is_label}
+        for reading in READINGS:
+            place, bounds = result[reading], result["intervals"].get(reading)
+            place, bounds = (place["labels"], bounds and bounds["labels"]) if is_label else (place, bounds)
+            found = place.get(name)
+            row[reading] = None if found is None else {**found, "interval": bounds[name]["f1"] if bounds else None}
+        row["support"] = max(row[reading]["support"] if row[reading] else 0 for reading in READINGS)
+        rows.append(row)
+    return rows
+
+
+def list_notes(result: Mapping[str, Any]) -> list[str]:
+    """Sentences on what was scored, and what a reader should be careful with."""
+    notes = [
+        f"{_count(result['num_records'], 'record')} in {_count(result['num_documents'], 'document')}, "
+        f"{_count(result['num_gold'], 'gold mention')}, {format_number(result['num_predicted'])} predicted."
+    ]
+    illegal = result["num_gold"] - result["num_gold_strict"]
+    if illegal:
+        notes.append(
+            f"{_count(illegal, 'gold mention')} of the corpus {'has' if illegal == 1 else 'have'} tags that the label "
+            "scheme forbids: the lenient reading counts them, the strict one does not."
+        )
+    if result["num_documents"] < FEW_DOCUMENTS:
+        notes.append(f"With {_count(result['num_documents'], 'document')} the intervals are rough.")
+    return notes
+
+
+def describe_examples(meta: Mapping[str, int]) -> str:
+    """How many of how many records are shown."""
+    total, shown = meta["num_erroneous_records"], meta["num_erroneous_shown"]
+    if not total:
+        wrong = "No record has an error"
+    elif shown == total:
+        wrong = "The one record with errors" if total == 1 else f"All {format_number(total)} records with errors"
+    else:
+        wrong = f"A random {format_number(shown)} of {format_number(total)} records with errors"
+    correct_total, correct_shown = meta["num_correct_records"], meta["num_correct_shown"]
+    if not correct_shown:
+        return f"{wrong}."
+    amount = "all" if correct_shown == correct_total else f"a random {format_number(correct_shown)} of"
+    return f"{wrong}, and {amount} {_count(correct_total, 'record')} with mentions and no error."
+
+
+def group_facts(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Facts as (group, [(name, value)]); those without a group come first, under an empty name."""
+    flat = [(str(name), _format_fact(value)) for name, value in facts.items() if not isinstance(value, Mapping)]
+    groups = [
+        (str(name), [(str(key), _format_fact(item)) for key, item in value.items()])
+        for name, value in facts.items()
+        if isinstance(value, Mapping)
+    ]
+    return [group for group in [("", flat), *groups] if group[1]]
+
+
+def format_percent(share: float) -> str:
+    """0.9123 → `91.2`."""
+    return f"{100 * share:.1f}"
+
+
+def format_number(number: int) -> str:
+    """3411 → `3 411`, with a narrow space that does not break."""
+    return f"{number:,}".replace(",", _THIN_SPACE)
+
+
+def _render_segment(segment: Segment, hues: Mapping[str, int]) -> Markup:
+    text = _escape_exactly(segment.text)
+    if not segment.gold and not segment.predicted:
+        return text
+    flags = {
+        "g": segment.gold,
+        "p": segment.predicted,
+        "gs": segment.starts_gold,
+        "ps": segment.starts_predicted,
+        "pe": segment.ends_predicted,
+    }
+    classes = " ".join(name for name, on in flags.items() if on)
+    style = ";".join(
+        f"--{side}:{hues[spans[0].label]}" for side, spans in (("g", segment.gold), ("p", segment.predicted)) if spans
+    )
+    return Markup('<span class="m {}" style="{}" title="{}">{}</span>').format(classes, style, segment.title, text)
+
+
+def _escape_exactly(text: str) -> Markup:
+    """Escape; a carriage return needs a reference, or the browser's parser turns it into a line feed."""
+    return Markup(str(escape(text)).replace("\r", "&#13;"))
+
+
+def _find_axis(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """The range of percents, in tens, that the interval chart has to show."""
+    strict = [row["strict"] for row in rows if row["strict"]]
+    found = [bound for score in strict for bound in (score["f1"], *(score["interval"] or ()))]
+    low = min(90, math.floor(10 * min(found)) * 10)
+    return low, max(low + 10, math.ceil(10 * max(found)) * 10)
+
+
+def _shade_confusion(confusion: Mapping[str, Mapping[str, int]], names: list[str]) -> list[dict[str, Any]]:
+    """Rows of cells with their number and its share of the row."""
+    rows = []
+    for gold in names:
+        numbers = [confusion.get(gold, {}).get(name, 0) for name in names]
+        total = sum(numbers) or 1
+        cells = [
+            {"predicted": name, "number": number, "share": number / total, "agrees": gold == name}
+            for name, number in zip(names, numbers, strict=True)
+        ]
+        rows.append({"gold": gold, "cells": cells})
+    return rows
+
+
+def _list_labels(result: Mapping[str, Any]) -> list[str]:
+    return sorted({label for reading in READINGS for label in result[reading]["labels"]})
+
+
+def _has(findings: Iterable[Any], kind: str) -> bool:
+    return any(finding.kind == kind for finding in findings)
+
+
+def _score_cells(score: Mapping[str, Any] | None) -> list[str]:
+    if score is None:
+        return [_EN_DASH] * 4
+    bounds = score["interval"]
+    interval = f"{format_percent(bounds[0])}{_EN_DASH}{format_percent(bounds[1])}" if bounds else _EN_DASH
+    return [format_percent(score["f1"]), interval, format_percent(score["precision"]), format_percent(score["recall"])]
+
+
+def _table(header: Sequence[str], body: Sequence[Sequence[str]], num_text: int = 1) -> str:
+    rule = ["---"] * num_text + ["---:"] * (len(header) - num_text)
+    lines = [[_flatten(cell).replace("|", "\\|") for cell in row] for row in (header, *body)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (lines[0], rule, *lines[1:]))
+
+
+def _flatten(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{format_number(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def _format_fact(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return format_number(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(_format_fact(item) for item in value)
+    return _EN_DASH if value is None else str(value)

@@ -1,0 +1,122 @@
+"""The evaluation report: exact counts of everything, a bounded sample of examples, three files."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.evaluation.bootstrap import bootstrap_intervals
+from pipelines.evaluation.examples import Reservoir
+from pipelines.evaluation.matching import CORRECT, match_spans
+from pipelines.evaluation.metrics import Counts, Scored, Seen, Tallies, add_tallies, count_record, scores
+from pipelines.evaluation.rendering import render_html, render_markdown
+
+
+class EvaluationReport:
+    """Scored records, accumulated. Reports of blocks or workers merge into the report of all, examples included."""
+
+    def __init__(
+        self,
+        seen: Seen | None = None,
+        *,
+        num_erroneous: int = 200,
+        num_correct: int = 30,
+        num_samples: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            seen: `(mention, label)` → whether training saw it; asked in `add` only.
+            num_erroneous: how many records with errors are kept to be shown.
+            num_correct: how many records with mentions and without errors are kept.
+            num_samples: of the bootstrap.
+            seed: of the examples and of the bootstrap.
+        """
+        self.seen = seen
+        self.num_samples, self.seed = num_samples, seed
+        self.counts = Counts()
+        self.documents: dict[str, Tallies] = {}
+        """`doc_id` → tallies, for the bootstrap."""
+        self.erroneous, self.correct = Reservoir(num_erroneous, seed), Reservoir(num_correct, seed)
+
+    def add(self, scored: Scored) -> None:
+        """Count a record; it may become an example."""
+        matches = match_spans(scored.gold, scored.predicted)
+        counts = count_record(scored, self.seen, matches)
+        self.counts += counts
+        add_tallies(self.documents.setdefault(scored.doc_id, {}), counts.labels)
+        if any(match.kind != CORRECT for match in matches):
+            self.erroneous.add(scored)
+        elif matches:
+            self.correct.add(scored)
+
+    def merge(self, other: "EvaluationReport") -> None:
+        """Add everything that another report holds."""
+        self.counts += other.counts
+        for doc_id, tallies in other.documents.items():
+            add_tallies(self.documents.setdefault(doc_id, {}), tallies)
+        self.erroneous.merge(other.erroneous)
+        self.correct.merge(other.correct)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON: `strict.micro.f1`, `lenient.labels.PER.recall`, `intervals.strict.micro.f1`, …"""
+        counts = self.counts
+        return {
+            "num_documents": len(self.documents),
+            "num_records": counts.num_records,
+            "num_gold": counts.num_gold,
+            "num_gold_strict": counts.num_gold_strict,
+            "num_predicted": counts.num_predicted,
+            **scores(counts),
+            "intervals": bootstrap_intervals(self.documents, self.num_samples, self.seed),
+            "bootstrap": {"num_samples": self.num_samples, "seed": self.seed},
+            "examples": {
+                "num_erroneous_records": self.erroneous.total,
+                "num_erroneous_shown": len(self.erroneous),
+                "num_correct_records": self.correct.total,
+                "num_correct_shown": len(self.correct),
+            },
+        }
+
+    def write(
+        self,
+        output_dir: str | Path,
+        title: str,
+        facts: Mapping[str, Any],
+        sections: Sequence[tuple[str, str]] = (),
+    ) -> dict[str, Path]:
+        """Write `report.json`, `report.md` and `report.html`, each whole or not at all; return their paths by name.
+
+        Args:
+            output_dir: made if it is not there.
+            title: heading of the report.
+            facts: what was evaluated: name → value, or group → name → value.
+            sections: (title, HTML) of further parts of the page. Our own HTML only: it is inserted as it is.
+        """
+        result = self.to_dict()
+        examples = [*self.erroneous.get_records(), *self.correct.get_records()]
+        plain = json.dumps({"title": title, "facts": facts, **result}, ensure_ascii=False, indent=2, default=str)
+        contents = {
+            "report.json": plain + "\n",
+            "report.md": render_markdown(result, title, facts),
+            "report.html": render_html(result, title, facts, examples, sections),
+        }
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        return {name: _write_atomically(folder / name, content) for name, content in contents.items()}
+
+
+def _write_atomically(path: Path, content: str) -> Path:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode("utf-8", "replace"))
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path

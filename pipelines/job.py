@@ -1,0 +1,176 @@
+"""What every door shares: exit codes and messages, logging, terminal output, the run record."""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from pipelines.ner.errors import UserError
+from pipelines.settings import ConfigError, parse_settings
+
+RECORDED_PACKAGES = ("rayner", "ray", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
+RUN_FILE = "run.json"
+EXIT_OK, EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 0, 1, 2, 130
+
+Config = TypeVar("Config")
+logger = logging.getLogger("rayner")
+console = Console(highlight=False, soft_wrap=True)
+"""What a door has made, on stdout."""
+progress_console = Console(highlight=False, stderr=True)
+"""How far it is, on stderr."""
+
+
+def run_door(
+    verb: str,
+    config_class: type[Config],
+    run: Callable[[Config], None],
+    description: str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse the command line, run a door, and turn what happens into one message and an exit code.
+
+    0: done; 1: the run failed; 2: the user's mistake; 130: stopped by the user.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    set_up_logging(debug)
+    try:
+        run(parse_settings(verb, config_class, arguments, description))
+        return EXIT_OK
+    except KeyboardInterrupt:
+        print(f"\nrayner {verb}: stopped; the same command goes on where it was", file=sys.stderr)
+        return EXIT_STOPPED
+    except Exception as error:
+        if debug:
+            logger.exception("rayner %s", verb)
+        mistake = find_mistake(error)
+        if mistake is not None:
+            print(f"rayner {verb}: {mistake}", file=sys.stderr)
+            return EXIT_MISTAKE
+        reason = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), "")
+        print(f"rayner {verb} failed: {type(error).__name__}: {reason}", file=sys.stderr)
+        print("  `--debug` shows the whole story, `--cluster.log_workers true` what the workers print", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def find_mistake(error: BaseException | None) -> UserError | None:
+    """The user's mistake at the bottom of an error, under the layers in which Ray wraps what a worker raised."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, UserError):
+            return error
+        if isinstance(error, OSError) and error.errno in (13, 28, 30):  # denied, no space, read-only
+            return ConfigError(
+                "a file cannot be written",
+                where=str(error.filename) if error.filename else None,
+                value=error.strerror,
+                remedy="give an `--output_dir` that can be written, on a disk with room",
+            )
+        seen.add(id(error))
+        cause = getattr(error, "cause", None)
+        error = cause if isinstance(cause, BaseException) else error.__cause__ or error.__context__
+    return None
+
+
+def set_up_logging(debug: bool) -> None:
+    """Logs on stderr: ours always, libraries' only where something is wrong, or with `--debug`."""
+    level = logging.DEBUG if debug else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if debug:
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns the run comes as an exception
+    for name in ("huggingface_hub", "httpx", "datasets", "fsspec"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def prepare_output_dir(output_dir: str) -> Path:
+    """The absolute folder, made if it is not there. Raises ConfigError if it cannot be written."""
+    folder = Path(output_dir).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            "the output folder cannot be written",
+            where=str(folder),
+            rule="a folder that exists or can be made, with the right to write into it",
+            value=error.strerror,
+            remedy="give another `--output_dir`",
+        ) from error
+    return folder
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    staging = path.with_name(f".{path.name}.partial")
+    staging.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    staging.replace(path)
+
+
+class RunRecord:
+    """What a run did and used: `run.json`."""
+
+    def __init__(self, verb: str, config: Any) -> None:
+        self.started = time.time()
+        self.data: dict[str, Any] = {
+            "verb": verb,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "config": dataclasses.asdict(config),
+            "versions": {"python": platform.python_version()} | read_versions(),
+            "git_revision": read_git_revision(),
+            "machine": {"platform": platform.platform(), "cores": len(os.sched_getaffinity(0))},
+            "phases_s": {},
+        }
+
+    @contextmanager
+    def phase(self, name: str, message: str) -> Iterator[None]:
+        """Time a phase, and say on stderr that it runs."""
+        started = time.monotonic()
+        with progress_console.status(f"{message} …"):
+            yield
+        elapsed = time.monotonic() - started
+        self.data["phases_s"][name] = round(elapsed, 3)
+        progress_console.print(f"[green]✓[/] {message} [dim]{elapsed:.1f} s[/]")
+
+    def write(self, folder: Path, **facts: Any) -> None:
+        """Write `run.json`, with these facts added."""
+        used = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        self.data |= {"seconds": round(time.time() - self.started, 3), "driver_peak_memory_mib": used // 1024, **facts}
+        write_json(folder / RUN_FILE, self.data)
+
+
+def read_versions() -> dict[str, str]:
+    """Versions of the packages that decide what a run does."""
+    versions = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # a checkout that is not installed has no version of its own
+    return versions
+
+
+def read_git_revision() -> str | None:
+    """The commit of the checkout that runs, `-dirty` if it was changed; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None

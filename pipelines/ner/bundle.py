@@ -1,0 +1,175 @@
+"""The saved model: a Hugging Face folder plus `bundle.json`, read and written as safetensors only.
+
+A bundle with a linear head loads in `AutoModelForTokenClassification.from_pretrained`.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForTokenClassification
+
+from pipelines.ner.encoders import load_tokenizer
+from pipelines.ner.encoding import Encoder
+from pipelines.ner.errors import UserError
+from pipelines.ner.labels import LabelScheme, SchemeError
+from pipelines.ner.model import TokenClassifier, get_max_window
+
+BUNDLE_FILE = "bundle.json"
+CRF_FILE = "crf.safetensors"
+SEEN_FILE = "seen_mentions.safetensors"
+FORMAT_VERSION = 1
+DEFAULT_WINDOW = 256
+
+logger = logging.getLogger(__name__)
+
+
+class BundleError(UserError):
+    """A folder that is no bundle, or a damaged one."""
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """What `bundle.json` says beyond the Hugging Face files."""
+
+    scheme: str
+    head: str
+    splitter: str
+    window: int
+    stride: int
+    precision: str = "fp32"
+    """Precision in which the model was trained."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """The run that made it: encoder, corpus, seed, versions, scores."""
+    fingerprint: str = ""
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded model with all that is needed to use it."""
+
+    model: TokenClassifier
+    encoder: Encoder
+    info: BundleInfo
+    seen_mentions: frozenset[int] = frozenset()
+    """Hashes (`hash_mention`) of the mentions in its training data."""
+
+
+def save_bundle(folder: Path, bundle: Bundle) -> str:
+    """Write a bundle, whole or not at all, replacing one that is there; returns its fingerprint."""
+    staging = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    bundle.model.network.save_pretrained(staging)
+    bundle.encoder.tokenizer.save_pretrained(staging)
+    if bundle.model.crf is not None:
+        save_file({name: value.contiguous() for name, value in bundle.model.crf.state_dict().items()}, staging / CRF_FILE)
+    if bundle.seen_mentions:
+        save_file({"hashes": torch.tensor(sorted(bundle.seen_mentions), dtype=torch.int64)}, staging / SEEN_FILE)
+    info = asdict(bundle.info) | {"fingerprint": ""}
+    info["fingerprint"] = compute_fingerprint(staging, info)
+    (staging / BUNDLE_FILE).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    staging.rename(folder)
+    return str(info["fingerprint"])
+
+
+def load_bundle(model: str | Path, *, scheme: str | None = None) -> Bundle:
+    """Load a bundle folder, any Hugging Face token-classification checkpoint folder, or a hub id of one.
+
+    Args:
+        scheme: for a checkpoint whose tags follow another scheme than their prefixes suggest, e.g. `IOB1`.
+
+    Raises:
+        BundleError: no such folder, not a token classifier, damaged, or made by a newer rayner.
+    """
+    path = Path(model)
+    if (path / BUNDLE_FILE).is_file():
+        return _load_own(path)
+    if path.exists() or str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
+        if not (path / "config.json").is_file():
+            raise _not_a_bundle(model, "no such folder" if not path.exists() else "it has no config.json")
+    return _load_foreign(str(model), scheme)
+
+
+def compute_fingerprint(folder: Path, info: dict[str, Any]) -> str:
+    """A hash of every file of the bundle and of what `bundle.json` says, the fingerprint itself left out."""
+    digest = hashlib.sha256(json.dumps(info | {"fingerprint": ""}, sort_keys=True).encode())
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors", ".txt", ".model") and file.name != BUNDLE_FILE:
+            digest.update(file.name.encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:32]
+
+
+def hash_mention(mention: str, label: str) -> int:
+    """A 63-bit hash of a mention and its label: tells seen from unseen mentions without keeping the training text."""
+    digest = hashlib.blake2b(f"{label}\0{mention}".encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _load_own(path: Path) -> Bundle:
+    try:
+        raw = json.loads((path / BUNDLE_FILE).read_text(encoding="utf-8"))
+        info = BundleInfo(**raw)
+    except (ValueError, TypeError) as error:
+        raise _not_a_bundle(path, f"bundle.json cannot be read: {error}") from error
+    if info.format_version > FORMAT_VERSION:
+        raise _not_a_bundle(path, f"format version {info.format_version}, this rayner reads up to {FORMAT_VERSION}")
+    found = compute_fingerprint(path, raw)
+    if found != info.fingerprint:
+        raise BundleError(
+            "the bundle's files are not those it was saved with",
+            where=str(path),
+            rule=f"fingerprint {info.fingerprint} in bundle.json",
+            value=f"fingerprint {found}",
+            remedy="copy the whole folder again, or train again; do not edit a bundle's files",
+        )
+    network = AutoModelForTokenClassification.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    tags = [network.config.id2label[index] for index in range(network.config.num_labels)]
+    model = TokenClassifier(network, LabelScheme(info.scheme, tuple(tags)), info.head)
+    if model.crf is not None:
+        model.crf.load_state_dict(load_file(path / CRF_FILE))
+    encoder = Encoder(load_tokenizer(str(path)), window=info.window, stride=info.stride, splitter=info.splitter)
+    seen = load_file(path / SEEN_FILE)["hashes"].tolist() if (path / SEEN_FILE).is_file() else []
+    return Bundle(model.eval(), encoder, info, frozenset(seen))
+
+
+def _load_foreign(name: str, scheme: str | None) -> Bundle:
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if not any("TokenClassification" in kind for kind in config.architectures or []):
+            raise _not_a_bundle(name, f"its architecture is {config.architectures}, not a token classifier")
+        tags = [config.id2label[index] for index in range(config.num_labels)]
+        if all(tag == f"LABEL_{index}" for index, tag in enumerate(tags)):
+            raise _not_a_bundle(name, "its config.json names no tags (id2label is LABEL_0, LABEL_1, …)")
+        network = AutoModelForTokenClassification.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+        tokenizer = load_tokenizer(name)
+        label_scheme = LabelScheme.from_tags(tags, scheme)
+    except (OSError, ValueError) as error:
+        if isinstance(error, BundleError | SchemeError):
+            raise
+        raise _not_a_bundle(name, str(error).strip().splitlines()[0]) from error
+    window = min(DEFAULT_WINDOW * 2, get_max_window(config, tokenizer))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    splitter = "bert" if backend is not None and type(backend.model).__name__ == "WordPiece" else "unicode"
+    encoder = Encoder(tokenizer, window=window, stride=window // 4, splitter=splitter)
+    info = BundleInfo(label_scheme.name, "linear", splitter, window, window // 4, training={"checkpoint": name})
+    return Bundle(TokenClassifier(network, label_scheme).eval(), encoder, info)
+
+
+def _not_a_bundle(path: str | Path, reason: str) -> BundleError:
+    return BundleError(
+        f"`{path}` is not a model",
+        rule="a bundle folder written by `rayner train`, a Hugging Face token-classification checkpoint folder, or a hub id",
+        value=reason,
+        remedy="give the path of a bundle, e.g. `--model out/run/bundle`",
+    )

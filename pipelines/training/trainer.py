@@ -1,0 +1,252 @@
+"""The training loop on Ray Train: workers, checkpoints, restarts. The only module of this room that knows Ray."""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pipelines.evaluation.metrics import Counts, Scored, count, scores
+from pipelines.ner.bundle import Bundle, BundleInfo
+from pipelines.ner.encoders import load_tokenizer
+from pipelines.ner.encoding import Encoder
+from pipelines.ner.engine import NerEngine
+from pipelines.ner.errors import UserError
+from pipelines.ner.labels import LabelScheme
+from pipelines.ner.model import ModelConfig, build_token_classifier
+from pipelines.training.batches import TrainingWindows
+from pipelines.training.loop import TrainingConfig, TrainingError, TrainingState, train
+
+STATE_FILE = "state.pt"
+REPORT_EVERY_STEPS = 20
+MAX_FAILURES = 3
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ResourcesConfig:
+    """What training takes of the cluster."""
+
+    num_workers: int | None = None
+    """Data-parallel workers; default: one a GPU, or one where there is none."""
+    cpus_per_worker: int | None = None
+    """CPUs, and threads, of a worker; default: its share of the cores of the node."""
+    use_gpu: bool | None = None
+    """Whether each worker has a GPU; default: if the cluster has one."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything that a worker needs; it travels to other machines."""
+
+    encoder: str
+    model: ModelConfig
+    scheme: LabelScheme
+    window: int
+    stride: int
+    splitter: str
+    training: TrainingConfig
+    load_windows: Callable[[], pa.Table]
+    """Reads the encoded training windows (columns as `TrainingWindows` has them)."""
+    load_dev: Callable[[], Sequence[Scored]]
+    """Reads the dev records with their gold; `predicted` is empty."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What training left: the best model, and where it stood."""
+
+    best_model: dict[str, torch.Tensor]
+    num_steps: int
+    num_epochs: int
+    best_epoch: int
+    best_dev_f1: float
+
+
+def fit(job: TrainingJob, resources: ResourcesConfig, output_dir: Path) -> TrainingResult:
+    """Train on the connected cluster; goes on from the last checkpoint under `output_dir` if there is one.
+
+    Metrics are appended to `output_dir/metrics.jsonl` while it runs.
+
+    Raises:
+        TrainingError: what no retry mends (a loss that is not a number, nothing to train on, no room in the cluster).
+        ray.train.TrainingFailedError: workers died more often than `MAX_FAILURES` times.
+    """
+    scaling = plan_workers(resources)
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(output_dir / "checkpoints"),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=[MetricsWriter(output_dir / "metrics.jsonl")],
+        ),
+    )
+    result = trainer.fit()
+    if isinstance(result.return_value, UserError):
+        raise result.return_value
+    with result.checkpoint.as_directory() as folder:
+        state = _load_state(Path(folder))
+    return TrainingResult(state.best_model, state.step, state.epoch, state.best_epoch, state.best_f1)
+
+
+def plan_workers(resources: ResourcesConfig) -> ScalingConfig:
+    """The worker group for the connected cluster. Raises TrainingError if it can never be placed."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in alive]
+    num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    use_gpu = resources.use_gpu if resources.use_gpu is not None else num_gpus > 0
+    num_workers = resources.num_workers or (max(1, num_gpus) if use_gpu else 1)
+    here = ray.util.get_node_ip_address()  # this machine may have been given more logical CPUs than it has cores
+    real = [len(os.sched_getaffinity(0)) if node["NodeManagerAddress"] == here else sys.maxsize for node in alive]
+    cores = [min(int(node.get("CPU", 0)), limit) for node, limit in zip(nodes, real, strict=True)]
+    per_node = -(-num_workers // max(1, len(nodes)))
+    cpus = resources.cpus_per_worker or max(1, max(cores, default=1) // per_node)
+    needs = {"CPU": float(cpus)} | ({"GPU": 1.0} if use_gpu else {})
+    places = sum(min(int(node.get(name, 0) // amount) for name, amount in needs.items()) for node in nodes)
+    if places < num_workers and ray._private.state.state.get_max_resources_from_cluster_config() is None:
+        raise TrainingError(
+            "the cluster has no room for the workers, and does not grow",
+            rule=f"{num_workers} workers with {_render_needs(needs)} each",
+            value=f"room for {places}: " + "; ".join(_render_needs(node) for node in nodes),
+            remedy="lower `--resources.num_workers` or `--resources.cpus_per_worker`, or add nodes",
+        )
+    return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=needs)
+
+
+class MetricsWriter(UserCallback):
+    """Appends the reported rows to a file of JSON lines; steps repeated after a restart replace their first report."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        """Write what the workers reported; those of a group report the same."""
+        rows = metrics[0].get("rows", [])
+        first = next((row["step"] for row in rows), None)
+        if first is None:
+            return
+        kept = read_metrics(self.path)
+        starts_again = rows[0]["kind"] == "start"
+        if starts_again:
+            kept = [row for row in kept if row["step"] <= first and row["kind"] != "start"]
+            staging = self.path.with_suffix(".partial")
+            staging.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            staging.replace(self.path)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a metrics file; empty if there is none yet."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+class _Reporter:
+    """Hands what the loop tells to Ray Train, in few reports, since each one is a barrier."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.is_first = ray.train.get_context().get_world_rank() == 0
+
+    def on_start(self, metrics: dict[str, Any]) -> None:
+        self.rows.append({"kind": "start", **metrics})
+        self.flush(None)
+
+    def on_step(self, metrics: dict[str, Any]) -> None:
+        self.rows.append({"kind": "step", **metrics})
+        if metrics["step"] % REPORT_EVERY_STEPS == 0:
+            self.flush(None)
+
+    def on_checkpoint(self, metrics: dict[str, Any] | None, get_state: Callable[[], TrainingState]) -> None:
+        if metrics is not None:
+            self.rows.append({"kind": "epoch", **metrics})
+        state = get_state()
+        if not self.is_first:
+            self.flush(None)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save({field.name: getattr(state, field.name) for field in fields(state)}, Path(folder) / STATE_FILE)
+            self.flush(Checkpoint.from_directory(folder))
+
+    def flush(self, checkpoint: Checkpoint | None) -> None:
+        ray.train.report({"rows": self.rows}, checkpoint=checkpoint)
+        self.rows = []
+
+
+def _train_worker(config: dict[str, Any]) -> UserError | None:
+    job: TrainingJob = config["job"]
+    try:
+        _run_worker(job)
+    except UserError as error:  # returned, not raised: no restart mends it
+        return error
+    return None
+
+
+def _run_worker(job: TrainingJob) -> None:
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    state = None
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            state = _load_state(Path(folder))
+    torch.manual_seed(job.training.seed)
+    model = build_token_classifier(job.encoder, job.scheme, job.model)
+    encoder = Encoder(load_tokenizer(job.encoder), window=job.window, stride=job.stride, splitter=job.splitter)
+    info = BundleInfo(job.scheme.name, job.model.head, job.splitter, job.window, job.stride)
+    context = ray.train.get_context()
+    dev = job.load_dev()[context.get_world_rank() :: context.get_world_size()]
+
+    def evaluate() -> float:
+        return score_dev(NerEngine(Bundle(model, encoder, info), device=str(device)), dev)
+
+    train(
+        model,
+        TrainingWindows(job.load_windows()),
+        job.training,
+        pad_id=encoder.pad_id,
+        device=device,
+        evaluate=evaluate,
+        listener=_Reporter(),
+        state=state,
+    )
+
+
+def score_dev(engine: NerEngine, dev: Sequence[Scored]) -> float:
+    """Strict micro F1 of the workers' dev records together, each scored by the engine that predicts for users."""
+    predicted = engine.predict_documents([scored.content for scored in dev])
+    counts = count(replace(scored, predicted=spans) for scored, spans in zip(dev, predicted, strict=True))
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, counts.to_dict())
+        counts = sum((Counts.from_dict(plain) for plain in gathered), Counts())
+    f1: float = scores(counts)["strict"]["micro"]["f1"]
+    return f1
+
+
+def _load_state(folder: Path) -> TrainingState:
+    return TrainingState(**torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True))
+
+
+def _render_needs(needs: dict[str, float]) -> str:
+    return ", ".join(f"{needs[name]:g} {name}" for name in ("CPU", "GPU") if name in needs)
