@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ def connect(config: ClusterConfig) -> Iterator[None]:
     already = ray.is_initialized()
     if not already:
         try:
-            ray.init(**settings)
+            with _silence_stderr(not config.log_workers):
+                ray.init(**settings)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterError(
                 "the Ray cluster cannot be reached" if address else "a local Ray cluster cannot be started",
@@ -99,6 +101,24 @@ def list_node_cpus(nodes: list[dict[str, Any]]) -> list[int]:
     cores = len(os.sched_getaffinity(0))
     declared = [(node, int(node["Resources"].get("CPU", 0))) for node in nodes if node["Alive"]]
     return [min(cpus, cores + 1) if node["NodeManagerAddress"] == here else cpus for node, cpus in declared]
+
+
+@contextmanager
+def _silence_stderr(silent: bool) -> Iterator[None]:
+    """Keep what Ray's C++ side prints at its start off the terminal; its errors come as exceptions."""
+    if not silent:
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _choose_object_store_mib() -> int:

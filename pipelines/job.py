@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from pipelines.settings import ConfigError, parse_settings
 
 RECORDED_PACKAGES = ("rayner", "ray", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
 RUN_FILE = "run.json"
+SETTINGS_FILE = "settings.json"
 EXIT_OK, EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 0, 1, 2, 130
 
 Config = TypeVar("Config")
@@ -121,6 +123,48 @@ def write_json(path: Path, content: Any) -> None:
     staging = path.with_name(f".{path.name}.partial")
     staging.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     staging.replace(path)
+
+
+def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool) -> bool:
+    """Prepare a run folder for a run with these settings; whether a run with them is finished there already.
+
+    Raises ConfigError if the folder holds a run with other settings, or something else.
+    """
+    path = folder / SETTINGS_FILE
+    settings = json.loads(json.dumps(settings, default=str))
+    if fresh:
+        for old in folder.iterdir():
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changes = [f"`{key}`: {old!r} then, {new!r} now" for key, old, new in _compare(before, settings)]
+        if changes:
+            raise ConfigError(
+                "the output folder holds a run with other settings",
+                where=str(folder),
+                rule="the same settings go on with that run",
+                value="; ".join(changes),
+                remedy="give another `--output_dir`, or start over with `--fresh`",
+            )
+        run = folder / RUN_FILE
+        return run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("status") == "done"
+    if any(folder.iterdir()):
+        raise ConfigError(
+            "the output folder holds something else",
+            where=str(folder),
+            rule="a new or empty folder, or one of an interrupted run",
+            remedy="give another `--output_dir`, or remove what is there with `--fresh`",
+        )
+    write_json(path, settings)
+    return False
+
+
+def _compare(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*before, *(key for key in now if key not in before)]:
+            yield from _compare(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else key)
+    elif before != now:
+        yield prefix, before, now
 
 
 class RunRecord:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray.data
 
 from pipelines.corpus.formats.files import find_files, read_records
@@ -17,7 +18,17 @@ from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.ledger import Ledger, LedgerEntry
 from pipelines.corpus.records import RECORD_SCHEMA, CorpusError, Record, to_table
 from pipelines.ner.errors import UserError, raise_all
-from pipelines.ner.labels import SCHEMES, count_illegal_tags, detect_scheme, observe_tags, parse_tag, read_spans
+from pipelines.ner.labels import (
+    OUTSIDE,
+    SCHEMES,
+    SchemeError,
+    count_illegal_tags,
+    detect_scheme,
+    observe_tags,
+    parse_tag,
+    read_spans,
+    split_tag,
+)
 
 SPLITS = ("train", "dev", "test")
 BLOCK_RECORDS = 1000
@@ -79,8 +90,8 @@ class Summary:
     unreadable: list[dict[str, str]] = field(default_factory=list)
     tags_seen: Counter[str] = field(default_factory=Counter)
     """Observations from which the tag scheme is told."""
-    raw_tags: dict[str, set[str]] = field(default_factory=dict)
-    """Split → tags of its records with words."""
+    raw_tags: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Split → tags of its records with words → the source of a record that has it."""
     span_labels: dict[str, set[str]] = field(default_factory=dict)
     """Split → labels of its records with character spans."""
     num_texts: int = 0
@@ -95,9 +106,10 @@ class Summary:
         self.tags_seen += other.tags_seen
         self.num_texts += other.num_texts
         self.num_without_gold += other.num_without_gold
-        for mine, theirs in ((self.raw_tags, other.raw_tags), (self.span_labels, other.span_labels)):
-            for split, values in theirs.items():
-                mine.setdefault(split, set()).update(values)
+        for split, tags in other.raw_tags.items():
+            self.raw_tags[split] = tags | self.raw_tags.get(split, {})
+        for split, labels in other.span_labels.items():
+            self.span_labels.setdefault(split, set()).update(labels)
         for split, hashes in other.hashes.items():
             self.hashes.setdefault(split, []).extend(hashes)
 
@@ -143,15 +155,8 @@ def read_corpus(
     Raises:
         CorpusError: files missing or unreadable, too many bad records, mixed schemes; several at once if there are.
     """
-    files = _find_all(patterns)
-    raw = ray.data.from_items(files, override_num_blocks=len(files))
-    raw = raw.map_batches(
-        _read_files, fn_kwargs={"reader": reader, "split_off": dict(split_off or {})}, batch_size=1, batch_format="pyarrow"
-    ).materialize()
-    summary = Summary()
-    for row in raw.map_batches(_summarize, batch_size=None, batch_format="pyarrow").iter_rows():
-        summary.add(pickle.loads(row["summary"]))
-    raise_all([CorpusError(**fields) for fields in summary.unreadable])
+    raw = read_raw(patterns, reader, split_off).materialize()
+    summary = summarize(raw)
     summary.ledger.check(max_bad_fraction)
     if needs_gold and summary.num_without_gold:
         raise CorpusError(
@@ -159,13 +164,36 @@ def read_corpus(
             rule="each record has `entities`, `spans` or `label` beside its text, or `tags` beside its words",
             remedy="name the column: `--corpus.reader.spans_column` or `--corpus.reader.tags_column`",
         )
-    found_scheme = detect_scheme(summary.tags_seen) if scheme == "auto" else scheme
+    found_scheme = _choose_scheme(summary, scheme)
     labels = {split: set(found) for split, found in summary.span_labels.items()}
     for split, tags in summary.raw_tags.items():
         labels.setdefault(split, set()).update(parse_tag(tag, found_scheme)[1] for tag in tags if tag != "O")
     num_records = {split: int(sum(map(len, hashes))) for split, hashes in summary.hashes.items()}
-    records = raw.map_batches(_keep_records, batch_size=None, batch_format="pyarrow")
-    return Corpus(records, summary, found_scheme, labels, num_records)
+    return Corpus(keep_records(raw), summary, found_scheme, labels, num_records)
+
+
+def read_raw(
+    patterns: Mapping[str, Sequence[str]], reader: FormatOptions, split_off: Mapping[str, float] | None = None
+) -> ray.data.Dataset:
+    """All rows of the files, also those that tell of a rejection; nothing is read yet. Raises CorpusError."""
+    files = _find_all(patterns)
+    settings = {"reader": reader, "split_off": dict(split_off or {})}
+    raw = ray.data.from_items(files, override_num_blocks=len(files))
+    return raw.map_batches(_read_files, fn_kwargs=settings, batch_size=1, batch_format="pyarrow")
+
+
+def summarize(raw: ray.data.Dataset) -> Summary:
+    """What the files hold, added up over blocks. Raises CorpusError for files that cannot be read, all at once."""
+    summary = Summary()
+    for row in raw.map_batches(_summarize, batch_size=None, batch_format="pyarrow").iter_rows():
+        summary.add(pickle.loads(row["summary"]))
+    raise_all([CorpusError(**fields) for fields in summary.unreadable])
+    return summary
+
+
+def keep_records(raw: ray.data.Dataset) -> ray.data.Dataset:
+    """The rows of `read_raw` that are records: `RECORD_SCHEMA`, `split`, and the extra columns."""
+    return raw.map_batches(_keep_records, batch_size=None, batch_format="pyarrow")
 
 
 def finish_records(table: pa.Table, scheme: str) -> pa.Table:
@@ -179,8 +207,33 @@ def finish_records(table: pa.Table, scheme: str) -> pa.Table:
             found = read_spans(tags, scheme)
             spans.append([{"start": span.start, "end": span.end, "label": span.label} for span in found])
             illegal.append(count_illegal_tags(tags, scheme))
-    table = table.set_column(table.schema.get_field_index("spans"), RECORD_SCHEMA.field("spans"), pa.array(spans, RECORD_SCHEMA.field("spans").type))
+    field = RECORD_SCHEMA.field("spans")
+    table = table.set_column(table.schema.get_field_index("spans"), field, pa.array(spans, field.type))
     return table.append_column("num_illegal_tags", pa.array(illegal, pa.int32()))
+
+
+def _choose_scheme(summary: Summary, scheme: str) -> str:
+    """The scheme given, or the one detected. Raises CorpusError that shows tags which do not fit, and where."""
+    places = {tag: source for tags in summary.raw_tags.values() for tag, source in tags.items() if tag != OUTSIDE}
+    try:
+        found = detect_scheme(summary.tags_seen) if scheme == "auto" else scheme
+    except SchemeError as error:
+        first_of = {split_tag(tag)[0]: tag for tag in sorted(places, reverse=True)}
+        odd = {"": first_of[""]} if "" in first_of else first_of
+        shown = "; ".join(f"`{tag}` in {places[tag]}" for tag in odd.values())
+        what = "an unknown tag prefix" if "" in first_of else error.what
+        raise CorpusError(what, where=shown, rule=error.rule, value=error.value, remedy=error.remedy) from error
+    prefixes = set(SCHEMES[found])
+    strange = [tag for tag in sorted(places) if found != "IO" and split_tag(tag)[0] not in prefixes]
+    if strange:
+        raise CorpusError(
+            f"a tag that the scheme {found} does not have",
+            where=places[strange[0]],
+            rule=f"prefixes of {found}: " + ", ".join(f"`{prefix}-`" for prefix in sorted(prefixes)),
+            value=", ".join(f"`{tag}`" for tag in strange[:5]),
+            remedy="mend the tags, or set `--corpus.scheme`; `IO` reads every tag as a bare label",
+        )
+    return found
 
 
 def _find_all(patterns: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
@@ -204,28 +257,27 @@ def _read_files(batch: pa.Table, reader: FormatOptions, split_off: dict[str, flo
             for item in read_records(row["path"], reader):
                 (kept if isinstance(item, Record) else entries).append(item)  # type: ignore[attr-defined]
                 if len(kept) >= BLOCK_RECORDS:
-                    yield _build_block(kept, entries, row["split"], split_off)
+                    yield _build_block(kept, entries, row["split"], split_off, reader.extra_columns)
                     kept, entries = [], []
         except CorpusError as error:
             fields = {name: getattr(error, name) for name in ("what", "where", "rule", "value", "remedy")}
             detail = json.dumps({name: str(value) for name, value in fields.items() if value is not None})
             entries.append(LedgerEntry(row["path"], row["path"], "rejected", UNREADABLE, detail))
-        yield _build_block(kept, entries, row["split"], split_off)
+        yield _build_block(kept, entries, row["split"], split_off, reader.extra_columns)
 
 
 def _build_block(
-    kept: Sequence[Record], entries: Sequence[LedgerEntry], split: str, split_off: dict[str, float]
+    kept: Sequence[Record], entries: Sequence[LedgerEntry], split: str, split_off: dict[str, float], keep: Sequence[str]
 ) -> pa.Table:
     records = to_table(kept)
+    for name in keep:
+        records = records.append_column(name, pa.array([record.extra.get(name) for record in kept]))
     splits = [_choose_split(record.doc_id, split, split_off) for record in kept]
     ok = [["kept"] * len(kept), [None] * len(kept), [None] * len(kept)]
     for (name, kind), values in zip(_STATUS, [splits, *ok], strict=True):
         records = records.append_column(name, pa.array(values, kind))
-    rows = [
-        {"record_id": e.record_id, "source": e.source, "split": split, "outcome": e.outcome, "reason": e.reason, "detail": e.detail}
-        for e in entries
-    ]
-    return pa.concat_tables([records, pa.Table.from_pylist(rows, schema=RAW_SCHEMA)])
+    rows = [{**{name: getattr(entry, name) for name in LedgerEntry.__slots__}, "split": split} for entry in entries]
+    return pa.concat_tables([records, pa.Table.from_pylist(rows, schema=RAW_SCHEMA)], promote_options="default")
 
 
 def _choose_split(doc_id: str, split: str, split_off: dict[str, float]) -> str:
@@ -258,7 +310,9 @@ def _summarize(table: pa.Table) -> dict[str, Any]:
         summary.num_texts += text is not None
         if tags is not None:
             summary.tags_seen += observe_tags(tags)
-            summary.raw_tags.setdefault(split, set()).update(tags)
+            places = summary.raw_tags.setdefault(split, {})
+            for tag in tags:
+                places.setdefault(tag, row["source"])
         elif spans is not None:
             summary.span_labels.setdefault(split, set()).update(span["label"] for span in spans)
         else:
@@ -268,5 +322,5 @@ def _summarize(table: pa.Table) -> dict[str, Any]:
 
 
 def _keep_records(table: pa.Table) -> pa.Table:
-    kept = table.filter(pa.compute.equal(table["outcome"], "kept"))
-    return kept.select([*RECORD_SCHEMA.names, "split"])
+    kept = table.filter(pc.equal(table["outcome"], "kept"))
+    return kept.drop_columns(["outcome", "reason", "detail"])

@@ -215,6 +215,11 @@ def read_split(folder: Path, split: str, columns: Sequence[str] = RECORD_SCHEMA.
     return pds.dataset(files, format="parquet").to_table(columns=list(columns))
 
 
+def read_rows(folder: Path, split: str) -> list[dict[str, Any]]:
+    """The records of a split as plain rows, ordered by `record_id`."""
+    return read_split(folder, split).sort_by("record_id").to_pylist()
+
+
 def read_windows(folder: Path) -> pa.Table:
     """The encoded windows of the training split, one a row, with their record's id."""
     table = read_split(folder, "train", ["record_id", "windows"])

@@ -8,7 +8,7 @@ Shape suffixes: S samples (or one point), L labels, C = (tp, fp, fn), R = (preci
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,16 @@ class Scored:
         """A record with gold tags, taken in both readings."""
         gold, strict = read_spans(tags, scheme), read_strict_spans(tags, scheme)
         return cls(doc_id, source, gold, strict, predicted, words=words)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], scheme: str) -> "Scored":
+        """A record as a row: `doc_id`, `source`, `text` or `words` (the other None), `tags` (None for text), `spans`,
+        and `predicted` if it has been predicted; spans as objects with `start`, `end`, `label` and perhaps `score`."""
+        predicted = [Span(**span) for span in row.get("predicted") or ()]
+        if row["text"] is not None:
+            gold = [Span(**span) for span in row["spans"]]
+            return cls.from_text(row["doc_id"], row["source"], row["text"], gold, predicted)
+        return cls.from_tags(row["doc_id"], row["source"], row["words"], row["tags"], scheme, predicted)
 
     @property
     def content(self) -> str | Sequence[str]:

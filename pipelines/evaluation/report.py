@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ class EvaluationReport:
             self.erroneous.add(scored)
         elif matches:
             self.correct.add(scored)
+
+    def add_rows(self, rows: Iterable[Mapping[str, Any]], scheme: str) -> None:
+        """Count predicted records given as rows (`Scored.from_row`), with tags in `scheme`."""
+        for row in rows:
+            self.add(Scored.from_row(row, scheme))
 
     def merge(self, other: "EvaluationReport") -> None:
         """Add everything that another report holds."""

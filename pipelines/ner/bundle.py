@@ -73,12 +73,19 @@ def save_bundle(folder: Path, bundle: Bundle) -> str:
         save_file({name: value.contiguous() for name, value in bundle.model.crf.state_dict().items()}, staging / CRF_FILE)
     if bundle.seen_mentions:
         save_file({"hashes": torch.tensor(sorted(bundle.seen_mentions), dtype=torch.int64)}, staging / SEEN_FILE)
-    info = asdict(bundle.info) | {"fingerprint": ""}
-    info["fingerprint"] = compute_fingerprint(staging, info)
-    (staging / BUNDLE_FILE).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    info = asdict(bundle.info)
+    _write_info(staging, info)
     if folder.exists():
         shutil.rmtree(folder)
     staging.rename(folder)
+    return str(info["fingerprint"])
+
+
+def annotate_bundle(folder: Path, training: dict[str, Any]) -> str:
+    """Add facts about its training, e.g. test scores, to a saved bundle; returns the new fingerprint."""
+    info = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
+    info["training"] |= training
+    _write_info(folder, info)
     return str(info["fingerprint"])
 
 
@@ -114,6 +121,13 @@ def hash_mention(mention: str, label: str) -> int:
     """A 63-bit hash of a mention and its label: tells seen from unseen mentions without keeping the training text."""
     digest = hashlib.blake2b(f"{label}\0{mention}".encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def _write_info(folder: Path, info: dict[str, Any]) -> None:
+    info["fingerprint"] = compute_fingerprint(folder, info)
+    part = folder / f".{BUNDLE_FILE}.partial"
+    part.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(folder / BUNDLE_FILE)
 
 
 def _load_own(path: Path) -> Bundle:

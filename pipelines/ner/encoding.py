@@ -9,6 +9,7 @@ Shapes: B windows, T sub-tokens, W words.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -219,8 +220,11 @@ def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
 def fingerprint_tokenizer(tokenizer: Any) -> str:
     """A hash of everything that decides which sub-tokens a word has."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(state.encode()).hexdigest()[:16]
+    if backend is None:
+        state = sorted(tokenizer.get_vocab().items())
+    else:
+        state = {key: value for key, value in json.loads(backend.to_str()).items() if key not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read_special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -12,9 +12,14 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 
 from pipelines.ner.crf import Chain, LinearChainCRF, build_legal_chain
 from pipelines.ner.encoders import EncoderError
-from pipelines.ner.labels import LabelScheme
+from pipelines.ner.errors import UserError
+from pipelines.ner.labels import SCHEMES, LabelScheme
 
 HEADS = ("linear", "crf")
+
+
+class ModelError(UserError):
+    """A model that cannot be built."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,20 @@ class ModelConfig:
     """Tag scheme that the model predicts in: BIO, BIOES, BILOU, BMES, IOB1 or IO."""
     dropout: float | None = None
     """Dropout in encoder and head; default: the encoder's own."""
+
+    def find_problems(self) -> list[UserError]:
+        """Every mistake in these settings."""
+        problems: list[UserError] = []
+        if self.head not in HEADS:
+            rule = "one of " + ", ".join(HEADS)
+            problems.append(ModelError("no such head", where="`model.head`", rule=rule, value=self.head))
+        if self.scheme not in SCHEMES:
+            rule = "one of " + ", ".join(SCHEMES)
+            problems.append(ModelError("no such tag scheme", where="`model.scheme`", rule=rule, value=self.scheme))
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            rule, value = "0 ≤ dropout < 1", self.dropout
+            problems.append(ModelError("a dropout out of range", where="`model.dropout`", rule=rule, value=value))
+        return problems
 
 
 class TokenClassifier(nn.Module):

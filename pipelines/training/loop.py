@@ -49,6 +49,34 @@ class TrainingConfig:
     """Seeds the new head, the order of the batches, and dropout."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
+    def find_problems(self) -> list[UserError]:
+        """Every mistake in these settings."""
+        optimizer = self.optimizer
+        checks = [
+            ("num_epochs", self.num_epochs, "at least 1", self.num_epochs >= 1),
+            ("batch_tokens", self.batch_tokens, "at least 1", self.batch_tokens >= 1),
+            ("device_batch_tokens", self.device_batch_tokens, "at least 1", self.device_batch_tokens >= 1),
+            ("precision", self.precision, "one of " + ", ".join(PRECISIONS), self.precision in PRECISIONS),
+            ("patience", self.patience, "at least 1", self.patience is None or self.patience >= 1),
+            ("checkpoint_every_steps", self.checkpoint_every_steps, "at least 1", self.checkpoint_every_steps >= 1),
+            ("seed", self.seed, "0 ≤ seed < 2³²", 0 <= self.seed < 2**32),
+            *(
+                (f"optimizer.{name}", rate, "0 < rate ≤ 1", rate is None or 0 < rate <= 1)
+                for name, rate in (
+                    ("learning_rate", optimizer.learning_rate),
+                    ("head_learning_rate", optimizer.head_learning_rate),
+                )
+            ),
+            ("optimizer.weight_decay", optimizer.weight_decay, "at least 0", optimizer.weight_decay >= 0),
+            ("optimizer.warmup_fraction", optimizer.warmup_fraction, "0 to 1", 0 <= optimizer.warmup_fraction <= 1),
+            ("optimizer.max_grad_norm", optimizer.max_grad_norm, "above 0", optimizer.max_grad_norm > 0),
+        ]
+        return [
+            TrainingError("a value out of range", where=f"`training.{name}`", rule=rule, value=value)
+            for name, value, rule, holds in checks
+            if not holds
+        ]
+
 
 @dataclass
 class TrainingState:

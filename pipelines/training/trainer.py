@@ -3,9 +3,10 @@
 import json
 import logging
 import os
+import resource
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,15 @@ class ResourcesConfig:
     use_gpu: bool | None = None
     """Whether each worker has a GPU; default: if the cluster has one."""
 
+    def find_problems(self) -> list[UserError]:
+        """Every mistake in these settings."""
+        numbers = (("num_workers", self.num_workers), ("cpus_per_worker", self.cpus_per_worker))
+        return [
+            TrainingError("a number out of range", where=f"`resources.{name}`", rule="at least 1", value=value)
+            for name, value in numbers
+            if value is not None and value < 1
+        ]
+
 
 @dataclass(frozen=True)
 class TrainingJob:
@@ -61,8 +71,10 @@ class TrainingJob:
     training: TrainingConfig
     load_windows: Callable[[], pa.Table]
     """Reads the encoded training windows (columns as `TrainingWindows` has them)."""
-    load_dev: Callable[[], Sequence[Scored]]
-    """Reads the dev records with their gold; `predicted` is empty."""
+    load_dev: Callable[[], Sequence[Mapping[str, Any]]]
+    """Reads the dev records with their gold (rows as `Scored.from_row` has them)."""
+    corpus_scheme: str
+    """Tag scheme of those records."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +192,8 @@ class _Reporter:
 
     def on_checkpoint(self, metrics: dict[str, Any] | None, get_state: Callable[[], TrainingState]) -> None:
         if metrics is not None:
-            self.rows.append({"kind": "epoch", **metrics})
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            self.rows.append({"kind": "epoch", **metrics, "peak_memory_mib": peak})
         state = get_state()
         if not self.is_first:
             self.flush(None)
@@ -215,7 +228,8 @@ def _run_worker(job: TrainingJob) -> None:
     encoder = Encoder(load_tokenizer(job.encoder), window=job.window, stride=job.stride, splitter=job.splitter)
     info = BundleInfo(job.scheme.name, job.model.head, job.splitter, job.window, job.stride)
     context = ray.train.get_context()
-    dev = job.load_dev()[context.get_world_rank() :: context.get_world_size()]
+    rows = job.load_dev()[context.get_world_rank() :: context.get_world_size()]
+    dev = [Scored.from_row(row, job.corpus_scheme) for row in rows]
 
     def evaluate() -> float:
         return score_dev(NerEngine(Bundle(model, encoder, info), device=str(device)), dev)

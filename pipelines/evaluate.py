@@ -1,0 +1,107 @@
+"""Score a model against gold: strict and lenient F1 with intervals, and a report that shows the errors."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import ray
+
+from pipelines.cluster import ClusterConfig, connect, list_node_cpus
+from pipelines.corpus.formats.options import FormatOptions
+from pipelines.corpus.inference import InferenceConfig, plan_actors, predict_records
+from pipelines.corpus.reading import CorpusConfig, finish_records, read_corpus
+from pipelines.evaluation.report import EvaluationReport
+from pipelines.job import ConfigError, RunRecord, console, prepare_output_dir, run_door
+from pipelines.ner.bundle import hash_mention, load_bundle
+from pipelines.ner.errors import UserError, raise_all
+from pipelines.terminal import print_scores
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of `rayner evaluate`."""
+
+    model: str | None = None
+    """A bundle folder, a Hugging Face token-classification checkpoint folder, or a hub id."""
+    corpus: list[str] = field(default_factory=list)
+    """Annotated files: paths, globs, folders, `hf:` ids, `sample:en-test.jsonl`."""
+    output_dir: str = "out/eval"
+    """Where the report goes."""
+    scheme: str = "auto"
+    """Tag scheme of the files, as `rayner train --corpus.scheme`."""
+    max_bad_fraction: float = 0.01
+    """Stop if more than this share of the records has to be rejected."""
+    reader: FormatOptions = field(default_factory=FormatOptions)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the door and return its exit code."""
+    return run_door("evaluate", EvaluateConfig, run, __doc__ or "", argv)
+
+
+def run(config: EvaluateConfig) -> None:
+    """Evaluate as configured."""
+    raise_all(_find_problems(config))
+    folder = prepare_output_dir(config.output_dir)
+    record = RunRecord("evaluate", config)
+    bundle = load_bundle(str(config.model))
+    with connect(config.cluster):
+        with record.phase("read", "reading the corpus"):
+            corpus = read_corpus(
+                {"test": config.corpus}, config.reader, scheme=config.scheme, max_bad_fraction=config.max_bad_fraction
+            )
+        corpus.summary.ledger.write_parquet(folder / "ledger.parquet")
+        unknown = corpus.labels.get("test", set()) - set(bundle.model.scheme.labels)
+        if unknown and not unknown < corpus.labels["test"]:
+            raise ConfigError(
+                "the model knows none of the corpus's labels",
+                rule="labels of the model: " + ", ".join(bundle.model.scheme.labels),
+                value="labels of the corpus: " + ", ".join(sorted(unknown)),
+                remedy="evaluate on a corpus annotated with the model's labels",
+            )
+        with record.phase("predict", "predicting and scoring"):
+            started = time.monotonic()
+            finished = corpus.records.map_batches(
+                finish_records, fn_kwargs={"scheme": corpus.scheme}, batch_size=None, batch_format="pyarrow"
+            )
+            plan = plan_actors(config.inference, list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
+            seen = bundle.seen_mentions
+            report = EvaluationReport((lambda mention, label: hash_mention(mention, label) in seen) if seen else None)
+            for batch in predict_records(finished, str(config.model), config.inference, plan).iter_batches(
+                batch_size=None, batch_format="pyarrow"
+            ):
+                report.add_rows(batch.to_pylist(), corpus.scheme)
+    facts = {
+        "model": config.model,
+        "fingerprint": bundle.info.fingerprint or "none (a foreign checkpoint)",
+        "corpus": " ".join(config.corpus),
+        "tag scheme of the corpus": corpus.scheme,
+        "records rejected": corpus.summary.ledger.counts().rejected,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if unknown:
+        facts["labels the model does not know"] = ", ".join(sorted(unknown))
+        console.print(f"[yellow]the model does not know {', '.join(sorted(unknown))}: all of them count as missed[/]")
+    result = report.to_dict()
+    paths = report.write(folder, f"Evaluation of {config.model}", facts)
+    record.write(folder, scores={"strict_micro_f1": result["strict"]["micro"]["f1"]})
+    print_scores(result, "scores")
+    console.print(f"\nreport: {paths['report.html']}")
+    console.print(f"next:   [bold]rayner predict --model {config.model} --input YOUR_TEXTS --output_dir out/entities[/]")
+
+
+def _find_problems(config: EvaluateConfig) -> list[UserError]:
+    problems: list[UserError] = []
+    if not config.model:
+        problems.append(ConfigError("no model is given", remedy="`--model out/run/bundle`"))
+    if not config.corpus:
+        problems.append(ConfigError("no corpus is given", remedy="`--corpus FILE`, e.g. `--corpus sample:en-test.jsonl`"))
+    checked = CorpusConfig(train=["-"], scheme=config.scheme, max_bad_fraction=config.max_bad_fraction)
+    return problems + checked.find_problems() + config.inference.find_problems()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Read, check, split and tokenize a corpus once, into shards of Parquet that `train` takes any number of times."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from pipelines.cluster import ClusterConfig, connect
+from pipelines.corpus.reading import CorpusConfig
+from pipelines.corpus.shards import prepare_shards
+from pipelines.job import ConfigError, RunRecord, console, prepare_output_dir, run_door
+from pipelines.ner.encoding import EncodingConfig
+from pipelines.ner.errors import raise_all
+from pipelines.ner.model import ModelConfig
+from pipelines.terminal import print_shards
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Settings of `rayner prepare`."""
+
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    output_dir: str = "out/shards"
+    """Where the shards go; a local path, or one that every node sees."""
+    num_actors: int = 1
+    """Tokenizing actors."""
+    seed: int = 1
+    """Seed of a `scratch` encoder's weights."""
+    fresh: bool = False
+    """Replace shards that are already there."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the door and return its exit code."""
+    return run_door("prepare", PrepareConfig, run, __doc__ or "", argv)
+
+
+def run(config: PrepareConfig) -> None:
+    """Prepare shards as configured."""
+    problems = config.corpus.find_problems()
+    if config.corpus.shards:
+        problems = [ConfigError("`prepare` reads files, not shards", remedy="give `--corpus.train`")]
+    raise_all(problems)
+    folder = prepare_output_dir(config.output_dir)
+    if any(folder.iterdir()) and not config.fresh:
+        raise ConfigError(
+            "the output folder is not empty",
+            where=str(folder),
+            rule="shards are written into a new or empty folder",
+            remedy="give another `--output_dir`, or replace what is there with `--fresh`",
+        )
+    record = RunRecord("prepare", config)
+    with connect(config.cluster), record.phase("prepare", "reading, checking and tokenizing the corpus"):
+        info = prepare_shards(
+            config.corpus, config.encoding, config.model, folder, seed=config.seed, num_actors=config.num_actors
+        )
+    record.write(folder, shards=asdict(info))
+    print_shards(info, folder)
+    console.print(f"\nnext: [bold]rayner train --corpus.shards {config.output_dir} --output_dir out/run[/]")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

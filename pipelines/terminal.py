@@ -1,0 +1,141 @@
+"""What doors show on a terminal: a corpus, scores, text with its entities marked, the progress of training."""
+
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.corpus.shards import ShardsInfo
+from pipelines.job import console, progress_console
+
+COLORS = ("green", "blue", "magenta", "yellow", "cyan", "red")
+POLL_S = 0.3
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n")
+
+
+def print_shards(info: ShardsInfo, folder: Path) -> None:
+    """Say on stdout what a prepared corpus holds."""
+    console.print(f"[bold]corpus[/] {folder}")
+    for name, split in info.splits.items():
+        made = f", {info.split_off[name]:.0%} of the training documents" if name in info.split_off else ""
+        entities = ", ".join(f"{label} {number:,}" for label, number in split.entities.items())
+        console.print(
+            f"  {name:<5} {split.num_records:,} records, {split.num_tokens:,} sub-tokens{made}; {entities or 'no entity'}"
+        )
+    ledger = info.ledger
+    told = f"{ledger['kept']:,} kept, {ledger['repaired']:,} of them repaired, {ledger['rejected']:,} rejected"
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in ledger["reasons"].items())
+    console.print(f"  ledger: {told}{f' ({reasons})' if reasons else ''}; written as {folder / 'ledger.parquet'}")
+    console.print(f"  tags read as {info.corpus_scheme}; the model predicts {info.scheme} over {len(info.tags)} tags")
+    for pair, number in info.duplicates.items():
+        console.print(f"  [yellow]{number:,} distinct records stand in both {pair}[/]: scores on them flatter")
+
+
+def print_scores(result: dict[str, Any], title: str) -> None:
+    """The table of strict and lenient scores by label, with the interval of the whole."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table.add_column("label")
+    for name in ("precision", "recall", "F1", "lenient F1", "gold"):
+        table.add_column(name, justify="right")
+    strict, lenient = result["strict"], result["lenient"]
+    rows = [(label, strict["labels"].get(label), lenient["labels"].get(label)) for label in sorted(lenient["labels"])]
+    for label, one, other in [*rows, ("all (micro)", strict["micro"], lenient["micro"])]:
+        one = one or {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+        cells = [f"{one[name]:.3f}" for name in ("precision", "recall", "f1")]
+        table.add_row(label, *cells, f"{other['f1']:.3f}", f"{other['support']:,}", style="bold" if label[:3] == "all" else "")
+    console.print()
+    console.print(table)
+    low, high = result["intervals"]["strict"]["micro"]["f1"]
+    console.print(f"test strict F1 [bold]{strict['micro']['f1']:.4f}[/], 95 % interval {low:.3f} to {high:.3f} over documents")
+
+
+def print_examples(rows: Sequence[dict[str, Any]], limit: int = 5) -> None:
+    """A few predicted sentences with their entities marked in a colour per label."""
+    sentences = [sentence for row in rows for sentence in _split_sentences(row)]
+    chosen = sorted(sentences, key=lambda sentence: -min(3, len({label for *_, label in sentence[1]})))[:limit]
+    labels = sorted({label for _, spans in chosen for *_, label in spans})
+    if not chosen:
+        return
+    console.print("\n[bold]predicted[/]")
+    for text, spans in chosen:
+        marked = Text("  ")
+        at = 0
+        for start, end, label in spans:
+            marked.append(text[at:start])
+            marked.append(f" {text[start:end]} ", style=f"bold reverse {COLORS[labels.index(label) % len(COLORS)]}")
+            marked.append(label, style=f"{COLORS[labels.index(label) % len(COLORS)]}")
+            at = end
+        marked.append(text[at:])
+        console.print(marked)
+
+
+@contextmanager
+def watch_training(read_metrics: Callable[[], list[dict[str, Any]]]) -> Iterator[None]:
+    """Show how far training is while the block runs: a bar on a terminal, a line an epoch elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[facts]}"), console=progress_console, transient=True)
+    view = _TrainingView(bar, is_terminal=sys.stderr.isatty())
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.wait(POLL_S):
+            view.update(read_metrics())
+
+    with bar:
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            view.update(read_metrics())
+
+
+class _TrainingView:
+    def __init__(self, bar: Progress, is_terminal: bool) -> None:
+        self.bar, self.is_terminal = bar, is_terminal
+        self.task = bar.add_task("starting workers", total=None, facts="")
+        self.epochs_told = 0
+
+    def update(self, rows: list[dict[str, Any]]) -> None:
+        starts = [row for row in rows if row["kind"] == "start"]
+        steps = [row for row in rows if row["kind"] == "step"]
+        epochs = [row for row in rows if row["kind"] == "epoch"]
+        if starts and steps:
+            recent = steps[-20:]
+            rate = sum(row["num_tokens"] for row in recent) / max(1e-9, sum(row["seconds"] for row in recent))
+            loss = sum(row["loss"] for row in recent) / len(recent)
+            facts = f"loss {loss:.3f}  {rate:,.0f} sub-tokens/s"
+            title = f"epoch {steps[-1]['epoch'] + 1} of {starts[-1]['num_epochs']}"
+            self.bar.update(self.task, description=title, total=starts[-1]["num_steps"], completed=steps[-1]["step"], facts=facts)
+        for row in epochs[self.epochs_told :]:
+            best = " (best so far)" if row["dev_f1"] == row["best_dev_f1"] else ""
+            progress_console.print(f"  epoch {row['epoch']}: dev F1 {row['dev_f1']:.4f}{best}")
+        self.epochs_told = max(self.epochs_told, len(epochs))
+
+
+def _split_sentences(row: dict[str, Any]) -> Iterator[tuple[str, list[tuple[int, int, str]]]]:
+    """Sentences of a predicted record that hold entities, each with its entities' places in it."""
+    spans = [(span["start"], span["end"], span["label"]) for span in row["predicted"]]
+    text = row["text"]
+    if text is None:
+        starts = [0]
+        for word in row["words"]:
+            starts.append(starts[-1] + len(word) + 1)
+        text = " ".join(row["words"])
+        spans = [(starts[start], starts[end] - 1, label) for start, end, label in spans]
+    begin = 0
+    for match in [*_SENTENCE.finditer(text), None]:
+        end = match.start() if match else len(text)
+        inside = [(a - begin, b - begin, label) for a, b, label in spans if begin <= a and b <= end]
+        if inside and end - begin <= 240:
+            yield text[begin:end], inside
+        begin = match.end() if match else end

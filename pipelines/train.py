@@ -1,0 +1,259 @@
+"""Fine-tune a token classifier on an annotated corpus, score it on untouched gold, and write a bundle.
+
+The main job: corpus files in (or shards from `rayner prepare`); a model, its scores with intervals, and a report with
+its errors out. The same command resumes an interrupted run.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+
+from pipelines.cluster import ClusterConfig, connect, list_node_cpus
+from pipelines.corpus.inference import InferenceConfig, plan_actors, predict_records
+from pipelines.corpus.reading import CorpusConfig
+from pipelines.corpus.shards import (
+    SHARDS_FILE,
+    ShardsInfo,
+    find_shards_encoder,
+    hash_seen_mentions,
+    load_shards_info,
+    prepare_shards,
+    read_rows,
+    read_split,
+    read_windows,
+)
+from pipelines.evaluation.curves import render_curves_svg
+from pipelines.evaluation.report import EvaluationReport
+from pipelines.job import (
+    RunRecord,
+    check_resumable,
+    console,
+    prepare_output_dir,
+    read_versions,
+    run_door,
+)
+from pipelines.ner.bundle import Bundle, BundleInfo, annotate_bundle, hash_mention, save_bundle
+from pipelines.ner.encoders import load_tokenizer
+from pipelines.ner.encoding import Encoder, EncodingConfig
+from pipelines.ner.errors import UserError, raise_all
+from pipelines.ner.model import ModelConfig, build_token_classifier
+from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
+from pipelines.training.loop import TrainingConfig
+from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit, read_metrics
+
+METRICS_FILE = "metrics.jsonl"
+IDENTITY = ("corpus", "model", "encoding", "training")
+"""The settings that make a run what it is; the others may change when it is resumed."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `rayner train`."""
+
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    output_dir: str = "out/run"
+    """The run folder: bundle, report, metrics, checkpoints. On a cluster of several machines, one that all of them see."""
+    fresh: bool = False
+    """Start over, removing what an earlier run left in the output folder."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the door and return its exit code."""
+    return run_door("train", TrainConfig, run, __doc__ or "", argv)
+
+
+def run(config: TrainConfig) -> None:
+    """Train as configured, or go on with the run that is in the output folder."""
+    raise_all(_find_problems(config))
+    folder = prepare_output_dir(config.output_dir)
+    settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
+    if check_resumable(folder, settings, config.fresh):
+        console.print(f"this run is finished: {folder / 'bundle'}; [bold]--fresh[/] starts it over")
+        return
+    record = RunRecord("train", config)
+    with connect(config.cluster):
+        record.data["inventory"] = ray.cluster_resources()
+        shards, info = _get_shards(config, folder, record)
+        encoder = find_shards_encoder(shards, info)
+        job = TrainingJob(
+            encoder=encoder,
+            model=config.model,
+            scheme=info.label_scheme,
+            window=info.window,
+            stride=info.stride,
+            splitter=info.splitter,
+            training=config.training,
+            load_windows=partial(read_windows, shards),
+            load_dev=partial(read_rows, shards, "dev"),
+            corpus_scheme=info.corpus_scheme,
+        )
+        with record.phase("train", "training"), watch_training(partial(read_metrics, folder / METRICS_FILE)):
+            result = fit(job, config.resources, folder)
+        with record.phase("bundle", "writing the bundle"):
+            bundle = _write_bundle(config, job, info, result, shards, folder)
+        with record.phase("evaluate", "scoring the test split"):
+            report, examples = _evaluate(config, bundle, shards, info, folder)
+    scores = report.to_dict()
+    annotate_bundle(bundle, {"test_strict_micro": scores["strict"]["micro"], "test_intervals": scores["intervals"]["strict"]["micro"]})
+    usage = _summarize_usage(folder)
+    facts = _collect_facts(config, info, result, usage)
+    paths = report.write(folder, f"Training of {folder.name}", facts, _render_curves(folder))
+    record.write(
+        folder,
+        status="done",
+        shards=asdict(info),
+        seed=config.training.seed,
+        training={name: value for name, value in vars(result).items() if name != "best_model"} | usage,
+        scores={"strict_micro_f1": scores["strict"]["micro"]["f1"], "dev_strict_micro_f1": result.best_dev_f1},
+    )
+    print_scores(scores, "scores on the test split")
+    print_examples(examples)
+    console.print(f"\nbundle: {bundle}\nreport: {paths['report.html']}")
+    console.print(f"next:   [bold]rayner predict --model {config.output_dir}/bundle --input YOUR_TEXTS.txt --output_dir out/entities[/]")
+
+
+def _get_shards(config: TrainConfig, folder: Path, record: RunRecord) -> tuple[Path, ShardsInfo]:
+    """The shards given, those that an interrupted run has left, or new ones."""
+    if config.corpus.shards:
+        shards = Path(config.corpus.shards).expanduser().absolute()
+        return shards, load_shards_info(shards)
+    shards = folder / "shards"
+    if (shards / SHARDS_FILE).is_file():
+        return shards, load_shards_info(shards)
+    with record.phase("prepare", "reading, checking and tokenizing the corpus"):
+        info = prepare_shards(
+            config.corpus, config.encoding, config.model, shards, seed=config.training.seed, num_actors=1
+        )
+    print_shards(info, shards)
+    return shards, info
+
+
+def _write_bundle(
+    config: TrainConfig, job: TrainingJob, info: ShardsInfo, result: TrainingResult, shards: Path, folder: Path
+) -> Path:
+    model = build_token_classifier(job.encoder, job.scheme, job.model)
+    model.load_state_dict(result.best_model)
+    rows = read_metrics(folder / METRICS_FILE)
+    bundle = Bundle(
+        model=model,
+        encoder=Encoder(load_tokenizer(job.encoder), window=job.window, stride=job.stride, splitter=job.splitter),
+        info=BundleInfo(
+            scheme=job.scheme.name,
+            head=config.model.head,
+            splitter=job.splitter,
+            window=job.window,
+            stride=job.stride,
+            precision=next((row["precision"] for row in rows if row["kind"] == "start"), "fp32"),
+            training={
+                "encoder": config.model.encoder,
+                "seed": config.training.seed,
+                "num_steps": result.num_steps,
+                "num_epochs": result.num_epochs,
+                "best_epoch": result.best_epoch,
+                "dev_strict_micro_f1": result.best_dev_f1,
+                "train_records": info.splits["train"].num_records,
+                "versions": read_versions(),
+            },
+        ),
+        seen_mentions=hash_seen_mentions(shards),
+    )
+    save_bundle(folder / "bundle", bundle)
+    return folder / "bundle"
+
+
+def _evaluate(
+    config: TrainConfig, bundle: Path, shards: Path, info: ShardsInfo, folder: Path
+) -> tuple[EvaluationReport, list[dict[str, Any]]]:
+    """The report on the test split, and a few predicted records to show."""
+    seen = hash_seen_mentions(shards)
+    report = EvaluationReport(lambda mention, label: hash_mention(mention, label) in seen)
+    plan = plan_actors(config.inference, list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
+    test: pa.Table = read_split(shards, "test").sort_by("record_id")
+    examples: list[dict[str, Any]] = []
+    predicted = predict_records(ray.data.from_arrow(test), str(bundle), config.inference, plan)
+    for batch in predicted.iter_batches(batch_size=None, batch_format="pyarrow"):
+        rows = batch.to_pylist()
+        report.add_rows(rows, info.corpus_scheme)
+        examples += rows[: max(0, 20 - len(examples))]
+    return report, examples
+
+
+def _summarize_usage(folder: Path) -> dict[str, Any]:
+    """Speed and memory of training, from its metrics."""
+    rows = read_metrics(folder / METRICS_FILE)
+    steps = [row for row in rows if row["kind"] == "step"]
+    seconds = sum(row["seconds"] for row in steps)
+    tokens = sum(row["num_tokens"] for row in steps)
+    return {
+        "num_tokens": tokens,
+        "step_s": round(seconds, 3),
+        "tokens_per_s": round(tokens / seconds, 1) if seconds else 0.0,
+        "worker_peak_memory_mib": max((row.get("peak_memory_mib", 0) for row in rows), default=0),
+        **{name: next((row[name] for row in reversed(rows) if name in row), None) for name in ("num_workers", "precision")},
+    }
+
+
+def _collect_facts(
+    config: TrainConfig, info: ShardsInfo, result: TrainingResult, usage: dict[str, Any]
+) -> dict[str, Any]:
+    splits = {name: f"{split.num_records:,} records, {split.num_tokens:,} sub-tokens" for name, split in info.splits.items()}
+    return {
+        "model": {
+            "encoder": config.model.encoder,
+            "head": config.model.head,
+            "best epoch": f"{result.best_epoch} of {result.num_epochs}",
+            "dev strict F1": f"{result.best_dev_f1:.4f}",
+        },
+        "corpus": splits | {"scheme of the files": info.corpus_scheme, "window": info.window, "stride": info.stride},
+        "training": {
+            "steps": result.num_steps,
+            "workers": usage["num_workers"],
+            "precision": usage["precision"],
+            "sub-tokens per second": f"{usage['tokens_per_s']:,.0f}",
+            "peak memory of a worker": f"{usage['worker_peak_memory_mib']:,} MiB",
+            "seed": config.training.seed,
+        },
+    }
+
+
+def _render_curves(folder: Path) -> list[tuple[str, str]]:
+    rows = read_metrics(folder / METRICS_FILE)
+    losses = [(row["step"], row["loss"]) for row in rows if row["kind"] == "step"]
+    smooth = max(1, len(losses) // 100)
+    means = [
+        (losses[at][0], sum(loss for _, loss in losses[at : at + smooth]) / len(losses[at : at + smooth]))
+        for at in range(0, len(losses), smooth)
+    ]
+    f1 = [(row["epoch"], row["dev_f1"]) for row in rows if row["kind"] == "epoch"]
+    return [
+        ("Loss", render_curves_svg({"training loss": means}, "step", "nats per word", "Training loss")),
+        ("Dev F1", render_curves_svg({"strict micro F1": f1}, "epoch", "F1", "Strict micro F1 on dev")),
+    ]
+
+
+def _find_problems(config: TrainConfig) -> list[UserError]:
+    return [
+        *config.corpus.find_problems(),
+        *config.model.find_problems(),
+        *config.training.find_problems(),
+        *config.resources.find_problems(),
+        *config.inference.find_problems(),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
