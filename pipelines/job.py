@@ -95,6 +95,10 @@ def set_up_logging(debug: bool) -> None:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns the run comes as an exception
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     for name in ("huggingface_hub", "httpx", "datasets", "fsspec"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -23,6 +23,7 @@ _UNICODE = regex.compile(
     rf"""
     (?:https?://|www\.)[^\s<>"]*[^\s<>".,;:!?)\]}}'’]      # addresses on the web
   | [\p{{L}}\p{{N}}._%+\-]+@[\p{{L}}\p{{N}}\-]+(?:\.[\p{{L}}\p{{N}}\-]+)+   # e-mail addresses
+  | [@\#][\p{{L}}\p{{N}}_]+                                 # handles and hashtags
   | {_UNSPACED}
   | (?:\p{{L}}\.){{2,}}                                     # U.S., e.g.
   | \p{{N}}+(?:[.,:/]\p{{N}}+)+                             # 1,000.50  12:30
@@ -38,7 +39,7 @@ _BERT = regex.compile(r"\p{Han}|[\p{P}$+<=>^`|~]|[^\s\p{Han}\p{P}$+<=>^`|~]+")
 _PATTERNS = {"unicode": _UNICODE, "punctuation": _PUNCTUATION, "whitespace": _WHITESPACE, "bert": _BERT}
 
 SPLITTERS = tuple(_PATTERNS)
-"""`unicode` keeps hyphenated words, abbreviations, numbers and addresses whole, as most corpora of words do;
+"""`unicode` keeps hyphenated words, abbreviations, numbers, addresses, handles and hashtags whole, as most corpora of words do;
 `punctuation` makes every punctuation mark a word, so that an entity may end anywhere; `whitespace` splits at spaces;
 `bert` splits as BERT's own pre-tokenizer does, for checkpoints trained elsewhere."""
 

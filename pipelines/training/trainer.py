@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -182,18 +183,18 @@ class _Reporter:
         self.is_first = ray.train.get_context().get_world_rank() == 0
 
     def on_start(self, metrics: dict[str, Any]) -> None:
-        self.rows.append({"kind": "start", **metrics})
+        self._add("start", metrics)
         self.flush(None)
 
     def on_step(self, metrics: dict[str, Any]) -> None:
-        self.rows.append({"kind": "step", **metrics})
+        self._add("step", metrics)
         if metrics["step"] % REPORT_EVERY_STEPS == 0:
             self.flush(None)
 
     def on_checkpoint(self, metrics: dict[str, Any] | None, get_state: Callable[[], TrainingState]) -> None:
         if metrics is not None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-            self.rows.append({"kind": "epoch", **metrics, "peak_memory_mib": peak})
+            self._add("epoch", {**metrics, "peak_memory_mib": peak})
         state = get_state()
         if not self.is_first:
             self.flush(None)
@@ -201,6 +202,9 @@ class _Reporter:
         with tempfile.TemporaryDirectory() as folder:
             torch.save({field.name: getattr(state, field.name) for field in fields(state)}, Path(folder) / STATE_FILE)
             self.flush(Checkpoint.from_directory(folder))
+
+    def _add(self, kind: str, metrics: dict[str, Any]) -> None:
+        self.rows.append({"kind": kind, "time": round(time.time(), 3), **metrics})
 
     def flush(self, checkpoint: Checkpoint | None) -> None:
         ray.train.report({"rows": self.rows}, checkpoint=checkpoint)
