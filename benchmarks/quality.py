@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality [--data ../shared/data] [--seeds 1 2 3] [--corpora wnut17 ncbi_disease zh_gsdsimp]
 
-Writes `benchmarks/results/quality.json` after every run, so that an interrupted series can be read and continued.
+Writes `benchmarks/results/quality.json` after every run, and at the end the table of README.md.
 """
 
 import argparse
@@ -22,6 +22,12 @@ CORPORA = {
     "ncbi_disease": ("train.tsv", "devel.tsv", "test.tsv"),
     "zh_gsdsimp": ("train.iob2", "dev.iob2", "test.iob2"),
 }
+CORPORA_NAMES = {
+    "wnut17": "WNUT-17 (English, social media)",
+    "ncbi_disease": "NCBI-disease (English, biomedical)",
+    "zh_gsdsimp": "UNER GSDSimp (Chinese; the encoder is English)",
+}
+README = Path(__file__).parents[1] / "README.md"
 ENCODER = "all-MiniLM-L6-v2"
 
 
@@ -42,6 +48,8 @@ def main() -> None:
             results[corpus] |= summarize(runs)
             RESULTS.parent.mkdir(exist_ok=True)
             RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    page = README.read_text(encoding="utf-8")
+    README.write_text(put_table(page, render_table(results)), encoding="utf-8")
 
 
 def train_once(folder: Path, files: tuple[str, str, str], seed: int, keep: Path | None) -> dict[str, Any]:
@@ -70,6 +78,26 @@ def train_once(folder: Path, files: tuple[str, str, str], seed: int, keep: Path 
         "git_revision": run["git_revision"],
         "versions": run["versions"],
     }
+
+
+def render_table(results: dict[str, Any]) -> str:
+    """The results as a Markdown table."""
+    lines = ["| corpus | test F1 | dev F1 | seconds a run | sub-tokens/s in training |", "|---|---|---|---|---|"]
+    for corpus, result in results.items():
+        speed = statistics.mean(run["tokens_per_s"] for run in result["runs"].values())
+        lines.append(
+            f"| {CORPORA_NAMES[corpus]} | {100 * result['test_strict_f1_mean']:.1f} ± "
+            f"{100 * result['test_strict_f1_stdev']:.1f} | {100 * result['dev_strict_f1_mean']:.1f} | "
+            f"{result['seconds_mean']:.0f} | {speed:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def put_table(page: str, table: str) -> str:
+    """README.md with the table in its place."""
+    begin, end = "<!-- quality: begin -->\n", "<!-- quality: end -->"
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}{table}\n{end}{rest.partition(end)[2]}"
 
 
 def summarize(runs: dict[str, Any]) -> dict[str, Any]:

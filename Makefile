@@ -1,0 +1,41 @@
+# Everything runs in .venv, which `install` makes. `make` alone lists the targets.
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test check format bench clean
+
+help:           ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+install: $(STAMP)  ## make .venv with everything that quickstart and tests need
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart,dev]'
+	@touch $(STAMP)
+
+quickstart: $(STAMP)  ## train, score and apply a real model on the sample corpus (about a minute and a half)
+	$(BIN)/rayner train --config quickstart --fresh
+
+test: $(STAMP)  ## run every test
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## lint, types, floor plan
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_floor_plan.py
+
+format: $(STAMP)  ## put the code into its standard form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## quality on the real corpora (half an hour); writes benchmarks/results
+	$(BIN)/python -m benchmarks.quality
+
+clean:          ## remove what was built, not what was trained
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
