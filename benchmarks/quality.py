@@ -37,10 +37,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--corpora", nargs="+", default=list(CORPORA), choices=list(CORPORA))
+    parser.add_argument("--render", action="store_true", help="run nothing; only put the table into README.md")
     parser.add_argument("--keep", type=Path, help="a folder in which the runs' bundles and reports are kept")
     arguments = parser.parse_args()
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    for corpus in arguments.corpora:
+    for corpus in [] if arguments.render else arguments.corpora:
         runs = results.setdefault(corpus, {"runs": {}})["runs"]
         for seed in arguments.seeds:
             runs[str(seed)] = train_once(arguments.data / corpus, CORPORA[corpus], seed, arguments.keep)

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import ray
+from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect, list_node_cpus
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.inference import InferenceConfig, plan_actors, predict_records
 from pipelines.corpus.reading import CorpusConfig, finish_records, read_corpus
 from pipelines.evaluation.report import EvaluationReport
-from pipelines.job import ConfigError, RunRecord, console, prepare_output_dir, run_door
+from pipelines.job import RunRecord, console, prepare_output_dir, render_next, run_door
 from pipelines.ner.bundle import hash_mention, load_bundle
 from pipelines.ner.errors import UserError, raise_all
+from pipelines.settings import ConfigError
 from pipelines.terminal import print_scores
 
 
@@ -53,7 +55,6 @@ def run(config: EvaluateConfig) -> None:
             corpus = read_corpus(
                 {"test": config.corpus}, config.reader, scheme=config.scheme, max_bad_fraction=config.max_bad_fraction
             )
-        corpus.summary.ledger.write_parquet(folder / "ledger.parquet")
         unknown = corpus.labels.get("test", set()) - set(bundle.model.scheme.labels)
         if unknown and not unknown < corpus.labels["test"]:
             raise ConfigError(
@@ -62,6 +63,7 @@ def run(config: EvaluateConfig) -> None:
                 value="labels of the corpus: " + ", ".join(sorted(unknown)),
                 remedy="evaluate on a corpus annotated with the model's labels",
             )
+        corpus.summary.ledger.write_parquet(folder / "ledger.parquet")
         with record.phase("predict", "predicting and scoring"):
             started = time.monotonic()
             finished = corpus.records.map_batches(
@@ -84,13 +86,13 @@ def run(config: EvaluateConfig) -> None:
     }
     if unknown:
         facts["labels the model does not know"] = ", ".join(sorted(unknown))
-        console.print(f"[yellow]the model does not know {', '.join(sorted(unknown))}: all of them count as missed[/]")
+        console.print(f"[yellow]the model does not know {escape(', '.join(sorted(unknown)))}: all of them count as missed[/]")
     result = report.to_dict()
     paths = report.write(folder, f"Evaluation of {config.model}", facts)
     record.write(folder, scores={"strict_micro_f1": result["strict"]["micro"]["f1"]})
     print_scores(result, "scores")
-    console.print(f"\nreport: {paths['report.html']}")
-    console.print(f"next:   [bold]rayner predict --model {config.model} --input YOUR_TEXTS --output_dir out/entities[/]")
+    console.print(escape(f"\nreport: {paths['report.html']}"))
+    console.print(render_next(f"rayner predict --model {config.model} --input YOUR_TEXTS.txt --output_dir out/entities"))
 
 
 def _find_problems(config: EvaluateConfig) -> list[UserError]:

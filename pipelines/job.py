@@ -17,20 +17,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 
 from pipelines.ner.errors import UserError
-from pipelines.settings import ConfigError, parse_settings
+from pipelines.settings import ConfigError as ConfigError
+from pipelines.settings import parse_settings
 
 RECORDED_PACKAGES = ("rayner", "ray", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
 RUN_FILE = "run.json"
 SETTINGS_FILE = "settings.json"
+MARKS = (RUN_FILE, SETTINGS_FILE, "shards.json", "_SUCCESS", ".partial")
+"""Files and folders by which a door's output is known."""
 EXIT_OK, EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 0, 1, 2, 130
 
 Config = TypeVar("Config")
 logger = logging.getLogger("rayner")
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, emoji=False)
 """What a door has made, on stdout."""
-progress_console = Console(highlight=False, stderr=True)
+progress_console = Console(highlight=False, stderr=True, emoji=False)
 """How far it is, on stderr."""
 
 
@@ -54,6 +58,9 @@ def run_door(
     except KeyboardInterrupt:
         print(f"\nrayner {verb}: stopped; the same command goes on where it was", file=sys.stderr)
         return EXIT_STOPPED
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     except Exception as error:
         if debug:
             logger.exception("rayner %s", verb)
@@ -82,7 +89,7 @@ def find_mistake(error: BaseException | None) -> UserError | None:
             )
         seen.add(id(error))
         cause = getattr(error, "cause", None)
-        error = cause if isinstance(cause, BaseException) else error.__cause__ or error.__context__
+        error = cause if isinstance(cause, BaseException) else error.__cause__
     return None
 
 
@@ -137,8 +144,9 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool) -> bool
     path = folder / SETTINGS_FILE
     settings = json.loads(json.dumps(settings, default=str))
     if fresh:
+        check_replaceable(folder)
         for old in folder.iterdir():
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         changes = [f"`{key}`: {old!r} then, {new!r} now" for key, old, new in _compare(before, settings)]
@@ -157,10 +165,27 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool) -> bool
             "the output folder holds something else",
             where=str(folder),
             rule="a new or empty folder, or one of an interrupted run",
-            remedy="give another `--output_dir`, or remove what is there with `--fresh`",
+            remedy="give another `--output_dir`",
         )
     write_json(path, settings)
     return False
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise ConfigError for a folder with files in it that no door has written: `--fresh` removes only our own."""
+    if any(folder.iterdir()) and not any((folder / mark).exists() for mark in MARKS):
+        raise ConfigError(
+            "the output folder holds something else",
+            where=str(folder),
+            rule="`--fresh` replaces only what an earlier run has written",
+            value=", ".join(sorted(path.name for path in folder.iterdir())[:5]),
+            remedy="give another `--output_dir`, or empty the folder yourself",
+        )
+
+
+def render_next(command: str) -> str:
+    """The last line a door prints: what to run next, as rich markup."""
+    return f"next:   [bold]{escape(command)}[/]"
 
 
 def _compare(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -12,15 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
+from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect, list_node_cpus
 from pipelines.corpus.formats.options import NO_COLUMN, FormatOptions
 from pipelines.corpus.inference import InferenceConfig, plan_actors, predict_records
 from pipelines.corpus.reading import keep_records, read_raw, summarize
 from pipelines.corpus.records import CorpusError
-from pipelines.job import ConfigError, RunRecord, console, prepare_output_dir, progress_console, run_door, write_json
+from pipelines.job import RunRecord, check_replaceable, console, prepare_output_dir, progress_console, run_door, write_json
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.errors import UserError, raise_all
+from pipelines.settings import ConfigError
 
 SUCCESS_FILE = "_SUCCESS"
 FORMATS = ("parquet", "jsonl")
@@ -59,6 +61,8 @@ def run(config: PredictConfig) -> None:
     """Predict as configured."""
     raise_all(_find_problems(config))
     folder = prepare_output_dir(config.output_dir)
+    staging = folder / ".partial"
+    shutil.rmtree(staging, ignore_errors=True)  # what an interrupted job has left
     if any(folder.iterdir()) and not config.fresh:
         raise ConfigError(
             "the output folder is not empty",
@@ -67,6 +71,7 @@ def run(config: PredictConfig) -> None:
             value="a finished job" if (folder / SUCCESS_FILE).exists() else "files of something else",
             remedy="give another `--output_dir`, or replace what is there with `--fresh`",
         )
+    check_replaceable(folder)
     record = RunRecord("predict", config)
     info = load_bundle(str(config.model)).info
     reader = replace(
@@ -75,8 +80,6 @@ def run(config: PredictConfig) -> None:
         tags_column=NO_COLUMN,
         extra_columns=tuple(name for name in config.keep if name not in ("text", "source")),
     )
-    staging = folder / ".partial"
-    shutil.rmtree(staging, ignore_errors=True)
     with connect(config.cluster):
         raw = read_raw({"input": config.input}, reader)
         with record.phase("check", "checking the documents"):
@@ -144,8 +147,8 @@ def _print_totals(totals: dict[str, Any], num_rejected: int, folder: Path, confi
         f"{totals['num_characters']:,} characters, {totals['num_tokens']:,} sub-tokens in {totals['num_windows']:,} windows"
     )
     for label, number in sorted(totals["entities"].items(), key=lambda item: -item[1]):
-        console.print(f"  {label:<12} {number:,}")
-    console.print(f"\nentities: {folder / f'entities.{config.format}'}")
+        console.print(escape(f"  {label:<12} {number:,}"))
+    console.print(escape(f"\nentities: {folder / f'entities.{config.format}'}"))
 
 
 def _find_problems(config: PredictConfig) -> list[UserError]:

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pipelines.cluster import ClusterConfig, connect
 from pipelines.corpus.reading import CorpusConfig
 from pipelines.corpus.shards import prepare_shards
-from pipelines.job import ConfigError, RunRecord, console, prepare_output_dir, run_door
+from pipelines.job import RunRecord, check_replaceable, console, prepare_output_dir, render_next, run_door
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import raise_all
 from pipelines.ner.model import ModelConfig
+from pipelines.settings import ConfigError
 from pipelines.terminal import print_shards
 
 
@@ -51,6 +52,7 @@ def run(config: PrepareConfig) -> None:
             rule="shards are written into a new or empty folder",
             remedy="give another `--output_dir`, or replace what is there with `--fresh`",
         )
+    check_replaceable(folder)
     record = RunRecord("prepare", config)
     with connect(config.cluster), record.phase("prepare", "reading, checking and tokenizing the corpus"):
         info = prepare_shards(
@@ -58,7 +60,8 @@ def run(config: PrepareConfig) -> None:
         )
     record.write(folder, shards=asdict(info))
     print_shards(info, folder)
-    console.print(f"\nnext: [bold]rayner train --corpus.shards {config.output_dir} --output_dir out/run[/]")
+    console.print()
+    console.print(render_next(f"rayner train --corpus.shards {folder} --output_dir out/run"))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ keys are read as if they stood on the command line where `--config` stands.
 """
 
 import dataclasses
+import datetime
 import difflib
 import json
 import re
@@ -21,8 +22,11 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from pipelines.ner.errors import UserError, raise_all
 
 PRESETS = Path(__file__).parent / "configs"
+COMMAND_LINE = "the command line"
 SWITCHES = ("--help", "-h", "--print_config", "--debug")
 _PARSER_KEY = re.compile(r'Parser key "(?P<key>[\w.]+)":\s*(?P<problem>.*)', re.DOTALL)
+_CONFIG_GROUP = re.compile(r"^  --[\w.]+ CONFIG\s+Path to a configuration\s+file\.\n|, --[\w.]+\+ \[ITEM,\.\.\.\]", re.MULTILINE)
+"""What jsonargparse offers in its help and `_read_arguments` has other ways for."""
 _EXPECTED = re.compile(r"Expected an? <class '(\w+)'>|one of (\S.*)")
 
 Config = TypeVar("Config")
@@ -44,40 +48,51 @@ class Setting:
         """As jsonargparse takes it."""
         if takes_list and not (len(self.values) == 1 and self.values[0].startswith("[")):
             return [f"--{self.key}={json.dumps(self.values, ensure_ascii=False)}"]
-        return [f"--{self.key}={' '.join(self.values)}"]
+        return [f"--{self.key}={self.values[0] if self.values else 'true'}"]
 
 
 def parse_settings(verb: str, config_class: type[Config], arguments: Sequence[str], description: str) -> Config:
     """An instance of a configuration dataclass. Raises UserError (or UserErrors, several); exits after `--help`."""
     parser = _build_parser(verb, config_class, description)
+    switches = [argument for argument in arguments if argument.split("=")[0] in SWITCHES]
+    if "--help" in switches or "-h" in switches:
+        parser.add_argument("--debug", action="store_true", help="Show tracebacks, and what libraries log.")
+        print(_CONFIG_GROUP.sub("", parser.format_help()).replace("[ITEM,...]", "ITEM ..."))
+        raise SystemExit(0)
     keys = list_keys(config_class)
     settings, problems = _read_arguments(arguments)
-    known = []
+    known: dict[str, Setting] = {}
     for setting in settings:
-        if setting.key in keys:
-            known.append(setting)
-        else:
+        if setting.key not in keys:
             problems.append(_unknown_key(setting, keys))
-    switches = [argument for argument in arguments if argument.split("=")[0] in SWITCHES]
+            continue
+        problem = _wrong_number(setting, keys[setting.key])
+        if problem is None:
+            known[setting.key] = setting  # a later one overrides
+        else:
+            problems.append(problem)
     while True:  # each type error takes its setting out, so that the next one is found too
-        flags = [flag for setting in known for flag in setting.to_arguments(keys[setting.key])]
+        flags = [flag for setting in known.values() for flag in setting.to_arguments(keys[setting.key] == "list")]
         try:
-            namespace = parser.parse_args([*flags, *switches])
+            namespace = parser.parse_args(flags)
             break
         except ArgumentError as error:
             wrong = _find_setting(str(error), known)
             problems.append(_wrong_type(str(error), wrong))
             if wrong is None:
                 break
-            known = [setting for setting in known if setting.key != wrong.key]
+            del known[wrong.key]
     raise_all(problems)
+    printing = [switch for switch in switches if switch.startswith("--print_config")]
+    if printing:
+        parser.parse_args([*flags, *printing])
     built: Namespace = parser.instantiate(namespace)
     return config_class(**{field.name: built[field.name] for field in dataclasses.fields(config_class)})  # type: ignore[arg-type]
 
 
-def list_keys(config_class: Any, prefix: str = "") -> dict[str, bool]:
-    """Every dotted key of a configuration class that takes a value, and whether it takes a list."""
-    keys: dict[str, bool] = {}
+def list_keys(config_class: Any, prefix: str = "") -> dict[str, str]:
+    """Every dotted key of a configuration class that takes a value, and what it takes: `list`, `switch`, or `one`."""
+    keys: dict[str, str] = {}
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         kind = hints[field.name]
@@ -85,7 +100,8 @@ def list_keys(config_class: Any, prefix: str = "") -> dict[str, bool]:
             keys |= list_keys(kind, f"{prefix}{field.name}.")
         else:
             options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-            keys[f"{prefix}{field.name}"] = any(typing.get_origin(option) in (list, tuple) for option in options)
+            takes_list = any(typing.get_origin(option) in (list, tuple) for option in options)
+            keys[f"{prefix}{field.name}"] = "list" if takes_list else "switch" if bool in options else "one"
     return keys
 
 
@@ -99,7 +115,6 @@ def _build_parser(verb: str, config_class: Any, description: str) -> ArgumentPar
     )
     presets = ", ".join(f"`{path.stem}`" for path in sorted(PRESETS.glob("*.yaml")))
     parser.add_argument("--config", action="config", help=f"A YAML file of settings, or a preset by name: {presets}.")
-    parser.add_argument("--debug", action="store_true", help="Show tracebacks, and what libraries log.")
     parser.add_class_arguments(config_class)
     return parser
 
@@ -115,8 +130,11 @@ def _read_arguments(arguments: Sequence[str]) -> tuple[list[Setting], list[UserE
         if flag == "config":
             for preset in values:
                 _try_preset(preset, settings, problems)
+            if not values:
+                rule = "a YAML file, or a preset by name"
+                problems.append(ConfigError("a value is missing", where="`--config`", rule=rule))
         elif flag is not None:
-            settings.append(Setting(flag, tuple(values) or ("true",), "the command line"))
+            settings.append(Setting(flag, tuple(values), COMMAND_LINE))
 
     for argument in arguments:
         if argument.split("=")[0] in SWITCHES:
@@ -149,10 +167,11 @@ def _try_preset(name: str, settings: list[Setting], problems: list[UserError]) -
         )
         return
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = {} if content is None else content
         if not isinstance(content, dict):
             raise ValueError(f"a mapping of keys is expected, not {type(content).__name__}")
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, OSError) as error:
         problems.append(ConfigError("the preset cannot be read", where=str(path), value=" ".join(str(error).split())))
         return
     settings += [Setting(key, values, str(path)) for key, values in _flatten(content)]
@@ -162,15 +181,15 @@ def _flatten(node: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, tupl
     for key, value in node.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, str):
-            yield f"{prefix}{key}", (value,)
+        elif isinstance(value, str | datetime.date):  # an unquoted `2024-05-01` is meant as text
+            yield f"{prefix}{key}", (str(value),)
         elif isinstance(value, list) and all(isinstance(one, str) for one in value):
             yield f"{prefix}{key}", tuple(value)
         else:
-            yield f"{prefix}{key}", (json.dumps(value),)
+            yield f"{prefix}{key}", (json.dumps(value, ensure_ascii=False, default=str),)
 
 
-def _unknown_key(setting: Setting, keys: dict[str, bool]) -> ConfigError:
+def _unknown_key(setting: Setting, keys: dict[str, str]) -> ConfigError:
     last = setting.key.rsplit(".", 1)[-1]
     by_last = [key for key in keys if key.rsplit(".", 1)[-1] == last]
     near = by_last or difflib.get_close_matches(setting.key, keys, n=2, cutoff=0.5)
@@ -187,10 +206,22 @@ def _unknown_key(setting: Setting, keys: dict[str, bool]) -> ConfigError:
     )
 
 
-def _find_setting(message: str, settings: Sequence[Setting]) -> Setting | None:
+def _wrong_number(setting: Setting, takes: str) -> ConfigError | None:
+    """The mistake of giving no value, or several where one is meant."""
+    from_flag = setting.origin == COMMAND_LINE
+    if not setting.values:
+        if (takes == "switch" and from_flag) or (takes == "list" and not from_flag):  # `--fresh`; `dev: []`
+            return None
+        return ConfigError(f"`{setting.key}` has no value", where=setting.origin, remedy=f"`--{setting.key} VALUE`")
+    if takes == "list" or len(setting.values) == 1:
+        return None
+    value = ", ".join(f"`{value}`" for value in setting.values)
+    return ConfigError(f"`{setting.key}` takes one value", where=setting.origin, value=value)
+
+
+def _find_setting(message: str, settings: dict[str, Setting]) -> Setting | None:
     match = _PARSER_KEY.search(message)
-    key = match["key"] if match else ""
-    return next((setting for setting in reversed(settings) if setting.key == key), None)
+    return settings.get(match["key"]) if match else None
 
 
 def _wrong_type(message: str, setting: Setting | None) -> ConfigError:
@@ -199,6 +230,5 @@ def _wrong_type(message: str, setting: Setting | None) -> ConfigError:
     names = [" or ".join(filter(None, match)) for match in _EXPECTED.findall(message)]
     kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
     rule = " or ".join(dict.fromkeys(kinds.get(name, name) for name in names)) or " ".join(message.split())
-    return ConfigError(
-        f"`{setting.key}` has a value of the wrong kind", where=setting.origin, rule=rule, value=" ".join(setting.values)
-    )
+    value = " ".join(setting.values)
+    return ConfigError(f"`{setting.key}` has a value of the wrong kind", where=setting.origin, rule=rule, value=value)

@@ -1,20 +1,22 @@
 """What doors show on a terminal: a corpus, scores, text with its entities marked, the progress of training."""
 
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from pipelines.corpus.shards import ShardsInfo
+from pipelines.evaluation.examples import make_visible
 from pipelines.job import console, progress_console
 
+TOTAL = "all (micro)"
 COLORS = ("green", "blue", "magenta", "yellow", "cyan", "red")
 POLL_S = 0.3
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n")
@@ -22,17 +24,16 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n")
 
 def print_shards(info: ShardsInfo, folder: Path) -> None:
     """Say on stdout what a prepared corpus holds."""
-    console.print(f"[bold]corpus[/] {folder}")
+    console.print(f"[bold]corpus[/] {escape(str(folder))}")
     for name, split in info.splits.items():
         made = f", {info.split_off[name]:.0%} of the training documents" if name in info.split_off else ""
-        entities = ", ".join(f"{label} {number:,}" for label, number in split.entities.items())
-        console.print(
-            f"  {name:<5} {split.num_records:,} records, {split.num_tokens:,} sub-tokens{made}; {entities or 'no entity'}"
-        )
+        entities = ", ".join(f"{_show(label)} {number:,}" for label, number in split.entities.items()) or "no entity"
+        console.print(f"  {name:<5} {split.num_records:,} records, {split.num_tokens:,} sub-tokens{made}; {entities}")
     ledger = info.ledger
     told = f"{ledger['kept']:,} kept, {ledger['repaired']:,} of them repaired, {ledger['rejected']:,} rejected"
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in ledger["reasons"].items())
-    console.print(f"  ledger: {told}{f' ({reasons})' if reasons else ''}; written as {folder / 'ledger.parquet'}")
+    written = escape(str(folder / "ledger.parquet"))
+    console.print(f"  ledger: {told}{f' ({escape(reasons)})' if reasons else ''}; written as {written}")
     console.print(f"  tags read as {info.corpus_scheme}; the model predicts {info.scheme} over {len(info.tags)} tags")
     for pair, number in info.duplicates.items():
         console.print(f"  [yellow]{number:,} distinct records stand in both {pair}[/]: scores on them flatter")
@@ -45,15 +46,18 @@ def print_scores(result: dict[str, Any], title: str) -> None:
     for name in ("precision", "recall", "F1", "lenient F1", "gold"):
         table.add_column(name, justify="right")
     strict, lenient = result["strict"], result["lenient"]
-    rows = [(label, strict["labels"].get(label), lenient["labels"].get(label)) for label in sorted(lenient["labels"])]
-    for label, one, other in [*rows, ("all (micro)", strict["micro"], lenient["micro"])]:
-        one = one or {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    nothing = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    by_label = sorted(lenient["labels"].items())
+    rows = [(_show(label), strict["labels"].get(label, nothing), other) for label, other in by_label]
+    for label, one, other in [*rows, (TOTAL, strict["micro"], lenient["micro"])]:
         cells = [f"{one[name]:.3f}" for name in ("precision", "recall", "f1")]
-        table.add_row(label, *cells, f"{other['f1']:.3f}", f"{other['support']:,}", style="bold" if label[:3] == "all" else "")
+        cells += [f"{other['f1']:.3f}", f"{other['support']:,}"]
+        table.add_row(label, *cells, style="bold" if label is TOTAL else "")
     console.print()
     console.print(table)
     low, high = result["intervals"]["strict"]["micro"]["f1"]
-    console.print(f"test strict F1 [bold]{strict['micro']['f1']:.4f}[/], 95 % interval {low:.3f} to {high:.3f} over documents")
+    f1 = f"[bold]{strict['micro']['f1']:.4f}[/]"
+    console.print(f"test strict F1 {f1}, 95 % interval {low:.3f} to {high:.3f} over documents")
 
 
 def print_examples(rows: Sequence[dict[str, Any]], limit: int = 5) -> None:
@@ -70,7 +74,7 @@ def print_examples(rows: Sequence[dict[str, Any]], limit: int = 5) -> None:
         for start, end, label in spans:
             marked.append(text[at:start])
             marked.append(f" {text[start:end]} ", style=f"bold reverse {COLORS[labels.index(label) % len(COLORS)]}")
-            marked.append(label, style=f"{COLORS[labels.index(label) % len(COLORS)]}")
+            marked.append(make_visible(label), style=f"{COLORS[labels.index(label) % len(COLORS)]}")
             at = end
         marked.append(text[at:])
         console.print(marked)
@@ -80,8 +84,10 @@ def print_examples(rows: Sequence[dict[str, Any]], limit: int = 5) -> None:
 def watch_training(read_metrics: Callable[[], list[dict[str, Any]]]) -> Iterator[None]:
     """Show how far training is while the block runs: a bar on a terminal, a line an epoch elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
-    bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[facts]}"), console=progress_console, transient=True)
-    view = _TrainingView(bar, is_terminal=sys.stderr.isatty())
+    facts = TextColumn("{task.fields[facts]}")
+    quiet = not progress_console.is_interactive
+    bar = Progress(*columns, TimeRemainingColumn(), facts, console=progress_console, transient=True, disable=quiet)
+    view = _TrainingView(bar)
     stop = threading.Event()
 
     def follow() -> None:
@@ -100,8 +106,8 @@ def watch_training(read_metrics: Callable[[], list[dict[str, Any]]]) -> Iterator
 
 
 class _TrainingView:
-    def __init__(self, bar: Progress, is_terminal: bool) -> None:
-        self.bar, self.is_terminal = bar, is_terminal
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
         self.task = bar.add_task("starting workers", total=None, facts="")
         self.epochs_told = 0
 
@@ -115,11 +121,17 @@ class _TrainingView:
             loss = sum(row["loss"] for row in recent) / len(recent)
             facts = f"loss {loss:.3f}  {rate:,.0f} sub-tokens/s"
             title = f"epoch {steps[-1]['epoch'] + 1} of {starts[-1]['num_epochs']}"
-            self.bar.update(self.task, description=title, total=starts[-1]["num_steps"], completed=steps[-1]["step"], facts=facts)
+            num_steps, done = starts[-1]["num_steps"], steps[-1]["step"]
+            self.bar.update(self.task, description=title, total=num_steps, completed=done, facts=facts)
         for row in epochs[self.epochs_told :]:
             best = " (best so far)" if row["dev_f1"] == row["best_dev_f1"] else ""
             progress_console.print(f"  epoch {row['epoch']}: dev F1 {row['dev_f1']:.4f}{best}")
         self.epochs_told = max(self.epochs_told, len(epochs))
+
+
+def _show(label: str) -> str:
+    """A label as it stands, whatever brackets and control characters it has."""
+    return escape(make_visible(label))
 
 
 def _split_sentences(row: dict[str, Any]) -> Iterator[tuple[str, list[tuple[int, int, str]]]]:
@@ -137,5 +149,5 @@ def _split_sentences(row: dict[str, Any]) -> Iterator[tuple[str, list[tuple[int,
         end = match.start() if match else len(text)
         inside = [(a - begin, b - begin, label) for a, b, label in spans if begin <= a and b <= end]
         if inside and end - begin <= 240:
-            yield text[begin:end], inside
+            yield make_visible(text[begin:end]), inside
         begin = match.end() if match else end

@@ -5,7 +5,8 @@ its errors out. The same command resumes an interrupted run.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-import torch
+from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect, list_node_cpus
 from pipelines.corpus.inference import InferenceConfig, plan_actors, predict_records
@@ -33,11 +34,14 @@ from pipelines.corpus.shards import (
 from pipelines.evaluation.curves import render_curves_svg
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.job import (
+    SETTINGS_FILE,
     RunRecord,
     check_resumable,
     console,
+    find_mistake,
     prepare_output_dir,
     read_versions,
+    render_next,
     run_door,
 )
 from pipelines.ner.bundle import Bundle, BundleInfo, annotate_bundle, hash_mention, save_bundle
@@ -45,9 +49,10 @@ from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.encoding import Encoder, EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig, build_token_classifier
+from pipelines.settings import ConfigError
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
 from pipelines.training.loop import TrainingConfig
-from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit, read_metrics
+from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit, plan_workers, read_metrics
 
 METRICS_FILE = "metrics.jsonl"
 IDENTITY = ("corpus", "model", "encoding", "training")
@@ -82,13 +87,15 @@ def run(config: TrainConfig) -> None:
     folder = prepare_output_dir(config.output_dir)
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     if check_resumable(folder, settings, config.fresh):
-        console.print(f"this run is finished: {folder / 'bundle'}; [bold]--fresh[/] starts it over")
+        console.print(f"this run is finished: {escape(str(folder / 'bundle'))}; [bold]--fresh[/] starts it over")
         return
     record = RunRecord("train", config)
     with connect(config.cluster):
         record.data["inventory"] = ray.cluster_resources()
-        shards, info = _get_shards(config, folder, record)
-        encoder = find_shards_encoder(shards, info)
+        with _leave_no_trace_of_mistakes(folder):
+            plan_workers(config.resources)  # want of room is told before the corpus is read
+            shards, info = _get_shards(config, folder, record)
+            encoder = find_shards_encoder(shards, info)
         job = TrainingJob(
             encoder=encoder,
             model=config.model,
@@ -108,7 +115,8 @@ def run(config: TrainConfig) -> None:
         with record.phase("evaluate", "scoring the test split"):
             report, examples = _evaluate(config, bundle, shards, info, folder)
     scores = report.to_dict()
-    annotate_bundle(bundle, {"test_strict_micro": scores["strict"]["micro"], "test_intervals": scores["intervals"]["strict"]["micro"]})
+    strict, intervals = scores["strict"]["micro"], scores["intervals"]["strict"]["micro"]
+    annotate_bundle(bundle, {"test_strict_micro": strict, "test_intervals": intervals})
     usage = _summarize_usage(folder)
     facts = _collect_facts(config, info, result, usage)
     paths = report.write(folder, f"Training of {folder.name}", facts, _render_curves(folder))
@@ -122,15 +130,30 @@ def run(config: TrainConfig) -> None:
     )
     print_scores(scores, "scores on the test split")
     print_examples(examples)
-    console.print(f"\nbundle: {bundle}\nreport: {paths['report.html']}")
-    console.print(f"next:   [bold]rayner predict --model {config.output_dir}/bundle --input YOUR_TEXTS.txt --output_dir out/entities[/]")
+    console.print(escape(f"\nbundle: {bundle}\nreport: {paths['report.html']}"))
+    console.print(render_next(f"rayner predict --model {bundle} --input YOUR_TEXTS.txt --output_dir out/entities"))
+
+
+@contextmanager
+def _leave_no_trace_of_mistakes(folder: Path) -> Iterator[None]:
+    """If the run cannot begin: forget its settings, so that the mended command is not taken for another run."""
+    try:
+        yield
+    except Exception as error:
+        if find_mistake(error) is not None and not (folder / "shards").exists():
+            (folder / SETTINGS_FILE).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _get_shards(config: TrainConfig, folder: Path, record: RunRecord) -> tuple[Path, ShardsInfo]:
     """The shards given, those that an interrupted run has left, or new ones."""
     if config.corpus.shards:
         shards = Path(config.corpus.shards).expanduser().absolute()
-        return shards, load_shards_info(shards)
+        info = load_shards_info(shards)
+        _check_fits_shards(config, info)
+        return shards, info
     shards = folder / "shards"
     if (shards / SHARDS_FILE).is_file():
         return shards, load_shards_info(shards)
@@ -140,6 +163,29 @@ def _get_shards(config: TrainConfig, folder: Path, record: RunRecord) -> tuple[P
         )
     print_shards(info, shards)
     return shards, info
+
+
+def _check_fits_shards(config: TrainConfig, info: ShardsInfo) -> None:
+    """Raise ConfigError for settings that would have had to be given to `rayner prepare`."""
+    given = {
+        "model.encoder": (config.model.encoder, ModelConfig().encoder, info.encoder),
+        "model.scheme": (config.model.scheme, ModelConfig().scheme, info.scheme),
+        "encoding.window": (config.encoding.window, None, info.window),
+        "encoding.stride": (config.encoding.stride, None, info.stride),
+        "encoding.splitter": (config.encoding.splitter, EncodingConfig().splitter, info.splitter),
+    }
+    raise_all(
+        [
+            ConfigError(
+                f"the shards were prepared with another `{name}`",
+                rule=f"`{prepared}`, as in {config.corpus.shards}",
+                value=f"`{value}`",
+                remedy=f"leave `--{name}` out, or run `rayner prepare` with it",
+            )
+            for name, (value, default, prepared) in given.items()
+            if value not in (default, prepared)
+        ]
+    )
 
 
 def _write_bundle(
@@ -159,7 +205,7 @@ def _write_bundle(
             stride=job.stride,
             precision=next((row["precision"] for row in rows if row["kind"] == "start"), "fp32"),
             training={
-                "encoder": config.model.encoder,
+                "encoder": info.encoder,
                 "seed": config.training.seed,
                 "num_steps": result.num_steps,
                 "num_epochs": result.num_epochs,
@@ -213,7 +259,7 @@ def _collect_facts(
     splits = {name: f"{split.num_records:,} records, {split.num_tokens:,} sub-tokens" for name, split in info.splits.items()}
     return {
         "model": {
-            "encoder": config.model.encoder,
+            "encoder": info.encoder,
             "head": config.model.head,
             "best epoch": f"{result.best_epoch} of {result.num_epochs}",
             "dev strict F1": f"{result.best_dev_f1:.4f}",

@@ -7,7 +7,8 @@ windows), the ledger, and `shards.json`, which is written last: a folder without
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,35 @@ def prepare_shards(
         split_off=split_off,
     )
     _check_splits(read)
+    with _stage(folder) as staging:
+        return _write_shards(read, staging, encoder, encoding, model, split_off, seed, num_actors)
+
+
+@contextmanager
+def _stage(folder: Path) -> Iterator[Path]:
+    """A folder that takes the place of `folder` once the block is done, and is gone if it fails."""
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
+    try:
+        yield staging
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
+
+
+def _write_shards(
+    read: Corpus,
+    staging: Path,
+    encoder: str,
+    encoding: EncodingConfig,
+    model: ModelConfig,
+    split_off: dict[str, float],
+    seed: int,
+    num_actors: int,
+) -> ShardsInfo:
     if encoder == SCRATCH:
         build_scratch_encoder(_iterate_words(read.records), staging / SCRATCH, seed)
         encoder = str(staging / SCRATCH)
@@ -149,8 +176,6 @@ def prepare_shards(
         duplicates=read.summary.count_duplicates(),
     )
     (staging / SHARDS_FILE).write_text(json.dumps(asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
     return info
 
 

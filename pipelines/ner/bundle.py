@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForTokenClassification
 
-from pipelines.ner.encoders import load_tokenizer
+from pipelines.ner.encoders import explain_absence, load_tokenizer
 from pipelines.ner.encoding import Encoder
 from pipelines.ner.errors import UserError
 from pipelines.ner.labels import LabelScheme, SchemeError
@@ -70,14 +71,18 @@ def save_bundle(folder: Path, bundle: Bundle) -> str:
     bundle.model.network.save_pretrained(staging)
     bundle.encoder.tokenizer.save_pretrained(staging)
     if bundle.model.crf is not None:
-        save_file({name: value.contiguous() for name, value in bundle.model.crf.state_dict().items()}, staging / CRF_FILE)
+        scores = {name: value.contiguous() for name, value in bundle.model.crf.state_dict().items()}
+        save_file(scores, staging / CRF_FILE)
     if bundle.seen_mentions:
         save_file({"hashes": torch.tensor(sorted(bundle.seen_mentions), dtype=torch.int64)}, staging / SEEN_FILE)
     info = asdict(bundle.info)
     _write_info(staging, info)
+    retired = folder.with_name(f".{folder.name}.retired")
+    shutil.rmtree(retired, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rename(retired)
     staging.rename(folder)
+    shutil.rmtree(retired, ignore_errors=True)
     return str(info["fingerprint"])
 
 
@@ -101,15 +106,21 @@ def load_bundle(model: str | Path, *, scheme: str | None = None) -> Bundle:
     path = Path(model)
     if (path / BUNDLE_FILE).is_file():
         return _load_own(path)
-    if path.exists() or str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
-        if not (path / "config.json").is_file():
-            raise _not_a_bundle(model, "no such folder" if not path.exists() else "it has no config.json")
+    if path.exists():
+        absence = None if (path / "config.json").is_file() else "it has no config.json"
+    elif str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
+        absence = "no such folder"
+    else:
+        absence = explain_absence(str(model))
+    if absence is not None:
+        raise _not_a_bundle(model, absence)
     return _load_foreign(str(model), scheme)
 
 
 def compute_fingerprint(folder: Path, info: dict[str, Any]) -> str:
     """A hash of every file of the bundle and of what `bundle.json` says, the fingerprint itself left out."""
-    digest = hashlib.sha256(json.dumps(info | {"fingerprint": ""}, sort_keys=True).encode())
+    read_back = json.loads(json.dumps(info | {"fingerprint": ""}))  # a key that is a number becomes a string
+    digest = hashlib.sha256(json.dumps(read_back, sort_keys=True).encode())
     for file in sorted(folder.iterdir()):
         if file.suffix in (".json", ".safetensors", ".txt", ".model") and file.name != BUNDLE_FILE:
             digest.update(file.name.encode())
@@ -133,11 +144,14 @@ def _write_info(folder: Path, info: dict[str, Any]) -> None:
 def _load_own(path: Path) -> Bundle:
     try:
         raw = json.loads((path / BUNDLE_FILE).read_text(encoding="utf-8"))
+        version = raw.get("format_version", 0)
+        if version > FORMAT_VERSION:  # before its fields, which may be new
+            raise _not_a_bundle(path, f"format version {version}, this rayner reads up to {FORMAT_VERSION}")
         info = BundleInfo(**raw)
-    except (ValueError, TypeError) as error:
+    except BundleError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
         raise _not_a_bundle(path, f"bundle.json cannot be read: {error}") from error
-    if info.format_version > FORMAT_VERSION:
-        raise _not_a_bundle(path, f"format version {info.format_version}, this rayner reads up to {FORMAT_VERSION}")
     found = compute_fingerprint(path, raw)
     if found != info.fingerprint:
         raise BundleError(
@@ -165,13 +179,17 @@ def _load_foreign(name: str, scheme: str | None) -> Bundle:
         tags = [config.id2label[index] for index in range(config.num_labels)]
         if all(tag == f"LABEL_{index}" for index, tag in enumerate(tags)):
             raise _not_a_bundle(name, "its config.json names no tags (id2label is LABEL_0, LABEL_1, …)")
-        network = AutoModelForTokenClassification.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+        network, loading = AutoModelForTokenClassification.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+        if loading["missing_keys"]:  # transformers would make them up
+            raise _not_a_bundle(name, "its weights lack " + ", ".join(sorted(loading["missing_keys"])))
         tokenizer = load_tokenizer(name)
         label_scheme = LabelScheme.from_tags(tags, scheme)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, BundleError | SchemeError):
             raise
-        raise _not_a_bundle(name, str(error).strip().splitlines()[0]) from error
+        raise _not_a_bundle(name, (str(error).strip() or type(error).__name__).splitlines()[0]) from error
     window = min(DEFAULT_WINDOW * 2, get_max_window(config, tokenizer))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     splitter = "bert" if backend is not None and type(backend.model).__name__ == "WordPiece" else "unicode"
@@ -183,7 +201,8 @@ def _load_foreign(name: str, scheme: str | None) -> Bundle:
 def _not_a_bundle(path: str | Path, reason: str) -> BundleError:
     return BundleError(
         f"`{path}` is not a model",
-        rule="a bundle folder written by `rayner train`, a Hugging Face token-classification checkpoint folder, or a hub id",
+        rule="a bundle folder written by `rayner train`, a Hugging Face token-classification checkpoint folder, "
+        "or a hub id",
         value=reason,
         remedy="give the path of a bundle, e.g. `--model out/run/bundle`",
     )

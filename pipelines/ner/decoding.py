@@ -35,6 +35,9 @@ class Decoder:
             ]
         )
 
+        others = [({"B": "I"}.get(role, "B"), label) for role, label in roles]
+        self.other_opening_K = torch.tensor([roles.index(other) if other in roles else -1 for other in others])
+
     def decode(self, emissions: Sequence[Tensor]) -> list[list[Span]]:
         """Spans of each document, in order, from its emissions `[W, K]`; a document may have no words."""
         spans: list[list[Span]] = [[] for _ in emissions]
@@ -72,22 +75,34 @@ class Decoder:
         first_E = torch.tensor([span.start for _, span in flat])
         last_E = torch.tensor([span.end - 1 for _, span in flat])
         tags_BW = pad(best, 0)
-        opening_E, closing_E = tags_BW[row_E, first_E], tags_BW[row_E, last_E]
-
-        before_EK = alpha_BWK[row_E, (first_E - 1).clamp(min=0)] + chain.transitions_KK[:, opening_E].T
-        before_EK = before_EK.masked_fill(self.continues_KK[:, opening_E].T, -torch.inf)
-        enter_E = torch.where(first_E == 0, chain.start_K[opening_E], before_EK.logsumexp(dim=1))
-
         step_BW = emissions_BWK.gather(2, tags_BW[:, :, None]).squeeze(2)
         step_BW[:, 1:] += chain.transitions_KK[tags_BW[:, :-1], tags_BW[:, 1:]]
         beyond_BW = torch.arange(tags_BW.shape[1]) >= lengths_B[:, None]
         walked_BW = step_BW.masked_fill(beyond_BW, 0).cumsum(dim=1)
-        inside_E = walked_BW[row_E, last_E] - walked_BW[row_E, first_E]
-        inside_E = inside_E + emissions_BWK[row_E, first_E, opening_E]
-
+        second_E = torch.minimum(first_E + 1, last_E)
+        second_tag_E = tags_BW[row_E, second_E]
+        rest_E = walked_BW[row_E, last_E] - walked_BW[row_E, second_E] + emissions_BWK[row_E, second_E, second_tag_E]
         is_last_E = last_E == lengths_B[row_E] - 1
         next_E = torch.where(is_last_E, last_E, last_E + 1)
-        after_EK = chain.transitions_KK[closing_E] + emissions_BWK[row_E, next_E] + beta_BWK[row_E, next_E]
-        after_EK = after_EK.masked_fill(self.continues_KK[closing_E], -torch.inf)
-        leave_E = torch.where(is_last_E, chain.end_K[closing_E], after_EK.logsumexp(dim=1))
-        return (enter_E + inside_E + leave_E - log_z_B[row_E]).exp()
+        before_EK = alpha_BWK[row_E, (first_E - 1).clamp(min=0)]
+        after_EK = emissions_BWK[row_E, next_E] + beta_BWK[row_E, next_E]
+
+        def score(opening_E: Tensor) -> Tensor:
+            """Log-scores of the entities when `opening_E` are their first tags."""
+            closing_E = torch.where(first_E == last_E, opening_E, tags_BW[row_E, last_E])
+            enter_EK = before_EK + chain.transitions_KK[:, opening_E].T
+            enter_EK = enter_EK.masked_fill(self.continues_KK[:, opening_E].T, -torch.inf)
+            enter_E = torch.where(first_E == 0, chain.start_K[opening_E], enter_EK.logsumexp(dim=1))
+            onward_E = chain.transitions_KK[opening_E, second_tag_E] + rest_E
+            inside_E = emissions_BWK[row_E, first_E, opening_E] + onward_E.masked_fill(first_E == last_E, 0)
+            leave_EK = chain.transitions_KK[closing_E] + after_EK
+            leave_EK = leave_EK.masked_fill(self.continues_KK[closing_E], -torch.inf)
+            leave_E = torch.where(is_last_E, chain.end_K[closing_E], leave_EK.logsumexp(dim=1))
+            return enter_E + inside_E + leave_E
+
+        opening_E = tags_BW[row_E, first_E]
+        scores_E = score(opening_E)
+        if self.scheme.name == "IOB1":  # the same entity begins with B after another of its label, else with I
+            other_E = self.other_opening_K[opening_E]
+            scores_E = torch.where(other_E >= 0, torch.logaddexp(scores_E, score(other_E.clamp(min=0))), scores_E)
+        return (scores_E - log_z_B[row_E]).exp()

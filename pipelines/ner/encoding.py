@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -110,11 +111,10 @@ class Encoder:
 
     def encode_pieces(self, pieces: Sequence[str], is_start: Sequence[bool] | None = None) -> EncodedDocument:
         """Windows over pieces of text; those that are a start (default: all) get a position in `word_starts`."""
-        self._tokenize(pieces)
+        found = self._tokenize(pieces)
         units: list[tuple[int, ...]] = []
         starts: list[bool] = []
-        for index, piece in enumerate(pieces):
-            ids = self._cache[piece]
+        for index, ids in enumerate(found):
             starts.append(is_start is None or is_start[index])
             if len(ids) <= self.capacity:
                 units.append(ids)
@@ -122,27 +122,28 @@ class Encoder:
                 chunks = [ids[at : at + self.capacity] for at in range(0, len(ids), self.capacity)]
                 units.extend(chunks)
                 starts.extend([False] * (len(chunks) - 1))
-        if len(self._cache) > CACHE_SIZE:
-            self._cache.clear()
         return self._build_windows(units, starts)
 
     def count_tokens(self, pieces: Sequence[str]) -> int:
         """Sub-tokens of the pieces, without special tokens."""
-        self._tokenize(pieces)
-        return sum(len(self._cache[piece]) for piece in pieces)
+        return sum(map(len, self._tokenize(pieces)))
 
-    def _tokenize(self, pieces: Iterable[str]) -> None:
-        new = [piece for piece in dict.fromkeys(pieces) if piece not in self._cache]
-        if not new:
-            return
-        if self.backend is not None:
-            readable = [[piece.encode("utf-8", "replace").decode()] for piece in new]  # a lone surrogate becomes `?`
-            found = self.backend.encode_batch(readable, is_pretokenized=True, add_special_tokens=False)
-            ids: Iterable[Sequence[int]] = (encoding.ids for encoding in found)
+    def _tokenize(self, pieces: Sequence[str]) -> list[tuple[int, ...]]:
+        """The sub-tokens of each piece, at least one."""
+        if len(self._cache) > CACHE_SIZE:
+            self._cache = {}  # a new one: another thread may be reading the old
+        cache = self._cache
+        new = [piece for piece in dict.fromkeys(pieces) if piece not in cache]
+        readable = [piece.encode("utf-8", "replace").decode() for piece in new]  # a lone surrogate becomes `?`
+        if self.backend is None:
+            ids: Iterable[Sequence[int]] = (self.tokenizer.encode(word, add_special_tokens=False) for word in readable)
         else:
-            ids = (self.tokenizer.encode(piece, add_special_tokens=False) for piece in new)
+            words = [[word] for word in readable]
+            found = self.backend.encode_batch(words, is_pretokenized=True, add_special_tokens=False) if words else []
+            ids = (encoding.ids for encoding in found)
         for piece, piece_ids in zip(new, ids, strict=True):
-            self._cache[piece] = tuple(piece_ids) or (self.unknown_id,)
+            cache[piece] = tuple(piece_ids) or (self.unknown_id,)
+        return [cache[piece] for piece in pieces]
 
     def _build_windows(self, units: Sequence[tuple[int, ...]], is_start: Sequence[bool]) -> EncodedDocument:
         ends = [0]
@@ -166,7 +167,7 @@ def plan_windows(ends: Sequence[int], capacity: int, stride: int) -> list[tuple[
     Args:
         ends: cumulative lengths: unit i spans `ends[i]:ends[i + 1]`; no unit is longer than `capacity`.
         capacity: maximal length of a slice.
-        stride: minimal overlap of neighbours, where whole units allow it.
+        stride: overlap of neighbours, as many whole units as it holds; the last slice overlaps as much as it can.
     """
     num_units = len(ends) - 1
     slices: list[tuple[int, int]] = []
@@ -184,9 +185,11 @@ def plan_windows(ends: Sequence[int], capacity: int, stride: int) -> list[tuple[
         following = last
         while following > first + 1 and ends[last] - ends[following - 1] <= stride:
             following -= 1
+        while ends[last + 1] - ends[following] > capacity:  # the next unit is long: less overlap, or no progress
+            following += 1
         first = following
     owned = [0]
-    for (_, last), (next_first, _) in zip(slices, slices[1:], strict=False):
+    for (_, last), (next_first, _) in pairwise(slices):
         border = next_first
         while border < last and ends[last] - ends[border + 1] >= ends[border] - ends[next_first]:
             border += 1
@@ -221,9 +224,10 @@ def fingerprint_tokenizer(tokenizer: Any) -> str:
     """A hash of everything that decides which sub-tokens a word has."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        state = sorted(tokenizer.get_vocab().items())
+        state: Any = sorted(tokenizer.get_vocab().items())
     else:
-        state = {key: value for key, value in json.loads(backend.to_str()).items() if key not in ("truncation", "padding")}
+        settings = json.loads(backend.to_str())
+        state = {key: value for key, value in settings.items() if key not in ("truncation", "padding")}
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,8 +1,8 @@
 """NerEngine: texts or words in, entities out. Evaluation, offline batch and serving all call this.
 
-Each text is split into words, encoded into windows, and run in length-sorted batches under a token budget; the windows'
-emissions are joined to one sequence of words, which is decoded once. So an entity on the border of two windows stays one
-entity, and batch composition changes nothing but rounding.
+Each text is split into words, encoded into windows, and run in length-sorted batches under a token budget; the
+windows' emissions are joined to one sequence of words, which is decoded once. So an entity on the border of two windows
+stays one entity, and batch composition changes nothing but rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,11 +46,14 @@ class NerEngine:
         if precision not in PRECISIONS:
             raise EngineError(f"no precision `{precision}`", rule="one of " + ", ".join(PRECISIONS), value=precision)
         self.bundle = bundle
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+        except RuntimeError as error:
+            raise EngineError(f"no device `{device}`", rule="auto, cpu, cuda, cuda:1 …", value=device) from error
         self.max_batch_tokens = max_batch_tokens
+        self.decoder = Decoder(bundle.model.scheme, bundle.model.chain)  # before its scores are rounded
         self.model = bundle.model.eval().to(self.device, PRECISIONS[precision])
         self.encoder = bundle.encoder
-        self.decoder = Decoder(self.model.scheme, self.model.chain)
 
     @classmethod
     def load(

@@ -41,6 +41,7 @@ class UserErrors(UserError):
         super().__init__(f"{len(errors)} mistakes:" if len(errors) > 1 else "one mistake:")
 
     def __reduce__(self) -> tuple[object, ...]:
+        """Survive pickling, with every mistake."""
         return UserErrors, (self.errors,)
 
     def render(self) -> str:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 from pipelines.ner.entities import Span
 from pipelines.ner.errors import UserError
@@ -66,7 +67,10 @@ class LabelScheme:
     @classmethod
     def from_tags(cls, tags: Sequence[str], name: str | None = None) -> "LabelScheme":
         """The scheme of a foreign model, read off its tags. Raises SchemeError if they fit none."""
-        found = name or detect_scheme(Counter(f"prefix:{split_tag(tag)[0]}" for tag in tags))
+        seen = Counter(f"prefix:{split_tag(tag)[0]}" for tag in tags)
+        if any(split_tag(tag)[0] == "I" and f"B-{split_tag(tag)[1]}" not in tags for tag in tags):
+            seen["inside_starts"] = 1  # without `B-PER` an entity can only begin with `I-PER`
+        found = name or detect_scheme(seen)
         return cls(found, tuple(tags))
 
     @cached_property
@@ -170,7 +174,7 @@ def count_illegal_tags(tags: Sequence[str], scheme: str) -> int:
     """How many tags may not stand where they stand; zero for a legal sequence."""
     checker = LabelScheme(scheme, ())
     sides = [None, *tags, None]
-    return sum(not checker.allows(a, b) for a, b in zip(sides, sides[1:], strict=False))
+    return sum(not checker.allows(a, b) for a, b in pairwise(sides))
 
 
 def observe_tags(tags: Sequence[str]) -> Counter[str]:

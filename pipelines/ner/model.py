@@ -69,7 +69,8 @@ class TokenClassifier(nn.Module):
         """Emissions `[B, W, K]`: the tag scores at each word's first sub-token, in nats (logits)."""
         logits_BTK = self.network(input_ids=input_ids_BT, attention_mask=attention_mask_BT).logits
         index_BWK = word_starts_BW[:, :, None].expand(-1, -1, logits_BTK.shape[2])
-        return logits_BTK.gather(1, index_BWK)
+        emissions_BWK: Tensor = logits_BTK.gather(1, index_BWK)
+        return emissions_BWK
 
     @property
     def chain(self) -> Chain:

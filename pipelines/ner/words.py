@@ -3,7 +3,9 @@
 Every non-space character of a text belongs to exactly one word, so no text escapes prediction.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 import regex
 
@@ -15,14 +17,17 @@ MAX_WORD_CHARACTERS = 100
 # Scripts written without spaces: each character (with its combining marks) is a word.
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]\p{M}*"
 _ALNUM = r"(?:(?![\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}])[\p{L}\p{N}]\p{M}*)"
-_MARK = r"(?:\X)"  # any other user-perceived character, e.g. a punctuation mark or a whole emoji sequence
+# Any other user-perceived character, e.g. a punctuation mark or a whole emoji sequence. A mark that Unicode joins to
+# the character after it (Arabic number signs) stands alone: that character may be a space, or belong to a word.
+# Flags are matched here because `\X` counts all flags before each.
+_MARK = r"(?:\p{GCB=Prepend}|\p{RI}{2}[\p{GCB=Extend}\p{GCB=ZWJ}\p{GCB=SpacingMark}]*|\X)"
 
 _PUNCTUATION = regex.compile(rf"{_UNSPACED}|{_ALNUM}+|(?!\s){_MARK}")
 
 _UNICODE = regex.compile(
     rf"""
     (?:https?://|www\.)[^\s<>"]*[^\s<>".,;:!?)\]}}'’]      # addresses on the web
-  | [\p{{L}}\p{{N}}._%+\-]+@[\p{{L}}\p{{N}}\-]+(?:\.[\p{{L}}\p{{N}}\-]+)+   # e-mail addresses
+  | [\p{{L}}\p{{N}}._%+\-]{{1,64}}@[\p{{L}}\p{{N}}\-]+(?:\.[\p{{L}}\p{{N}}\-]+)+   # e-mail; at most 64 before the @
   | [@\#][\p{{L}}\p{{N}}_]+                                 # handles and hashtags
   | {_UNSPACED}
   | (?:\p{{L}}\.){{2,}}                                     # U.S., e.g.
@@ -34,14 +39,19 @@ _UNICODE = regex.compile(
     regex.VERBOSE | regex.IGNORECASE,
 )
 _WHITESPACE = regex.compile(r"\S+")
-_BERT = regex.compile(r"\p{Han}|[\p{P}$+<=>^`|~]|[^\s\p{Han}\p{P}$+<=>^`|~]+")
+# The ideographs that BERT sets apart: not quite `\p{Han}`.
+_BERT_CJK = (
+    r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf"
+    r"\U0002f800-\U0002fa1f"
+)
+_BERT = regex.compile(rf"[{_BERT_CJK}]|[\p{{P}}$+<=>^`|~]|[^\s{_BERT_CJK}\p{{P}}$+<=>^`|~]+")
 
 _PATTERNS = {"unicode": _UNICODE, "punctuation": _PUNCTUATION, "whitespace": _WHITESPACE, "bert": _BERT}
 
 SPLITTERS = tuple(_PATTERNS)
-"""`unicode` keeps hyphenated words, abbreviations, numbers, addresses, handles and hashtags whole, as most corpora of words do;
-`punctuation` makes every punctuation mark a word, so that an entity may end anywhere; `whitespace` splits at spaces;
-`bert` splits as BERT's own pre-tokenizer does, for checkpoints trained elsewhere."""
+"""`unicode` keeps hyphenated words, abbreviations, numbers, addresses, handles and hashtags whole, as most corpora of
+words do; `punctuation` makes every punctuation mark a word, so that an entity may end anywhere; `whitespace` splits at
+spaces; `bert` splits as BERT's own pre-tokenizer does, for checkpoints trained elsewhere."""
 
 
 class SplitterError(UserError):
@@ -56,8 +66,8 @@ def split_words(text: str, splitter: str = "unicode", cuts: Collection[int] = ()
         cuts: character positions at which words are split in any case, e.g. the edges of gold entities.
     """
     words = (match.span() for match in get_pattern(splitter).finditer(text))
-    ordered = sorted(cuts)
-    pieces = [piece for word in words for piece in _cut(*word, ordered)] if ordered else list(words)
+    ordered = sorted(set(cuts))
+    pieces = [piece for start, end in words for piece in _cut(start, end, ordered)] if ordered else list(words)
     if any(end - start > MAX_WORD_CHARACTERS for start, end in pieces):
         pieces = [
             (at, min(at + MAX_WORD_CHARACTERS, end))
@@ -78,11 +88,13 @@ def get_pattern(splitter: str) -> regex.Pattern[str]:
     """The pattern of a splitter. Raises SplitterError."""
     if splitter not in _PATTERNS:
         raise SplitterError(
-            f"no word splitter `{splitter}`", rule="one of " + ", ".join(f"`{name}`" for name in SPLITTERS), value=splitter
+            f"no word splitter `{splitter}`",
+            rule="one of " + ", ".join(f"`{name}`" for name in SPLITTERS),
+            value=splitter,
         )
     return _PATTERNS[splitter]
 
 
 def _cut(start: int, end: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
-    edges = [start, *(cut for cut in cuts if start < cut < end), end]
-    return list(zip(edges, edges[1:], strict=False))
+    inner = cuts[bisect_right(cuts, start) : bisect_left(cuts, end)]
+    return list(pairwise([start, *inner, end]))

@@ -95,7 +95,8 @@ class BatchPlan:
         order = generator.permutation(self.usable)
         lengths = self.num_tokens[order]
         pools = np.cumsum(lengths) // (self.batch_tokens * POOL_BATCHES)
-        order = order[np.lexsort((lengths, pools))]
+        directions = np.where(pools % 2, -lengths, lengths)  # up and down, so that a step across two pools fits too
+        order = order[np.lexsort((directions, pools))]
         steps = _cut(order, self.num_tokens[order], self.batch_tokens)
         return [steps[index] for index in generator.permutation(len(steps))]
 
@@ -116,7 +117,8 @@ def _cut(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray
             cuts.append(position)
             total = 0
         total += length
-    return np.split(order, cuts) if len(order) else []
+    steps: list[np.ndarray] = np.split(order, cuts) if len(order) else []
+    return steps
 
 
 class _Ragged:
@@ -131,7 +133,8 @@ class _Ragged:
         self.ends = np.cumsum(self.lengths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.values[self.ends[index] - self.lengths[index] : self.ends[index]]
+        row: np.ndarray = self.values[self.ends[index] - self.lengths[index] : self.ends[index]]
+        return row
 
 
 def _pad(rows: Sequence[np.ndarray], value: int) -> Tensor:

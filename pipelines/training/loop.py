@@ -5,6 +5,7 @@ repeats what an undisturbed run does there.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class TrainingConfig:
                     ("head_learning_rate", optimizer.head_learning_rate),
                 )
             ),
-            ("optimizer.weight_decay", optimizer.weight_decay, "at least 0", optimizer.weight_decay >= 0),
+            ("optimizer.weight_decay", optimizer.weight_decay, "0 ≤ decay < ∞", 0 <= optimizer.weight_decay < math.inf),
             ("optimizer.warmup_fraction", optimizer.warmup_fraction, "0 to 1", 0 <= optimizer.warmup_fraction <= 1),
             ("optimizer.max_grad_norm", optimizer.max_grad_norm, "above 0", optimizer.max_grad_norm > 0),
         ]
@@ -202,7 +203,8 @@ class _Run:
             state.epoch, state.epoch_step = state.epoch + 1, 0
             if f1 > state.best_f1:
                 state.best_f1, state.best_epoch = f1, state.epoch
-                state.best_model = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+                weights = self.model.state_dict()
+                state.best_model = {name: value.detach().cpu().clone() for name, value in weights.items()}
             waited = state.epoch - state.best_epoch
             state.done = state.epoch == config.num_epochs or (config.patience is not None and waited >= config.patience)
             metrics = {
@@ -227,6 +229,7 @@ class _Run:
             num_words = int(self.windows.num_words[step].sum())
             loss = self.compute_gradients(step, num_words)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
+            self.check_finite(norm, step)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
@@ -262,15 +265,18 @@ class _Run:
             total += loss.detach()
         if self.world_size > 1:
             dist.all_reduce(total)
-        mean = total.item() / num_words
-        if not torch.isfinite(total):
+        self.check_finite(total, step)
+        return total.item() / num_words
+
+    def check_finite(self, value: torch.Tensor, step: Any) -> None:
+        """Raise TrainingError, with the records of the step, for a loss or a gradient that is not a number."""
+        if not torch.isfinite(value):
             raise TrainingError(
                 "the loss is not a number",
                 where=f"step {self.state.step + 1}, epoch {self.state.epoch + 1}",
                 value=f"records {', '.join(self.windows.record_ids[int(i)].as_py() for i in step[:10])}",
                 remedy="lower `--training.optimizer.learning_rate`, or set `--training.precision fp32`",
             )
-        return mean
 
     def capture_state(self) -> TrainingState:
         """The state with the present weights; tensors are shared with the running model."""

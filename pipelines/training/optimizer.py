@@ -58,4 +58,5 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, num_steps: in
     factor = min((step + 1) / warmup, (num_steps - step) / max(1, num_steps - warmup))
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * max(0.0, factor)
-    return max(group["lr"] for group in optimizer.param_groups)
+    rates: list[float] = [group["lr"] for group in optimizer.param_groups]
+    return max(rates)

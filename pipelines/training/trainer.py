@@ -17,7 +17,15 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointUploadMode,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.evaluation.metrics import Counts, Scored, count, scores
@@ -199,15 +207,16 @@ class _Reporter:
         if not self.is_first:
             self.flush(None)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save({field.name: getattr(state, field.name) for field in fields(state)}, Path(folder) / STATE_FILE)
-            self.flush(Checkpoint.from_directory(folder))
+        folder = tempfile.mkdtemp(prefix="rayner-checkpoint-")  # Ray Train removes it once it is stored
+        _save_state(state, Path(folder))
+        self.flush(Checkpoint.from_directory(folder))
 
     def _add(self, kind: str, metrics: dict[str, Any]) -> None:
         self.rows.append({"kind": kind, "time": round(time.time(), 3), **metrics})
 
     def flush(self, checkpoint: Checkpoint | None) -> None:
-        ray.train.report({"rows": self.rows}, checkpoint=checkpoint)
+        mode = CheckpointUploadMode.ASYNC  # training goes on while the checkpoint is copied to storage
+        ray.train.report({"rows": self.rows}, checkpoint=checkpoint, checkpoint_upload_mode=mode)
         self.rows = []
 
 
@@ -262,8 +271,23 @@ def score_dev(engine: NerEngine, dev: Sequence[Scored]) -> float:
     return f1
 
 
+def _save_state(state: TrainingState, folder: Path) -> None:
+    content = {field.name: getattr(state, field.name) for field in fields(state)}
+    if _is_best(content):
+        content["best_model"] = {}  # the same weights again
+    torch.save(content, folder / STATE_FILE)
+
+
 def _load_state(folder: Path) -> TrainingState:
-    return TrainingState(**torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True))
+    content = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+    if _is_best(content):
+        content["best_model"] = content["model"]
+    return TrainingState(**content)
+
+
+def _is_best(content: Mapping[str, Any]) -> bool:
+    """Whether the present weights are those of the best epoch, just finished."""
+    return bool(content["epoch"] and content["epoch"] == content["best_epoch"] and content["epoch_step"] == 0)
 
 
 def _render_needs(needs: dict[str, float]) -> str:

@@ -1,0 +1,117 @@
+"""Workers and the driver of a run are killed in mid-epoch; it ends as an undisturbed one."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import prepare, train
+from pipelines.training.trainer import read_metrics
+from tests.conftest import ROOT, SAMPLE
+from tests.integration.processes import kill, list_descendants, wait_until
+
+SETTINGS = (
+    *("--training.num_epochs", "3", "--training.batch_tokens", "300", "--training.precision", "fp32"),
+    *("--training.checkpoint_every_steps", "10", "--model.encoder", "scratch"),
+    *("--resources.num_workers", "2", "--resources.cpus_per_worker", "1"),
+)
+
+
+@pytest.fixture(scope="module")
+def shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("corpus") / "shards"
+    some = folder.with_name("train.jsonl")
+    some.write_text("".join(line for line in (SAMPLE / "en-train.jsonl").open().readlines()[:80]))
+    files = ["--corpus.train", str(some), "--corpus.dev", "sample:en-dev.jsonl", "--corpus.test", "sample:en-dev.jsonl"]
+    assert prepare.main([*files, "--model.encoder", "scratch", "--output_dir", str(folder)]) == 0
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert train.main(["--corpus.shards", shards, *SETTINGS, "--output_dir", str(folder)]) == 0
+    return folder
+
+
+def start(shards: str, folder: Path) -> subprocess.Popen[str]:
+    arguments = ["--corpus.shards", shards, *SETTINGS, "--output_dir", str(folder)]
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.train", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.timeout(400)
+def test_run_with_killed_worker_and_killed_driver_ends_as_an_undisturbed_one(shards, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    metrics = folder / "metrics.jsonl"
+    expected = read_metrics(undisturbed / "metrics.jsonl")
+    num_steps = select(expected, "start")[-1]["num_steps"]
+    per_epoch = num_steps // 3
+
+    driver = start(shards, folder)
+    try:
+        wait_until(reaches(driver, metrics, per_epoch // 3), "a third of the first epoch")
+        workers = list_descendants(driver.pid, "RayTrainWorker")
+        assert len(workers) == 2
+        kill(workers[:1])
+        wait_until(lambda: is_running(driver) and select(read_metrics(metrics), "start")[-1]["step"], "a resumed group")
+        resumed_at = select(read_metrics(metrics), "start")[-1]["step"]
+        assert 0 < resumed_at < num_steps
+        wait_until(reaches(driver, metrics, per_epoch + per_epoch // 2), "the middle of the second epoch")
+        assert not (folder / "run.json").exists()
+    finally:
+        below = list_descendants(driver.pid)
+        kill([driver.pid, *below])
+        driver.communicate()
+    reached = select(read_metrics(metrics), "step")[-1]["step"]
+    assert per_epoch < reached < num_steps
+
+    again = start(shards, folder)
+    told, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, told
+
+    rows = read_metrics(metrics)
+    last_start = select(rows, "start")[-1]["step"]
+    assert reached - 10 <= last_start <= reached
+    assert [row["step"] for row in select(rows, "step")] == list(range(1, num_steps + 1))
+    assert [row["epoch"] for row in select(rows, "epoch")] == [1, 2, 3]
+    for kind, name in (("step", "loss"), ("epoch", "dev_f1")):
+        values = [row[name] for row in select(rows, kind)]
+        assert values == pytest.approx([row[name] for row in select(expected, kind)], abs=1e-4)
+    assert read_scores(folder) == pytest.approx(read_scores(undisturbed), abs=1e-4)
+
+
+def reaches(driver: subprocess.Popen[str], metrics: Path, step: int) -> Callable[[], bool]:
+    def holds() -> bool:
+        return is_running(driver) and any(row["step"] >= step for row in select(read_metrics(metrics), "step"))
+
+    return holds
+
+
+def is_running(process: subprocess.Popen[str]) -> bool:
+    assert process.poll() is None, process.communicate()[0]
+    return True
+
+
+def select(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["kind"] == kind]
+
+
+def read_scores(folder: Path) -> dict[str, float]:
+    run = json.loads((folder / "run.json").read_text())
+    assert run["status"] == "done"
+    scores: dict[str, float] = run["scores"]
+    return scores

@@ -1,0 +1,56 @@
+"""Every command of README.md, run word for word in a copy of the checkout."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"```(sh|python)\n(.*?)```", re.DOTALL)
+RUN_BY_CI = ["make check", "make test"]
+
+
+def read_blocks() -> list[tuple[str, str]]:
+    return BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+def test_commands_that_cannot_run_inside_a_test_are_what_ci_runs():
+    developing = [code.split("\n")[:-1] for kind, code in read_blocks() if "make test" in code]
+    assert developing == [RUN_BY_CI]
+    assert "make check test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+@pytest.mark.timeout(900)
+def test_every_command_of_the_readme_works(tmp_path: Path):
+    if not (Path(sys.prefix) / ".installed").exists():
+        pytest.skip("the environment was not made by `make install`")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
+        if (ROOT / name).is_file() and not name.startswith("tests/"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "PYTHONPATH")}
+    environment["PATH"] = f"{sys.prefix}/bin:{environment['PATH']}"
+    outputs: dict[str, str] = {}
+    for kind, code in read_blocks():
+        for step in [code] if kind == "python" else code.splitlines():
+            if step in RUN_BY_CI:
+                continue
+            run = ["python", "-c", step] if kind == "python" else ["bash", "-c", step]
+            done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+            assert done.returncode == 0, f"{step}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+            outputs[step] = done.stdout
+    [quickstart] = [output for step, output in outputs.items() if step == "make quickstart"]
+    f1 = float(re.search(r"test strict F1 (\d\.\d+)", quickstart)[1])
+    assert f1 >= 0.70
+    assert "out/quickstart/bundle" in quickstart
+    assert "next:" in quickstart
+    python = next(output for step, output in outputs.items() if "NerEngine" in step)
+    assert "Angela Merkel" in python
+    evaluated = next(output for step, output in outputs.items() if step.startswith("rayner evaluate"))
+    assert f"test strict F1 {f1:.4f}" in evaluated

@@ -1,0 +1,157 @@
+"""Where encoders come from, and how it is told when one is not to be had."""
+
+import hashlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from pipelines.ner import encoders
+from pipelines.ner.encoders import EncoderError, build_scratch_encoder, explain_absence, find_encoder, load_tokenizer
+
+TEXTS = [
+    "Angela Merkel visited Utrecht.",
+    "安格拉访问乌得勒支。",
+    "Angela visited Merkel",
+    "naïve café, naïve café",
+] * 3
+
+IN_ANOTHER_PROCESS = """
+import ast, sys, time
+from pathlib import Path
+from pipelines.ner.encoders import build_scratch_encoder, explain_absence
+begin = time.monotonic()
+print(explain_absence("nobody/none"), time.monotonic() - begin, sep="|")
+build_scratch_encoder(ast.literal_eval(sys.argv[1]), Path(sys.argv[2]), seed=5)
+"""
+
+
+@pytest.fixture(scope="module")
+def other_process(tmp_path_factory):
+    """What a process on a machine whose hub refuses connections says, and the folder of the encoder it built."""
+    folder = tmp_path_factory.mktemp("other")
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(folder), "PATH": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", IN_ANOTHER_PROCESS, repr(TEXTS), str(folder / "scratch")]
+    root = Path(encoders.__file__).parents[2]
+    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    return run.stdout.strip(), folder / "scratch"
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/models/bert", "a/b/c"])
+def test_a_folder_that_is_not_there_is_told_with_the_ways_to_provide_an_encoder(name):
+    with pytest.raises(EncoderError, match="no such folder") as caught:
+        find_encoder(name)
+    assert_names_the_ways(caught.value, name)
+
+
+def test_a_folder_without_config_is_told_with_the_ways_to_provide_an_encoder(tmp_path):
+    with pytest.raises(EncoderError, match=r"no config\.json") as caught:
+        find_encoder(str(tmp_path))
+    assert_names_the_ways(caught.value, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["nobody/no-such-encoder", "no-such-encoder", "not a valid id!"])
+def test_a_hub_id_that_cannot_be_reached_is_told_within_seconds(name):
+    begin = time.monotonic()
+    with pytest.raises(EncoderError) as caught:
+        find_encoder(name)
+    assert_names_the_ways(caught.value, name)
+    assert time.monotonic() - begin < encoders.HUB_TIMEOUT_S
+
+
+def test_a_hub_that_refuses_connections_is_told_without_retries(other_process):
+    reason, seconds = other_process[0].split("|")
+    assert "the hub gave Connect" in reason
+    assert float(seconds) < encoders.HUB_TIMEOUT_S
+
+
+def assert_names_the_ways(error, name):
+    message = str(error)
+    assert f"`{name}`" in message
+    for way in ("folder", "hub id", "rayner[quickstart]", "--model.encoder scratch"):
+        assert way in message
+
+
+def test_a_folder_with_config_is_found_as_an_absolute_path(tiny_encoder, monkeypatch):
+    assert find_encoder(tiny_encoder) == str(Path(tiny_encoder).resolve())
+    monkeypatch.chdir(Path(tiny_encoder).parent)
+    assert find_encoder(Path(tiny_encoder).name) == str(Path(tiny_encoder).resolve())
+
+
+@pytest.fixture
+def packaged():
+    pytest.importorskip(encoders.PACKAGED_MODULE)
+
+
+@pytest.mark.usefixtures("packaged")
+@pytest.mark.parametrize("name", encoders.PACKAGED_NAMES)
+def test_the_packaged_encoder_is_found_under_both_names(name):
+    folder = Path(find_encoder(name))
+    assert (folder / "config.json").is_file()
+    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == encoders.PACKAGED_SHA256
+
+
+@pytest.mark.usefixtures("packaged")
+def test_packaged_weights_with_another_hash_are_refused(monkeypatch):
+    found = encoders.PACKAGED_SHA256
+    monkeypatch.setattr(encoders, "PACKAGED_SHA256", "0" * 64)
+    with pytest.raises(EncoderError, match="not the expected ones") as caught:
+        find_encoder("all-MiniLM-L6-v2")
+    assert found in caught.value.value
+    assert "--force-reinstall" in caught.value.remedy
+
+
+def test_a_packaged_name_without_the_package_is_told_like_any_other(monkeypatch):
+    monkeypatch.setattr(encoders, "PACKAGED_MODULE", "no_such_module_anywhere")
+    if explain_absence("all-MiniLM-L6-v2") is None:
+        pytest.skip("it is in the hub's cache of this machine")
+    with pytest.raises(EncoderError) as caught:
+        find_encoder("all-MiniLM-L6-v2")
+    assert_names_the_ways(caught.value, "all-MiniLM-L6-v2")
+
+
+def test_scratch_is_the_same_in_another_process_for_the_same_texts_and_seed(other_process, tmp_path):
+    build_scratch_encoder(TEXTS, tmp_path / "here", seed=5)
+    assert digest(tmp_path / "here") == digest(other_process[1])
+
+
+def test_scratch_differs_by_seed_only_in_its_weights_and_leaves_torch_as_it_was(tmp_path):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    build_scratch_encoder(TEXTS, tmp_path / "a", seed=1)
+    build_scratch_encoder(TEXTS, tmp_path / "b", seed=2)
+    assert torch.equal(before, torch.get_rng_state())
+    a, b = digest(tmp_path / "a"), digest(tmp_path / "b")
+    assert {name for name in a if a[name] != b[name]} == {"model.safetensors"}
+
+
+def test_scratch_reads_every_character_it_has_seen(tmp_path):
+    characters = [chr(code) for code in range(0x4E00, 0x4E00 + 1500)]
+    texts = ["".join(characters[at : at + 10]) for at in range(0, 1500, 10)] + ["Angela \ud800 Merkel"] * 3
+    tokenizer = load_tokenizer(build_scratch_encoder(iter(texts), tmp_path / "e", seed=0))
+    assert tokenizer.unk_token_id not in tokenizer("".join(characters), add_special_tokens=False)["input_ids"]
+    assert tokenizer.tokenize("Angela") == ["Angela"]
+
+
+def test_scratch_tokenizer_knows_only_its_five_special_tokens(tmp_path):
+    folder = build_scratch_encoder(TEXTS, tmp_path / "e", seed=0)
+    tokenizer = load_tokenizer(folder)
+    assert set(tokenizer.get_added_vocab()) == set(encoders.SPECIAL_TOKENS)
+    assert tokenizer.convert_ids_to_tokens(list(range(5))) == encoders.SPECIAL_TOKENS
+    rows = load_file(Path(folder) / "model.safetensors")["embeddings.word_embeddings.weight"].shape[0]
+    assert rows == len(tokenizer) == AutoModel.from_pretrained(folder).config.vocab_size
+
+
+def test_scratch_keeps_case_and_accents(tmp_path):
+    tokenizer = load_tokenizer(build_scratch_encoder(TEXTS, tmp_path / "e", seed=0))
+    assert "".join(tokenizer.tokenize("naïve")).replace("##", "") == "naïve"
+    assert tokenizer.tokenize("Angela") != tokenizer.tokenize("angela")

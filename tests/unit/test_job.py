@@ -1,0 +1,239 @@
+"""The frame of every door: exit codes, messages, folders that can be resumed, files written whole."""
+
+import json
+import os
+from dataclasses import dataclass
+
+import pytest
+
+from pipelines.job import (
+    ConfigError,
+    RunRecord,
+    check_resumable,
+    find_mistake,
+    prepare_output_dir,
+    run_door,
+    write_json,
+)
+from pipelines.ner.errors import UserError, UserErrors
+
+SETTINGS = {"corpus": {"train": ["a"], "dev": []}, "training": {"seed": 1, "rate": None}}
+
+
+@dataclass(frozen=True)
+class DoorConfig:
+    """Settings of a door made for these tests."""
+
+    number: int = 1
+    """Any number."""
+
+
+class WrappedError(Exception):
+    """As Ray wraps what a worker raises: the original as `cause`."""
+
+    def __init__(self, cause):
+        super().__init__("Traceback (most recent call last):\n  File …\nthe last line")
+        self.cause = cause
+
+
+def open_door(error=None, argv=()):
+    def run(config):
+        if error is not None:
+            raise error
+
+    return run_door("try", DoorConfig, run, "A door.", list(argv))
+
+
+def wrap(error, depth):
+    for _ in range(depth):
+        error = WrappedError(error)
+    return error
+
+
+MISTAKE = UserError("the soup is cold", where="the kitchen", rule="hot", value=12, remedy="heat it")
+
+
+def test_exit_code_is_0_when_all_went_well(capsys):
+    assert open_door() == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_exit_code_is_2_for_a_mistake_of_the_user_however_it_is_wrapped(capsys, depth):
+    assert open_door(wrap(MISTAKE, depth)) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("rayner try: the soup is cold\n  where:  the kitchen\n")
+    assert "Traceback" not in printed.err
+
+
+def test_exit_code_is_2_for_a_mistake_that_another_error_came_from(capsys):
+    error = RuntimeError("workers failed")
+    error.__cause__ = WrappedError(MISTAKE)
+    assert open_door(error) == 2
+    assert "heat it" in capsys.readouterr().err
+
+
+def test_exit_code_is_2_for_mistakes_in_the_settings(capsys):
+    assert open_door(argv=["--numbr", "3"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "`--number`" in printed.err
+
+
+def test_several_mistakes_are_told_in_one_message(capsys):
+    assert open_door(UserErrors([MISTAKE, UserError("the bread is stale")])) == 2
+    printed = capsys.readouterr().err
+    assert "1. the soup is cold" in printed
+    assert "2. the bread is stale" in printed
+
+
+def test_exit_code_is_1_for_a_failed_run_with_its_last_line_and_no_traceback(capsys):
+    assert open_door(wrap(ZeroDivisionError("division by zero"), 1)) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("rayner try failed: WrappedError: the last line\n")
+    assert "Traceback" not in printed.err
+    assert "--debug" in printed.err
+
+
+def test_exit_code_is_1_for_an_error_without_a_message(capsys):
+    assert open_door(RuntimeError()) == 1
+    assert "RuntimeError" in capsys.readouterr().err
+
+
+def test_exit_code_is_130_when_the_user_stops_it(capsys):
+    assert open_door(KeyboardInterrupt()) == 130
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "stopped" in printed.err
+
+
+def test_help_exits_with_0():
+    with pytest.raises(SystemExit) as caught:
+        open_door(argv=["--help"])
+    assert caught.value.code == 0
+
+
+def test_disk_that_is_full_is_a_mistake_with_a_remedy():
+    mistake = find_mistake(wrap(OSError(28, "No space left on device", "/out/model"), 2))
+    assert isinstance(mistake, ConfigError)
+    assert (mistake.where, mistake.value) == ("/out/model", "No space left on device")
+    assert find_mistake(OSError(2, "No such file or directory", "/out/model")) is None
+
+
+def test_errors_that_name_each_other_do_not_loop():
+    first, second = WrappedError(None), WrappedError(None)
+    first.cause, second.cause = second, first
+    assert find_mistake(first) is None
+
+
+def test_new_folder_is_made_ready_and_remembers_its_settings(tmp_path):
+    assert check_resumable(tmp_path, SETTINGS, fresh=False) is False
+    assert json.loads((tmp_path / "settings.json").read_text()) == SETTINGS
+
+
+def test_interrupted_run_with_the_same_settings_is_resumed_and_its_files_stay(tmp_path):
+    check_resumable(tmp_path, SETTINGS, fresh=False)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    assert check_resumable(tmp_path, SETTINGS, fresh=False) is False
+    assert (tmp_path / "metrics.jsonl").exists()
+
+
+def test_changed_settings_are_refused_and_named_with_both_values(tmp_path):
+    check_resumable(tmp_path, SETTINGS, fresh=False)
+    changed = {"corpus": {"train": ["b"], "dev": []}, "training": {"seed": 1, "rate": 0.5}}
+    with pytest.raises(ConfigError) as caught:
+        check_resumable(tmp_path, changed, fresh=False)
+    assert caught.value.value == "`corpus.train`: ['a'] then, ['b'] now; `training.rate`: None then, 0.5 now"
+    assert "--fresh" in caught.value.remedy
+    assert json.loads((tmp_path / "settings.json").read_text()) == SETTINGS
+
+
+def test_settings_that_json_writes_otherwise_are_not_changed_ones(tmp_path):
+    settings = {"corpus": {"names": ("a", "b"), "path": tmp_path}}
+    check_resumable(tmp_path, settings, fresh=False)
+    assert check_resumable(tmp_path, settings, fresh=False) is False
+
+
+def test_setting_that_is_new_with_a_default_of_none_is_no_change(tmp_path):
+    check_resumable(tmp_path, {"training": {"seed": 1}}, fresh=False)
+    assert check_resumable(tmp_path, {"training": {"seed": 1, "patience": None}}, fresh=False) is False
+
+
+def test_finished_run_is_recognized(tmp_path):
+    check_resumable(tmp_path, SETTINGS, fresh=False)
+    record = RunRecord("try", DoorConfig())
+    record.write(tmp_path, status="failed")
+    assert check_resumable(tmp_path, SETTINGS, fresh=False) is False
+    record.write(tmp_path, status="done")
+    assert check_resumable(tmp_path, SETTINGS, fresh=False) is True
+
+
+def test_folder_with_something_else_is_refused_and_untouched(tmp_path):
+    (tmp_path / "thesis.txt").write_text("chapter one")
+    with pytest.raises(ConfigError, match="something else"):
+        check_resumable(tmp_path, SETTINGS, fresh=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_fresh_removes_what_an_earlier_run_left_but_not_what_links_point_to(tmp_path):
+    kept, folder = tmp_path / "kept", tmp_path / "run"
+    kept.mkdir()
+    (kept / "precious").write_text("x")
+    folder.mkdir()
+    check_resumable(folder, SETTINGS, fresh=False)
+    (folder / "bundle").mkdir()
+    (folder / "bundle" / "model.bin").write_text("x")
+    (folder / "link").symlink_to(kept)
+    RunRecord("try", DoorConfig()).write(folder, status="done")
+    assert check_resumable(folder, {"training": {"seed": 2}}, fresh=True) is False
+    assert [path.name for path in folder.iterdir()] == ["settings.json"]
+    assert (kept / "precious").exists()
+
+
+def test_output_dir_is_made_with_its_parents_and_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert prepare_output_dir("a/b") == tmp_path / "a" / "b"
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["", "/run", "/deep/run"])
+def test_output_dir_at_or_below_a_file_is_refused(tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(ConfigError) as caught:
+        prepare_output_dir(f"{file}{below}")
+    assert str(file) in caught.value.where
+    assert caught.value.value
+    assert "--output_dir" in caught.value.remedy
+    assert file.read_text() == "x"
+
+
+def test_write_json_writes_what_it_was_given(tmp_path):
+    path = tmp_path / "run.json"
+    write_json(path, {"text": "中 é", "path": path, "numbers": [1, 2.5, None]})
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content == {"text": "中 é", "path": str(path), "numbers": [1, 2.5, None]}
+    assert os.listdir(tmp_path) == ["run.json"]
+
+
+@pytest.mark.parametrize("content", [{(1, 2): "a key that JSON lacks"}, {"text": "\ud800"}])
+def test_write_json_leaves_the_old_file_whole_when_it_fails(tmp_path, content):
+    path = tmp_path / "run.json"
+    write_json(path, {"old": True})
+    with pytest.raises((TypeError, UnicodeEncodeError)):
+        write_json(path, content)
+    assert json.loads(path.read_text()) == {"old": True}
+
+
+def test_phases_are_timed_and_told_on_stderr(capsys):
+    record = RunRecord("try", DoorConfig(number=3))
+    with record.phase("cook", "cooking soup"):
+        pass
+    printed = capsys.readouterr()
+    assert record.data["phases_s"].keys() == {"cook"}
+    assert record.data["config"] == {"number": 3}
+    assert printed.out == ""
+    assert "cooking soup" in printed.err
+    assert "\x1b" not in printed.err

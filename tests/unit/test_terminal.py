@@ -1,0 +1,170 @@
+"""What doors show: the user's own texts and names come out as they are, whatever they contain."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines import terminal
+from pipelines.corpus.shards import ShardsInfo, SplitInfo
+from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
+
+TRICKY = ["[bold]", "[/]", "[/bold]", "[red]X[/red]", "a\\[b]", "[link=x]y", ":smile:", "[[0]]", "[@click=f()]z[/]"]
+
+
+def make_row(text=None, words=None, predicted=()):
+    spans = [dict(zip(("start", "end", "label"), one, strict=True)) for one in predicted]
+    return {"text": text, "words": words, "predicted": spans}
+
+
+def capture_examples(capsys, *rows, **options):
+    print_examples(rows, **options)
+    return capsys.readouterr().out
+
+
+def make_scores(labels):
+    one = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 1234}
+    scores = {"labels": dict.fromkeys(labels, one), "micro": one | {"f1": 0.87654}}
+    return {"strict": scores, "lenient": scores, "intervals": {"strict": {"micro": {"f1": [0.811, 0.922]}}}}
+
+
+def make_info(**changes):
+    settings = {
+        "encoder": "scratch",
+        "tokenizer_fingerprint": "0",
+        "scheme": "BIO",
+        "tags": ["O", "B-PER", "I-PER"],
+        "corpus_scheme": "BIOES",
+        "splitter": "unicode",
+        "window": 256,
+        "stride": 64,
+        "splits": {"train": SplitInfo(1200, 100, 34567, 1300, {"PER": 4321}), "dev": SplitInfo(5, 5, 60, 5, {})},
+        "split_off": {"dev": 0.1},
+        "ledger": {"kept": 1205, "repaired": 3, "rejected": 2, "reasons": {"bad_offset": 2}},
+        "duplicates": {"train & dev": 4},
+    }
+    return ShardsInfo(**(settings | changes))
+
+
+def test_print_examples_marks_entities_in_text(capsys):
+    printed = capture_examples(capsys, make_row("Angela saw Utrecht.", predicted=[(0, 6, "PER"), (11, 18, "LOC")]))
+    assert " Angela PER saw  Utrecht LOC." in printed
+
+
+def test_print_examples_marks_entities_in_words(capsys):
+    row = make_row(words=["In", "New", "York", "."], predicted=[(1, 3, "LOC")])
+    assert "In  New York LOC ." in capture_examples(capsys, row)
+
+
+@pytest.mark.parametrize("tricky", TRICKY)
+def test_print_examples_shows_markup_in_texts_and_labels_literally(capsys, tricky):
+    text = f"See {tricky} and {tricky} today"
+    start = text.index("and") + 4
+    row = make_row(text, predicted=[(start, start + len(tricky), f"X{tricky}")])
+    assert f"See {tricky} and  {tricky} X{tricky} today" in capture_examples(capsys, row)
+
+
+def test_print_examples_lets_no_control_character_of_a_text_reach_the_terminal(capsys):
+    text = "Esc \x1b[31mAngela\x1b[0m \x07\x08 here"
+    start = text.index("Angela")
+    printed = capture_examples(capsys, make_row(text, predicted=[(start, start + 6, "PER\x1b[2J")]))
+    assert " Angela PER" in printed
+    assert not set(printed) & set("\x1b\x07\x08")
+
+
+def test_print_examples_takes_only_the_sentences_with_entities(capsys):
+    text = "Nothing here. Angela came. She left."
+    printed = capture_examples(capsys, make_row(text, predicted=[(14, 20, "PER")]))
+    assert "Angela PER came." in printed
+    assert "Nothing" not in printed
+    assert "left" not in printed
+
+
+def test_print_examples_shows_at_most_the_limit_and_the_richest_first(capsys):
+    plain = [make_row(f"Angela {index}", predicted=[(0, 6, "PER")]) for index in range(6)]
+    rich = make_row("Angela saw Utrecht", predicted=[(0, 6, "PER"), (11, 18, "LOC")])
+    printed = capture_examples(capsys, *plain, rich, limit=3)
+    lines = [line for line in printed.splitlines() if "PER" in line]
+    assert len(lines) == 3
+    assert "Utrecht" in lines[0]
+
+
+def test_print_examples_prints_nothing_where_nothing_was_found(capsys):
+    assert capture_examples(capsys, make_row("Nothing here.")) == ""
+
+
+def test_print_scores_shows_labels_totals_and_interval(capsys):
+    print_scores(make_scores(["PER", "LOC"]), "scores on the test split")
+    printed = capsys.readouterr().out
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["PER", "0.500", "0.250", "0.333", "0.333", "1,234"] in lines
+    assert ["all", "(micro)", "0.500", "0.250", "0.877", "0.877", "1,234"] in lines
+    assert printed.index("LOC") < printed.index("PER") < printed.index("all (micro)")
+    assert "scores on the test split" in printed
+    assert "test strict F1 0.8765, 95 % interval 0.811 to 0.922 over documents" in printed
+
+
+@pytest.mark.parametrize("tricky", TRICKY)
+def test_print_scores_shows_labels_with_brackets_literally(capsys, tricky):
+    print_scores(make_scores([tricky]), "scores")
+    assert any(line.split()[0] == tricky for line in capsys.readouterr().out.splitlines() if line.strip())
+
+
+def test_print_scores_counts_a_label_that_was_never_strictly_read_as_zero(capsys):
+    result = make_scores(["PER"])
+    result["strict"] = result["strict"] | {"labels": {}}
+    print_scores(result, "scores")
+    assert ["PER", "0.000", "0.000", "0.000", "0.333", "1,234"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
+
+
+def test_print_shards_tells_what_a_corpus_holds(capsys):
+    print_shards(make_info(), Path("/data/shards"))
+    printed = capsys.readouterr().out
+    assert "corpus /data/shards\n" in printed
+    assert "train 1,200 records, 34,567 sub-tokens; PER 4,321\n" in printed
+    assert "dev   5 records, 60 sub-tokens, 10% of the training documents; no entity\n" in printed
+    assert "1,205 kept, 3 of them repaired, 2 rejected (bad_offset 2)" in printed
+    assert "written as /data/shards/ledger.parquet\n" in printed
+    assert "4 distinct records stand in both train & dev" in printed
+
+
+@pytest.mark.parametrize("tricky", TRICKY)
+def test_print_shards_shows_paths_and_labels_with_brackets_literally(capsys, tricky):
+    folder = Path("/data") / tricky / "shards"
+    splits = {"train": SplitInfo(1, 1, 1, 1, {tricky: 7, "PER": 1})}
+    print_shards(make_info(splits=splits), folder)
+    printed = capsys.readouterr().out
+    assert f"corpus {folder}\n" in printed
+    assert f"{folder}/ledger.parquet" in printed
+    assert f"{tricky} 7, PER 1" in printed
+
+
+def make_metrics(num_epochs):
+    rows = [{"kind": "start", "step": 0, "num_steps": 4, "num_epochs": 2}]
+    for epoch in range(num_epochs):
+        for step in (1, 2):
+            row = {"kind": "step", "epoch": epoch, "step": 2 * epoch + step}
+            rows.append(row | {"num_tokens": 100, "seconds": 0.1, "loss": 0.5})
+        f1 = (0.25, 0.125)[epoch]
+        rows.append({"kind": "epoch", "epoch": epoch + 1, "step": 2 * epoch + 2, "dev_f1": f1, "best_dev_f1": 0.25})
+    return rows
+
+
+def test_watch_training_without_a_terminal_prints_a_line_an_epoch_and_nothing_else(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "POLL_S", 0.01)
+    num_epochs = 0
+    with watch_training(lambda: make_metrics(num_epochs)):
+        for num_epochs in (1, 2):  # noqa: B007
+            time.sleep(0.05)
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == ["  epoch 1: dev F1 0.2500 (best so far)", "  epoch 2: dev F1 0.1250"]
+    assert printed.out == ""
+    assert all(character.isprintable() or character == "\n" for character in printed.err)
+
+
+def test_watch_training_tells_the_last_epoch_also_when_the_run_fails(capsys):
+    with pytest.raises(RuntimeError, match="worker"), watch_training(lambda: make_metrics(1)):
+        raise RuntimeError("a worker died")
+    assert "epoch 1: dev F1 0.2500" in capsys.readouterr().err

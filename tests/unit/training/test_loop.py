@@ -1,0 +1,266 @@
+"""The loop on a tiny encoder: it learns, repeats itself bit for bit, resumes, and does not depend on the workers."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from pipelines.ner.errors import UserError
+from pipelines.training.batches import BatchPlan, TrainingWindows
+from pipelines.training.loop import TrainingConfig, TrainingError, resolve_precision
+from pipelines.training.optimizer import OptimizerConfig
+
+BASE = {"num_epochs": 2, "batch_tokens": 120, "precision": "fp32", "checkpoint_every_steps": 3}
+
+
+def configure(**changes):
+    return TrainingConfig(**(BASE | changes))
+
+
+def are_equal(some, others):
+    return some.keys() == others.keys() and all(torch.equal(some[name], others[name]) for name in some)
+
+
+def test_loss_falls_on_windows_that_can_be_learned(training_room, tiny_encoder, head):
+    model = training_room.build_model(tiny_encoder, head)
+    told = training_room.run_loop(model, training_room.make_table(40), configure(num_epochs=6))
+    per_epoch = len(told.losses) // 6
+    assert sum(told.losses[-per_epoch:]) < sum(told.losses[:per_epoch]) * 0.4
+
+
+def test_steps_tell_what_they_did(training_room, tiny_encoder):
+    table = training_room.make_table(30)
+    told = training_room.run_loop(training_room.build_model(tiny_encoder, "linear"), table, configure())
+    windows = TrainingWindows(table)
+    assert [step["step"] for step in told.steps] == list(range(1, told.starts[0]["num_steps"] + 1))
+    for epoch in (0, 1):
+        steps = [step for step in told.steps if step["epoch"] == epoch]
+        assert sum(step["num_words"] for step in steps) == windows.num_words.sum()
+        assert sum(step["num_tokens"] for step in steps) == windows.num_tokens.sum()
+    assert [(row["epoch"], row["dev_f1"]) for row in told.epochs] == [(1, 0.5), (2, 0.5)]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_same_seed_gives_a_bit_identical_curve_and_model(training_room, tiny_encoder, head, dropout):
+    table = training_room.make_table(40)
+
+    def run(seed):
+        model = training_room.build_model(tiny_encoder, head, dropout=dropout)
+        return training_room.run_loop(model, table, configure(seed=seed))
+
+    first, again, other = run(1), run(1), run(2)
+    assert first.losses == again.losses
+    assert are_equal(first.final.best_model, again.final.best_model)
+    assert first.losses != other.losses
+
+
+def test_dropout_is_drawn_anew_in_each_step(training_room, tiny_encoder):
+    """One window, so steps differ by dropout alone as long as the weights stand still."""
+    model = training_room.build_model(tiny_encoder, "linear", dropout=0.3)
+    config = configure(num_epochs=4, optimizer=OptimizerConfig(learning_rate=1e-30))
+    told = training_room.run_loop(model, training_room.make_table(1), config)
+    assert len(set(told.losses)) == 4
+
+
+def test_accumulation_gives_the_same_losses_as_one_pass(training_room, tiny_encoder, head):
+    table = training_room.make_table(40)
+
+    def run(device_batch_tokens):
+        config = configure(device_batch_tokens=device_batch_tokens)
+        return training_room.run_loop(training_room.build_model(tiny_encoder, head), table, config)
+
+    whole, parts = run(4096), run(40)
+    windows = TrainingWindows(table)
+    plan = BatchPlan(windows.num_tokens, windows.usable, batch_tokens=120, device_batch_tokens=40, seed=1)
+    assert max(len(plan.share(step, 0, 1)) for step in plan.plan_epoch(0)) > 3
+    assert parts.losses == pytest.approx(whole.losses, abs=1e-5)
+    norms = [[step["gradient_norm"] for step in told.steps] for told in (whole, parts)]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_resumed_run_repeats_the_rest_bit_for_bit_from_every_checkpoint(training_room, tiny_encoder, head, dropout):
+    table, f1s = training_room.make_table(40), [0.7, 0.3]
+
+    def run(state=None, seed=1, f1s=f1s):
+        model = training_room.build_model(tiny_encoder, head, dropout=dropout, seed=seed)
+        return training_room.run_loop(model, table, configure(), f1s=f1s, state=state)
+
+    whole = run()
+    assert any(state.epoch_step > 0 and state.epoch == 1 for state in whole.states)
+    for state in whole.states:
+        step, epoch = state.step, state.epoch
+        resumed = run(state, seed=99, f1s=f1s[epoch:] or [0.0])
+        assert resumed.losses == whole.losses[step:]
+        assert are_equal(resumed.final.best_model, whole.final.best_model)
+        assert (resumed.final.best_f1, resumed.final.best_epoch) == (0.7, 1)
+        if resumed.states:
+            assert are_equal(resumed.states[-1].model, whole.states[-1].model)
+
+
+def test_checkpoints_come_within_epochs_and_after_each(training_room, tiny_encoder):
+    told = training_room.run_loop(
+        training_room.build_model(tiny_encoder, "linear"), training_room.make_table(40), configure()
+    )
+    per_epoch = len(told.losses) // 2
+    within = [step for step in range(3, 2 * per_epoch, 3) if step % per_epoch]
+    assert [state.step for state in told.states] == sorted([*within, per_epoch, 2 * per_epoch])
+    assert [state.done for state in told.states] == [False] * (len(told.states) - 1) + [True]
+
+
+def test_finished_state_trains_no_further(training_room, tiny_encoder):
+    table = training_room.make_table(8)
+    done = training_room.run_loop(training_room.build_model(tiny_encoder, "linear"), table, configure()).states[-1]
+    told = training_room.run_loop(training_room.build_model(tiny_encoder, "linear"), table, configure(), state=done)
+    assert (told.steps, told.epochs, told.final.step) == ([], [], done.step)
+
+
+def test_training_stops_when_patience_runs_out_and_keeps_the_best_epoch(training_room, tiny_encoder):
+    told = training_room.run_loop(
+        training_room.build_model(tiny_encoder, "linear"),
+        training_room.make_table(16),
+        configure(num_epochs=9, patience=2, checkpoint_every_steps=1000),
+        f1s=[0.1, 0.6, 0.2, 0.6, 0.9, 0.9],
+    )
+    assert [row["dev_f1"] for row in told.epochs] == [0.1, 0.6, 0.2, 0.6]
+    assert (told.final.best_epoch, told.final.best_f1, told.final.done) == (2, 0.6, True)
+    assert are_equal(told.final.best_model, told.states[1].model)
+    assert not are_equal(told.final.best_model, told.states[-1].model)
+
+
+def test_patience_counts_from_the_last_better_epoch_and_goes_on_over_a_resume(training_room, tiny_encoder):
+    table, config = training_room.make_table(16), configure(num_epochs=9, patience=2, checkpoint_every_steps=1000)
+    f1s = [0.5, 0.4, 0.6, 0.1, 0.2, 0.9]
+    whole = training_room.run_loop(training_room.build_model(tiny_encoder, "linear"), table, config, f1s=f1s)
+    resumed = training_room.run_loop(
+        training_room.build_model(tiny_encoder, "linear"), table, config, f1s=f1s[4:], state=whole.states[3]
+    )
+    assert len(whole.epochs) == 5
+    assert len(resumed.epochs) == 1
+    assert are_equal(resumed.final.best_model, whole.final.best_model)
+
+
+def test_a_model_that_finds_nothing_is_still_kept(training_room, tiny_encoder):
+    told = training_room.run_loop(
+        training_room.build_model(tiny_encoder, "linear"),
+        training_room.make_table(8),
+        configure(checkpoint_every_steps=1000),
+        f1s=[0.0, 0.0],
+    )
+    assert told.final.best_epoch == 1
+    assert are_equal(told.final.best_model, told.states[0].model)
+
+
+def test_loss_that_is_not_a_number_names_the_place_and_the_records(training_room, tiny_encoder, head):
+    model = training_room.build_model(tiny_encoder, head)
+    with torch.no_grad():
+        model.network.classifier.bias.fill_(math.nan)
+    table = training_room.make_table(4)
+    with pytest.raises(TrainingError) as caught:
+        training_room.run_loop(model, table, configure(batch_tokens=1000))
+    assert caught.value.where == "step 1, epoch 1"
+    for record in set(table["record_id"].to_pylist()):
+        assert record in str(caught.value)
+
+
+def test_windows_without_any_word_are_refused(training_room, tiny_encoder):
+    table = training_room.make_table(2).slice(0, 0)
+    with pytest.raises(TrainingError, match="no words"):
+        training_room.run_loop(training_room.build_model(tiny_encoder, "linear"), table, configure())
+
+
+def test_bf16_trains_with_weights_in_fp32(training_room, tiny_encoder, head):
+    table = training_room.make_table(40)
+
+    def run(precision):
+        model = training_room.build_model(tiny_encoder, head)
+        return training_room.run_loop(model, table, configure(precision=precision, num_epochs=4))
+
+    rough, exact = run("bf16"), run("fp32")
+    assert rough.starts[0]["precision"] == "bf16"
+    assert rough.losses != exact.losses
+    assert rough.losses == pytest.approx(exact.losses, rel=0.3, abs=0.1)
+    assert {tensor.dtype for tensor in rough.final.best_model.values()} == {torch.float32}
+
+
+def test_precision_is_taken_as_given_and_auto_is_resolved():
+    cpu = torch.device("cpu")
+    assert [resolve_precision(one, cpu) for one in ("fp32", "bf16")] == ["fp32", "bf16"]
+    assert resolve_precision("auto", cpu) in ("fp32", "bf16")
+
+
+def test_find_problems_lists_every_bad_value_at_once():
+    optimizer = OptimizerConfig(
+        learning_rate=0.0, head_learning_rate=2.0, weight_decay=-0.1, warmup_fraction=1.5, max_grad_norm=0.0
+    )
+    config = TrainingConfig(
+        num_epochs=0,
+        batch_tokens=0,
+        device_batch_tokens=-1,
+        precision="fp8",
+        patience=0,
+        checkpoint_every_steps=0,
+        seed=-1,
+        optimizer=optimizer,
+    )
+    problems = config.find_problems()
+    names = [f"`training.{name}`" for name in vars(config) if name != "optimizer"]
+    names += [f"`training.optimizer.{name}`" for name in vars(optimizer)]
+    assert sorted(problem.where for problem in problems) == sorted(names)
+    assert all(isinstance(problem, UserError) and problem.rule for problem in problems)
+    assert {problem.where: problem.value for problem in problems}["`training.precision`"] == "fp8"
+
+
+def test_find_problems_has_nothing_against_the_defaults():
+    assert TrainingConfig().find_problems() == []
+
+
+def test_find_problems_refuses_numbers_that_are_not_finite():
+    config = TrainingConfig(
+        optimizer=OptimizerConfig(learning_rate=math.nan, weight_decay=math.inf, max_grad_norm=math.nan)
+    )
+    assert len(config.find_problems()) == 3
+
+
+# Steps of one window leave one of two workers idle; the small device budget makes them accumulate too.
+DISTRIBUTED = {
+    "several windows a step": {"batch_tokens": 120, "device_batch_tokens": 40},
+    "one window a step": {"batch_tokens": 1, "device_batch_tokens": 4096},
+}
+
+
+def run_distributed_cases(room, encoder):
+    found = {}
+    for head in ("linear", "crf"):
+        for case, changes in DISTRIBUTED.items():
+            model = room.build_model(encoder, head)
+            table = room.make_table(16 if case == "several windows a step" else 4)
+            config = configure(**changes, optimizer=OptimizerConfig(learning_rate=3e-4))
+            told = room.run_loop(model, table, config)
+            found[f"{head}, {case}"] = (told.losses, told.states[-1].model)
+    return found
+
+
+def run_rank(rank, room, encoder, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.save(run_distributed_cases(room, encoder), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_train_as_one_does_also_when_one_is_idle(training_room, tiny_encoder, tmp_path):
+    windows = TrainingWindows(training_room.make_table(4))
+    plan = BatchPlan(windows.num_tokens, windows.usable, batch_tokens=1, device_batch_tokens=4096, seed=1)
+    assert {tuple(map(len, plan.share(step, 1, 2))) for step in plan.plan_epoch(0)} == {(0,)}
+    torch.multiprocessing.spawn(run_rank, (training_room, tiny_encoder, str(tmp_path)), nprocs=2)
+    alone = run_distributed_cases(training_room, tiny_encoder)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for case, (losses, weights) in alone.items():
+        for found_losses, found_weights in (rank[case] for rank in ranks):
+            assert found_losses == pytest.approx(losses, abs=1e-4), case
+            for name, tensor in weights.items():
+                torch.testing.assert_close(found_weights[name], tensor, rtol=0, atol=1e-4, msg=f"{case}: {name}")
+        assert are_equal(ranks[0][case][1], ranks[1][case][1]), case

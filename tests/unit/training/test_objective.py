@@ -1,0 +1,118 @@
+"""The loss: the Hugging Face model's own for a linear head, brute force over all tag sequences for a CRF."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from pipelines.ner.labels import LabelScheme
+from pipelines.ner.model import TokenClassifier
+from pipelines.training.batches import Batch, TrainingWindows
+from pipelines.training.objective import sum_loss
+
+IGNORED = -100
+
+
+def build(training_room, encoder, head):
+    model = training_room.build_model(encoder, head).eval()
+    if model.crf is not None:
+        with torch.no_grad():
+            for parameter in model.crf.parameters():
+                parameter.normal_()
+    return model
+
+
+def compute_emissions(model, batch):
+    return model(batch.input_ids_BT, batch.attention_mask_BT, batch.word_starts_BW)
+
+
+def make_batch(tags, starts, ends):
+    """A batch of which only the objective's part matters; tags are padded with a tag that would cost something."""
+    width = max(map(len, tags))
+    padded = torch.tensor([[*row, *[1] * (width - len(row))] for row in tags])
+    none = torch.zeros(len(tags), 1, dtype=torch.int64)
+    lengths = torch.tensor([len(row) for row in tags])
+    return Batch(none, none, none, padded, lengths, torch.tensor(starts), torch.tensor(ends))
+
+
+def test_linear_loss_is_the_hugging_face_loss_times_the_words(training_room, tiny_encoder):
+    model = build(training_room, tiny_encoder, "linear")
+    windows = TrainingWindows(training_room.make_table(7))
+    batch = windows.collate(range(7), pad_id=0)
+    labels_BT = torch.full_like(batch.input_ids_BT, IGNORED)
+    for row in range(7):
+        length = batch.lengths_B[row]
+        labels_BT[row, batch.word_starts_BW[row, :length]] = batch.tag_ids_BW[row, :length]
+    output = model.network(
+        input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, labels=labels_BT
+    )
+    loss = sum_loss(model, compute_emissions(model, batch), batch)
+    torch.testing.assert_close(loss, output.loss * batch.lengths_B.sum(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme_name", ["BIO", "BIOES"])
+def test_crf_loss_equals_brute_force_over_all_tag_sequences(scheme_name):
+    scheme = LabelScheme.from_labels(["PER", "X"] if scheme_name == "BIO" else ["PER"], scheme_name)
+    torch.manual_seed(0)
+    model = TokenClassifier(torch.nn.Identity(), scheme, "crf")
+    for parameter in model.crf.parameters():
+        torch.nn.init.normal_(parameter)
+    gold = [scheme.ids[tag] for tag in (["O", "B-PER", "I-PER"] if scheme_name == "BIO" else ["O", "B-PER", "E-PER"])]
+    batch = make_batch([gold, [0], [gold[2], 0]], [True, True, False], [True, False, False])
+    emissions_BWK = torch.randn(3, 3, len(scheme.tags)) * 2
+    expected = sum(
+        -log_probability(model.crf, scheme, emissions_BWK[row, :length], tags, start, end)
+        for row, (length, tags, start, end) in enumerate(
+            [(3, gold, True, True), (1, [0], True, False), (2, [gold[2], 0], False, False)]
+        )
+    )
+    assert sum_loss(model, emissions_BWK, batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+def log_probability(crf, scheme, emissions_WK, gold, begins, ends):
+    def score(tags):
+        names = [scheme.tags[tag] for tag in tags]
+        legal = all(scheme.allows(a, b) for a, b in itertools.pairwise(names))
+        legal = legal and (not begins or scheme.allows(None, names[0])) and (not ends or scheme.allows(names[-1], None))
+        if not legal:
+            return -math.inf
+        total = sum(emissions_WK[word, tag].item() for word, tag in enumerate(tags))
+        total += sum(crf.transitions[a, b].item() for a, b in itertools.pairwise(tags))
+        return total + begins * crf.start[tags[0]].item() + ends * crf.end[tags[-1]].item()
+
+    every = itertools.product(range(len(scheme.tags)), repeat=len(gold))
+    return score(gold) - math.log(sum(math.exp(score(tags)) for tags in every))
+
+
+def test_loss_of_a_padded_batch_is_the_sum_of_its_windows_losses(training_room, tiny_encoder, head):
+    model = build(training_room, tiny_encoder, head)
+    windows = TrainingWindows(training_room.make_table(9))
+    together = windows.collate(range(9), pad_id=0)
+    alone = [windows.collate([index], pad_id=0) for index in range(9)]
+    assert len(set(windows.num_tokens.tolist())) > 3
+    loss = sum_loss(model, compute_emissions(model, together), together)
+    parts = sum(sum_loss(model, compute_emissions(model, batch), batch) for batch in alone)
+    torch.testing.assert_close(loss, parts, rtol=1e-5, atol=1e-4)
+
+
+def test_padding_gets_no_gradient_and_its_emissions_do_not_matter(training_room, tiny_encoder, head):
+    model = build(training_room, tiny_encoder, head)
+    batch = make_batch([[1, 2, 0, 3], [3]], [True, True], [True, True])
+    emissions_BWK = torch.randn(2, 4, 5, requires_grad=True)
+    loss = sum_loss(model, emissions_BWK, batch)
+    loss.backward()
+    assert torch.equal(emissions_BWK.grad[1, 1:], torch.zeros(3, 5))
+    assert emissions_BWK.grad[1, 0].abs().max() > 0
+    changed_BWK = emissions_BWK.detach().clone()
+    changed_BWK[1, 1:] = 1e4
+    torch.testing.assert_close(sum_loss(model, changed_BWK, batch), loss.detach())
+
+
+def test_loss_is_float32_for_emissions_in_bf16(training_room, tiny_encoder, head):
+    model = build(training_room, tiny_encoder, head)
+    batch = make_batch([[1, 2, 0, 3], [3]], [True, True], [True, True])
+    emissions_BWK = torch.randn(2, 4, 5).bfloat16()
+    loss = sum_loss(model, emissions_BWK, batch)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, sum_loss(model, emissions_BWK.float(), batch), rtol=0, atol=0)
