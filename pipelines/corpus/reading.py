@@ -17,6 +17,7 @@ from pipelines.corpus.formats.files import find_files, read_records
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.ledger import Ledger, LedgerEntry
 from pipelines.corpus.records import RECORD_SCHEMA, CorpusError, Record, to_table
+from pipelines.ner.entities import Span
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.labels import (
     OUTSIDE,
@@ -28,6 +29,7 @@ from pipelines.ner.labels import (
     parse_tag,
     read_spans,
     split_tag,
+    write_tags,
 )
 
 SPLITS = ("train", "dev", "test")
@@ -197,9 +199,16 @@ def keep_records(raw: ray.data.Dataset) -> ray.data.Dataset:
 
 
 def finish_records(table: pa.Table, scheme: str) -> pa.Table:
-    """Fill in the spans of records with tags, and `num_illegal_tags`: those that conlleval reads as if mended."""
-    spans, illegal = [], []
-    for tags, given in zip(table["tags"].to_pylist(), table["spans"].to_pylist(), strict=True):
+    """Fill in the spans of records with tags, the tags of words with spans, and `num_illegal_tags`.
+
+    Illegal tags are those that conlleval reads as if mended.
+    """
+    all_tags, spans, illegal = [], [], []
+    columns = (table[name].to_pylist() for name in ("words", "tags", "spans"))
+    for words, tags, given in zip(*columns, strict=True):
+        if tags is None and words is not None and given is not None:
+            tags = write_tags([Span(**span) for span in given], len(words), scheme)
+        all_tags.append(tags)
         if tags is None:
             spans.append(given)
             illegal.append(0)
@@ -207,8 +216,9 @@ def finish_records(table: pa.Table, scheme: str) -> pa.Table:
             found = read_spans(tags, scheme)
             spans.append([{"start": span.start, "end": span.end, "label": span.label} for span in found])
             illegal.append(count_illegal_tags(tags, scheme))
-    field = RECORD_SCHEMA.field("spans")
-    table = table.set_column(table.schema.get_field_index("spans"), field, pa.array(spans, field.type))
+    for name, values in (("tags", all_tags), ("spans", spans)):
+        field = RECORD_SCHEMA.field(name)
+        table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
     return table.append_column("num_illegal_tags", pa.array(illegal, pa.int32()))
 
 

@@ -71,6 +71,8 @@ class NerEngine:
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """Entities and coverage of each text, in order; offsets are Unicode code points."""
+        if isinstance(texts, str):
+            raise TypeError("predict takes a list of texts: predict([text])")
         ranges = [split_words(text, self.encoder.splitter) for text in texts]
         encoded = (
             self.encoder.encode_pieces([text[start:end] for start, end in words])

@@ -84,8 +84,7 @@ def build_token_classifier(encoder: str, scheme: LabelScheme, config: ModelConfi
     settings: dict[str, Any] = {"id2label": id2label, "label2id": {tag: index for index, tag in id2label.items()}}
     encoder_config = AutoConfig.from_pretrained(encoder)
     if config.dropout is not None:
-        names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout")
-        settings |= {name: config.dropout for name in names if hasattr(encoder_config, name)}
+        settings |= {name: config.dropout for name in vars(encoder_config) if "dropout" in name}
     try:
         network = AutoModelForTokenClassification.from_pretrained(
             encoder, dtype=torch.float32, use_safetensors=True, **settings

@@ -14,9 +14,12 @@ from pipelines.ner.errors import UserError
 MAX_WORD_CHARACTERS = 100
 """Longer words are cut into words of this length: WordPiece reads none of a longer one."""
 
-# Scripts written without spaces: each character (with its combining marks) is a word.
-_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]\p{M}*"
-_ALNUM = r"(?:(?![\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}])[\p{L}\p{N}]\p{M}*)"
+# Scripts written without spaces: each character (with its combining marks) is a word. Joiners and soft hyphens belong
+# to the letter before them, as in Persian and Hindi.
+_SCRIPTS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
+_EXTENDED = r"[\p{M}\u00ad\u200c\u200d]*"
+_UNSPACED = rf"{_SCRIPTS}{_EXTENDED}"
+_ALNUM = rf"(?:(?!{_SCRIPTS})[\p{{L}}\p{{N}}]{_EXTENDED})"
 # Any other user-perceived character, e.g. a punctuation mark or a whole emoji sequence. A mark that Unicode joins to
 # the character after it (Arabic number signs) stands alone: that character may be a space, or belong to a word.
 # Flags are matched here because `\X` counts all flags before each.

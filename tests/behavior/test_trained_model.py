@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(
 def engine(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> NerEngine:
     folder: Path = tmp_path_factory.mktemp("behavior") / "run"
     files = [part for split in ("train", "dev", "test") for part in (f"--corpus.{split}", f"sample:en-{split}.jsonl")]
-    settings = ["--training.num_epochs", "3", "--training.precision", "fp32", "--output_dir", str(folder)]
-    assert train.main([*files, *settings]) == 0
+    settings = ["--training.num_epochs", "3", "--training.batch_tokens", "512", "--training.precision", "fp32"]
+    assert train.main([*files, *settings, "--output_dir", str(folder)]) == 0
     return NerEngine.load(folder / "bundle")
 
 

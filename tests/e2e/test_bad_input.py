@@ -240,7 +240,7 @@ def test_output_folder_that_holds_something_else_is_refused(refuse, write, bundl
         ("prepare", ("--corpus.train", corpus)),
         ("predict", ("--model", bundle, "--input", corpus)),
     ):
-        refuse(door, *arguments, output_dir=folder).check("the output folder", str(folder), "--fresh")
+        refuse(door, *arguments, output_dir=folder).check("the output folder", str(folder), "--output_dir")
     assert (folder / "thesis.tex").read_text() == "years of work"
 
 

@@ -1,5 +1,6 @@
 """One small Ray for all tests that run a door or a room in this process."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ import pytest
 import ray
 import ray.data
 
+from pipelines.cluster import ENVIRONMENT
+
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
@@ -15,6 +18,8 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():  # another folder's instance of this fixture
         yield
         return
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     folder = tempfile.mkdtemp(prefix="r")  # pytest's own folders make paths too long for sockets
     ray.init(
         address="local",

@@ -23,7 +23,7 @@ from tests.integration.processes import kill, list_descendants, wait_until
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 TRAINING = TrainingConfig(
-    num_epochs=2, batch_tokens=400, device_batch_tokens=300, precision="fp32", checkpoint_every_steps=5, seed=7
+    num_epochs=2, batch_tokens=200, device_batch_tokens=300, precision="fp32", checkpoint_every_steps=5, seed=7
 )
 
 

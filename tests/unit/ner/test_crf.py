@@ -94,16 +94,18 @@ def test_starts_and_ends_flags_are_read_row_by_row():
     scheme = LabelScheme.from_labels(["PER"], "BIOES")
     crf = build_crf(scheme)
     emissions = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(4)).double()
-    tags, lengths = torch.randint(5, (4, 3)), torch.tensor([3, 2, 3, 1])
+    ids = scheme.ids
+    rows = [["B-PER", "I-PER", "E-PER"], ["S-PER", "B-PER", "O"], ["I-PER", "E-PER", "O"], ["I-PER", "O", "O"]]
+    tags, lengths = torch.tensor([[ids[tag] for tag in row] for row in rows]), torch.tensor([3, 2, 3, 1])
     starts, ends = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
     together = crf.log_likelihood(emissions, tags, lengths, starts, ends)
-    alone = [
-        crf.log_likelihood(
-            emissions[i : i + 1], tags[i : i + 1], lengths[i : i + 1], starts[i : i + 1], ends[i : i + 1]
-        )
-        for i in range(4)
-    ]
-    assert torch.equal(together, torch.cat(alone)) or torch.allclose(together, torch.cat(alone), atol=1e-12)
+    batch = (emissions, tags, lengths, starts, ends)
+    alone = [crf.log_likelihood(*(part[row : row + 1] for part in batch)) for row in range(4)]
+    assert torch.isfinite(together).all()  # each row is legal only under its own flags
+    assert torch.allclose(together, torch.cat(alone), atol=1e-12)
+    closed = torch.ones(4, dtype=torch.bool)
+    strict = crf.log_likelihood(emissions, tags, lengths, closed, closed)
+    assert torch.isfinite(strict).tolist() == [True, False, False, False]
 
 
 def test_the_middle_of_a_document_may_begin_inside_an_entity():

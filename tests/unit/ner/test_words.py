@@ -13,9 +13,12 @@ from transformers.models.bert.tokenization_bert_legacy import BasicTokenizer
 from pipelines.ner.words import MAX_WORD_CHARACTERS, SPLITTERS, SplitterError, split_pieces, split_words
 
 NASTY = (
-    "👩‍👩‍👧‍👦", "🇩🇪🇫🇷", "👍🏽", "e\u0301", "\u0301", "\r\n", "\r", "\t", "\u00a0", "\u2028", "\u200b", "\u200d", "\u200c", "\ufeff",
-    "东京", "とき", "々", "한국어", "ไทย", "עברית", "مرحبا", "\u0600", "\u061c", "हिन्दी", "\ud800", "\udfff", "\x00", "\x1c", "a", "Z9",
-    "ß", "İ", "'s", "’", "-", "U.S.", "1,000.5", "https://x.y/z?q=1", "a.b@c.de", "@you", "#tag", "x" * 120, "\u0301" * 130,
+    "👩‍👩‍👧‍👦", "🇩🇪🇫🇷", "👍🏽", "e\u0301", "\u0301", "\r\n", "\r", "\t", "\u00a0", "\u2028", "\u200b", "\u200d",
+    "\u200c", "\ufeff",
+        "东京", "とき", "々", "한국어", "ไทย", "עברית", "مرحبا", "\u0600", "\u061c", "हिन्दी",
+    "\ud800", "\udfff", "\x00", "\x1c",
+    "a", "Z9", "ß", "İ", "'s", "’", "-", "U.S.", "1,000.5", "https://x.y/z?q=1", "a.b@c.de", "@you", "#tag",
+    "x" * 120, "\u0301" * 130,
 )  # fmt: skip
 texts = st.one_of(
     st.text(alphabet=st.characters(exclude_categories=()), max_size=60),
