@@ -17,7 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
-        print("rayner: named entity recognition on Ray, from annotated corpus to labelled text\n\nusage: rayner VERB …\n")
+        print(
+            "rayner: named entity recognition on Ray, from annotated corpus to labelled text\n\nusage: rayner VERB …\n"
+        )
         print("\n".join(f"  {name:<10}{what}" for name, what in DOORS.items()))
         print("\n`rayner VERB --help` lists a verb's settings. For a first run: rayner train --config quickstart")
         return 0

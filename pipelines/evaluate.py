@@ -86,13 +86,17 @@ def run(config: EvaluateConfig) -> None:
     }
     if unknown:
         facts["labels the model does not know"] = ", ".join(sorted(unknown))
-        console.print(f"[yellow]the model does not know {escape(', '.join(sorted(unknown)))}: all of them count as missed[/]")
+        console.print(
+            f"[yellow]the model does not know {escape(', '.join(sorted(unknown)))}: all of them count as missed[/]"
+        )
     result = report.to_dict()
     paths = report.write(folder, f"Evaluation of {config.model}", facts)
     record.write(folder, scores={"strict_micro_f1": result["strict"]["micro"]["f1"]})
     print_scores(result, "scores")
     console.print(escape(f"\nreport: {paths['report.html']}"))
-    console.print(render_next(f"rayner predict --model {config.model} --input YOUR_TEXTS.txt --output_dir out/entities"))
+    console.print(
+        render_next(f"rayner predict --model {config.model} --input YOUR_TEXTS.txt --output_dir out/entities")
+    )
 
 
 def _find_problems(config: EvaluateConfig) -> list[UserError]:
@@ -100,7 +104,9 @@ def _find_problems(config: EvaluateConfig) -> list[UserError]:
     if not config.model:
         problems.append(ConfigError("no model is given", remedy="`--model out/run/bundle`"))
     if not config.corpus:
-        problems.append(ConfigError("no corpus is given", remedy="`--corpus FILE`, e.g. `--corpus sample:en-test.jsonl`"))
+        problems.append(
+            ConfigError("no corpus is given", remedy="`--corpus FILE`, e.g. `--corpus sample:en-test.jsonl`")
+        )
     checked = CorpusConfig(train=["-"], scheme=config.scheme, max_bad_fraction=config.max_bad_fraction)
     return problems + checked.find_problems() + config.inference.find_problems()
 

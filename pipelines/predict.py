@@ -19,7 +19,15 @@ from pipelines.corpus.formats.options import NO_COLUMN, FormatOptions
 from pipelines.corpus.inference import InferenceConfig, plan_actors, predict_records
 from pipelines.corpus.reading import keep_records, read_raw, summarize
 from pipelines.corpus.records import CorpusError
-from pipelines.job import RunRecord, check_replaceable, console, prepare_output_dir, progress_console, run_door, write_json
+from pipelines.job import (
+    RunRecord,
+    check_replaceable,
+    console,
+    prepare_output_dir,
+    progress_console,
+    run_door,
+    write_json,
+)
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.settings import ConfigError
@@ -35,8 +43,8 @@ class PredictConfig:
     model: str | None = None
     """A bundle folder, a Hugging Face token-classification checkpoint folder, or a hub id."""
     input: list[str] = field(default_factory=list)
-    """Documents: paths, globs, folders. JSONL, Parquet and CSV need a `text` column (`--reader.text_column`); a TXT file
-    holds a document a line (`--reader.document_per file`: one document)."""
+    """Documents: paths, globs, folders. JSONL, Parquet and CSV need a `text` column (`--reader.text_column`); a TXT
+    file holds a document a line (`--reader.document_per file`: one document)."""
     output_dir: str = "out/entities"
     """Where the entities go."""
     format: str = "parquet"
@@ -114,12 +122,22 @@ def _write(labelled: ray.data.Dataset, staging: Path, file_format: str, num_expe
     totals |= dict.fromkeys(("num_characters", "num_tokens", "num_windows"), 0)
     path = staging / f"entities.{file_format}"
     writer: Any = None
-    columns = (TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), TextColumn("documents"), TimeRemainingColumn())
+    columns = (
+        TextColumn("labelling"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("documents"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=progress_console, transient=True) as bar:
         task = bar.add_task("", total=num_expected)
         for batch in labelled.iter_batches(batch_size=None, batch_format="pyarrow"):
             if writer is None:
-                writer = ParquetWriter(path, batch.schema, compression="zstd") if file_format == "parquet" else path.open("w", encoding="utf-8")
+                writer = (
+                    ParquetWriter(path, batch.schema, compression="zstd")
+                    if file_format == "parquet"
+                    else path.open("w", encoding="utf-8")
+                )
             if file_format == "parquet":
                 writer.write_table(batch.cast(writer.schema))
             else:
@@ -142,10 +160,8 @@ def _add_totals(totals: dict[str, Any], batch: pa.Table) -> None:
 
 
 def _print_totals(totals: dict[str, Any], num_rejected: int, folder: Path, config: PredictConfig) -> None:
-    console.print(
-        f"[bold]{totals['num_documents']:,} documents[/] labelled, {num_rejected:,} rejected; "
-        f"{totals['num_characters']:,} characters, {totals['num_tokens']:,} sub-tokens in {totals['num_windows']:,} windows"
-    )
+    read = "{num_characters:,} characters, {num_tokens:,} sub-tokens in {num_windows:,} windows".format(**totals)
+    console.print(f"[bold]{totals['num_documents']:,} documents[/] labelled, {num_rejected:,} rejected; {read}")
     for label, number in sorted(totals["entities"].items(), key=lambda item: -item[1]):
         console.print(escape(f"  {label:<12} {number:,}"))
     console.print(escape(f"\nentities: {folder / f'entities.{config.format}'}"))
@@ -162,7 +178,9 @@ def _find_problems(config: PredictConfig) -> list[UserError]:
         problems.append(ConfigError("no such output format", where="`format`", rule=rule, value=config.format))
     reserved = {"doc_id", "entities", "coverage"} & set(config.keep)
     if reserved:
-        problems.append(CorpusError("`keep` names columns that the output has anyway", value=", ".join(sorted(reserved))))
+        problems.append(
+            CorpusError("`keep` names columns that the output has anyway", value=", ".join(sorted(reserved)))
+        )
     return problems + config.inference.find_problems()
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from pipelines.cluster import ClusterConfig, connect
+from pipelines.corpus.preparation import prepare_shards
 from pipelines.corpus.reading import CorpusConfig
-from pipelines.corpus.shards import prepare_shards
 from pipelines.job import RunRecord, check_replaceable, console, prepare_output_dir, render_next, run_door
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import raise_all

@@ -25,7 +25,9 @@ PRESETS = Path(__file__).parent / "configs"
 COMMAND_LINE = "the command line"
 SWITCHES = ("--help", "-h", "--print_config", "--debug")
 _PARSER_KEY = re.compile(r'Parser key "(?P<key>[\w.]+)":\s*(?P<problem>.*)', re.DOTALL)
-_CONFIG_GROUP = re.compile(r"^  --[\w.]+ CONFIG\s+Path to a configuration\s+file\.\n|, --[\w.]+\+ \[ITEM,\.\.\.\]", re.MULTILINE)
+_CONFIG_GROUP = re.compile(
+    r"^  --[\w.]+ CONFIG\s+Path to a configuration\s+file\.\n|, --[\w.]+\+ \[ITEM,\.\.\.\]", re.MULTILINE
+)
 """What jsonargparse offers in its help and `_read_arguments` has other ways for."""
 _EXPECTED = re.compile(r"Expected an? <class '(\w+)'>|one of (\S.*)")
 

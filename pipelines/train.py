@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect, list_node_cpus
 from pipelines.corpus.inference import InferenceConfig, plan_actors, predict_records
+from pipelines.corpus.preparation import prepare_shards
 from pipelines.corpus.reading import CorpusConfig
 from pipelines.corpus.shards import (
     SHARDS_FILE,
@@ -26,7 +27,6 @@ from pipelines.corpus.shards import (
     find_shards_encoder,
     hash_seen_mentions,
     load_shards_info,
-    prepare_shards,
     read_rows,
     read_split,
     read_windows,
@@ -71,7 +71,7 @@ class TrainConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     output_dir: str = "out/run"
-    """The run folder: bundle, report, metrics, checkpoints. On a cluster of several machines, one that all of them see."""
+    """The run folder: bundle, report, metrics, checkpoints. On a cluster of several machines, one that all see."""
     fresh: bool = False
     """Start over, removing what an earlier run left in the output folder."""
 
@@ -249,14 +249,19 @@ def _summarize_usage(folder: Path) -> dict[str, Any]:
         "step_s": round(seconds, 3),
         "tokens_per_s": round(tokens / seconds, 1) if seconds else 0.0,
         "worker_peak_memory_mib": max((row.get("peak_memory_mib", 0) for row in rows), default=0),
-        **{name: next((row[name] for row in reversed(rows) if name in row), None) for name in ("num_workers", "precision")},
+        **{
+            name: next((row[name] for row in reversed(rows) if name in row), None)
+            for name in ("num_workers", "precision")
+        },
     }
 
 
 def _collect_facts(
     config: TrainConfig, info: ShardsInfo, result: TrainingResult, usage: dict[str, Any]
 ) -> dict[str, Any]:
-    splits = {name: f"{split.num_records:,} records, {split.num_tokens:,} sub-tokens" for name, split in info.splits.items()}
+    splits = {
+        name: f"{split.num_records:,} records, {split.num_tokens:,} sub-tokens" for name, split in info.splits.items()
+    }
     return {
         "model": {
             "encoder": info.encoder,

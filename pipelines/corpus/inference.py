@@ -96,9 +96,7 @@ class _Labeller:
         import torch
 
         settings = InferenceConfig(**config)
-        self.engine = NerEngine.load(
-            model, precision=settings.precision, max_batch_tokens=settings.max_batch_tokens
-        )
+        self.engine = NerEngine.load(model, precision=settings.precision, max_batch_tokens=settings.max_batch_tokens)
         self.keep = keep
         torch.set_num_interop_threads(1)
 
@@ -121,7 +119,9 @@ def label_documents(
 ) -> list[Prediction]:
     """Predictions for documents of which each is a text, or words (whose text is the words joined by single spaces)."""
     from_text = iter(engine.predict([text for text in texts if text is not None]))
-    from_words = iter(engine.predict_words([one for one, text in zip(words, texts, strict=True) if text is None and one is not None]))
+    from_words = iter(
+        engine.predict_words([one for one, text in zip(words, texts, strict=True) if text is None and one is not None])
+    )
     return [
         next(from_text) if text is not None else _build_prediction(engine, one or (), next(from_words))
         for text, one in zip(texts, words, strict=True)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import pickle
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +14,9 @@ import ray.data
 
 from pipelines.corpus.formats.files import find_files, read_records
 from pipelines.corpus.formats.options import FormatOptions
-from pipelines.corpus.ledger import Ledger, LedgerEntry
+from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import RECORD_SCHEMA, CorpusError, Record, to_table
+from pipelines.corpus.summary import Summary
 from pipelines.ner.entities import Span
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.labels import (
@@ -32,7 +32,6 @@ from pipelines.ner.labels import (
     write_tags,
 )
 
-SPLITS = ("train", "dev", "test")
 BLOCK_RECORDS = 1000
 UNREADABLE = "unreadable"
 _STATUS = [("split", pa.string()), ("outcome", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
@@ -80,48 +79,10 @@ class CorpusConfig:
         for name in ("dev_fraction", "test_fraction", "max_bad_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 rule, value = "0 ≤ fraction < 1", getattr(self, name)
-                problems.append(CorpusError("a fraction out of range", where=f"`corpus.{name}`", rule=rule, value=value))
+                problems.append(
+                    CorpusError("a fraction out of range", where=f"`corpus.{name}`", rule=rule, value=value)
+                )
         return problems
-
-
-@dataclass
-class Summary:
-    """What a corpus holds; summaries of blocks add up."""
-
-    ledger: Ledger = field(default_factory=Ledger)
-    unreadable: list[dict[str, str]] = field(default_factory=list)
-    tags_seen: Counter[str] = field(default_factory=Counter)
-    """Observations from which the tag scheme is told."""
-    raw_tags: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Split → tags of its records with words → the source of a record that has it."""
-    span_labels: dict[str, set[str]] = field(default_factory=dict)
-    """Split → labels of its records with character spans."""
-    num_texts: int = 0
-    num_without_gold: int = 0
-    hashes: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    """Split → hashes of its records' contents."""
-
-    def add(self, other: "Summary") -> None:
-        """Add another summary's counts to these."""
-        self.ledger.merge(other.ledger)
-        self.unreadable += other.unreadable
-        self.tags_seen += other.tags_seen
-        self.num_texts += other.num_texts
-        self.num_without_gold += other.num_without_gold
-        for split, tags in other.raw_tags.items():
-            self.raw_tags[split] = tags | self.raw_tags.get(split, {})
-        for split, labels in other.span_labels.items():
-            self.span_labels.setdefault(split, set()).update(labels)
-        for split, hashes in other.hashes.items():
-            self.hashes.setdefault(split, []).extend(hashes)
-
-    def count_duplicates(self) -> dict[str, int]:
-        """`train & test` → how many distinct records stand in both."""
-        distinct = {split: np.unique(np.concatenate(hashes)) for split, hashes in self.hashes.items()}
-        splits = [split for split in SPLITS if split in distinct]
-        pairs = [(a, b) for i, a in enumerate(splits) for b in splits[i + 1 :]]
-        found = {f"{a} & {b}": len(np.intersect1d(distinct[a], distinct[b])) for a, b in pairs}
-        return {pair: number for pair, number in found.items() if number}
 
 
 @dataclass(frozen=True)
@@ -265,7 +226,10 @@ def _read_files(batch: pa.Table, reader: FormatOptions, split_off: dict[str, flo
         entries: list[LedgerEntry] = []
         try:
             for item in read_records(row["path"], reader):
-                (kept if isinstance(item, Record) else entries).append(item)  # type: ignore[attr-defined]
+                if isinstance(item, Record):
+                    kept.append(item)
+                else:
+                    entries.append(item)
                 if len(kept) >= BLOCK_RECORDS:
                     yield _build_block(kept, entries, row["split"], split_off, reader.extra_columns)
                     kept, entries = [], []

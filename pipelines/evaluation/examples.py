@@ -213,9 +213,7 @@ def _grow(text: str, start: int, end: int, spans: Sequence[Span]) -> tuple[int, 
 
 
 def _describe(text: str, match: Match) -> Finding:
-    gold_text, predicted_text = (
-        text[span.start : span.end] if span else "" for span in (match.gold, match.predicted)
-    )
+    gold_text, predicted_text = (text[span.start : span.end] if span else "" for span in (match.gold, match.predicted))
     return Finding(match.kind, match.gold, match.predicted, gold_text, predicted_text)
 
 

@@ -223,9 +223,7 @@ class _Run:
         for step in steps[state.epoch_step :]:
             started = time.monotonic()
             torch.manual_seed(hash((self.config.seed, state.step, self.rank)))
-            rate = set_learning_rate(
-                self.optimizer, state.step, self.num_steps, self.config.optimizer.warmup_fraction
-            )
+            rate = set_learning_rate(self.optimizer, state.step, self.num_steps, self.config.optimizer.warmup_fraction)
             num_words = int(self.windows.num_words[step].sum())
             loss = self.compute_gradients(step, num_words)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)

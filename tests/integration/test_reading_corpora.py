@@ -10,17 +10,16 @@ import pytest
 from pipelines.corpus import shards as shards_module
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.ledger import Ledger
+from pipelines.corpus.preparation import prepare_shards, split_record
 from pipelines.corpus.reading import CorpusConfig, read_corpus
 from pipelines.corpus.records import CorpusError
 from pipelines.corpus.shards import (
     SHARDS_FILE,
     find_shards_encoder,
     load_shards_info,
-    prepare_shards,
     read_rows,
     read_split,
     read_windows,
-    split_record,
 )
 from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.encoding import Encoder, EncodingConfig, fingerprint_tokenizer
@@ -261,9 +260,10 @@ def test_long_document_is_many_windows_that_own_each_word_once(sample_shards):
 
 def test_only_training_records_have_windows(sample_shards):
     for split in ("dev", "test"):
-        assert read_split(sample_shards, split, ["windows"])["windows"].null_count == load_shards_info(
-            sample_shards
-        ).splits[split].num_records
+        assert (
+            read_split(sample_shards, split, ["windows"])["windows"].null_count
+            == load_shards_info(sample_shards).splits[split].num_records
+        )
 
 
 def test_scratch_vocabulary_is_the_same_each_time(tmp_path):

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from pipelines.corpus.preparation import prepare_shards
 from pipelines.corpus.reading import CorpusConfig
-from pipelines.corpus.shards import load_shards_info, prepare_shards, read_rows, read_windows
+from pipelines.corpus.shards import load_shards_info, read_rows, read_windows
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.model import ModelConfig
 from pipelines.training.loop import TrainingConfig, TrainingError

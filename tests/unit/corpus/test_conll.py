@@ -1,4 +1,3 @@
-# ruff: noqa: D103
 """CoNLL columns: every word and tag as in the file, bad lines named, real corpora read whole."""
 
 from pathlib import Path

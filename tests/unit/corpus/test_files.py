@@ -1,4 +1,3 @@
-# ruff: noqa: D103
 """Patterns to files, files to records, and the message for everything that is not readable."""
 
 import gzip

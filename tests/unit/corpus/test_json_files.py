@@ -1,4 +1,3 @@
-# ruff: noqa: D103
 """JSON lines and JSON lists: broken lines are counted, broken files refused."""
 
 import json

@@ -1,4 +1,3 @@
-# ruff: noqa: D103
 """The ledger: counters that add, survive Parquet, and stop a run that loses too much."""
 
 import pyarrow as pa

@@ -1,4 +1,3 @@
-# ruff: noqa: D103
 """Rows of every annotation tool: the same spans, exact offsets, bad rows refused with reason and value."""
 
 import json

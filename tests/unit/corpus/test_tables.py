@@ -1,4 +1,3 @@
-# ruff: noqa: D103
 """CSV, Parquet, Arrow, pandas and Hugging Face datasets become the same records."""
 
 import csv

@@ -1,4 +1,3 @@
-# ruff: noqa: D103
 """Intervals: against a slow reference, independent of order, honest about degenerate cases."""
 
 import random

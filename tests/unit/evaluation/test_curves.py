@@ -1,4 +1,3 @@
-# ruff: noqa: D103
 """Line charts: well-formed, inside their frame, round ticks, honest about missing points."""
 
 import re

@@ -1,4 +1,3 @@
-# ruff: noqa: D102, D103, D107
 """The report: counts of all, a fair sample of examples, and a page whose marks are exact and whose text is inert."""
 
 import json

@@ -1,4 +1,3 @@
-# ruff: noqa: D103
 """Counts and scores: equal to seqeval's, additive, and the error kinds by example."""
 
 import itertools

@@ -28,9 +28,7 @@ def make_plan(lengths, skipped, **settings):
 def plan_random(num_windows=2000, *, seed=5, batch_tokens=1024, device_batch_tokens=4096):
     num_tokens = np.random.default_rng(0).integers(5, 200, num_windows)
     usable = np.arange(num_windows)
-    return BatchPlan(
-        num_tokens, usable, batch_tokens=batch_tokens, device_batch_tokens=device_batch_tokens, seed=seed
-    )
+    return BatchPlan(num_tokens, usable, batch_tokens=batch_tokens, device_batch_tokens=device_batch_tokens, seed=seed)
 
 
 def to_lists(steps):

@@ -44,9 +44,7 @@ def test_linear_loss_is_the_hugging_face_loss_times_the_words(training_room, tin
     for row in range(7):
         length = batch.lengths_B[row]
         labels_BT[row, batch.word_starts_BW[row, :length]] = batch.tag_ids_BW[row, :length]
-    output = model.network(
-        input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, labels=labels_BT
-    )
+    output = model.network(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, labels=labels_BT)
     loss = sum_loss(model, compute_emissions(model, batch), batch)
     torch.testing.assert_close(loss, output.loss * batch.lengths_B.sum(), rtol=1e-5, atol=1e-5)
 

@@ -11,9 +11,10 @@ def schedule(num_steps, warmup_fraction, peaks=(1.0,)):
     groups = [{"params": [one], "peak_lr": peak} for one, peak in zip(parameters, peaks, strict=True)]
     optimizer = torch.optim.AdamW(groups)
     for step in range(num_steps):
-        yield set_learning_rate(optimizer, step, num_steps, warmup_fraction), [
-            group["lr"] for group in optimizer.param_groups
-        ]
+        yield (
+            set_learning_rate(optimizer, step, num_steps, warmup_fraction),
+            [group["lr"] for group in optimizer.param_groups],
+        )
 
 
 def group_of(optimizer, parameter):
