@@ -83,12 +83,16 @@ def train_once(folder: Path, files: tuple[str, str, str], seed: int, keep: Path 
 
 def render_table(results: dict[str, Any]) -> str:
     """The results as a Markdown table."""
-    lines = ["| corpus | test F1 | dev F1 | seconds a run | sub-tokens/s in training |", "|---|---|---|---|---|"]
+    lines = [
+        "| corpus | seeds | test F1 | dev F1 | seconds a run | sub-tokens/s in training |",
+        "|---|---|---|---|---|---|",
+    ]
     for corpus, result in results.items():
         speed = statistics.mean(run["tokens_per_s"] for run in result["runs"].values())
+        deviation = f" ± {100 * result['test_strict_f1_stdev']:.1f}" if len(result["runs"]) > 1 else ""
         lines.append(
-            f"| {CORPORA_NAMES[corpus]} | {100 * result['test_strict_f1_mean']:.1f} ± "
-            f"{100 * result['test_strict_f1_stdev']:.1f} | {100 * result['dev_strict_f1_mean']:.1f} | "
+            f"| {CORPORA_NAMES[corpus]} | {', '.join(result['runs'])} | {100 * result['test_strict_f1_mean']:.1f}"
+            f"{deviation} | {100 * result['dev_strict_f1_mean']:.1f} | "
             f"{result['seconds_mean']:.0f} | {speed:,.0f} |"
         )
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from pipelines.cluster import ClusterConfig, connect, list_node_cpus
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.inference import InferenceConfig, plan_actors, predict_records
-from pipelines.corpus.reading import CorpusConfig, finish_records, read_corpus
+from pipelines.corpus.reading import CorpusConfig, find_all_files, finish_records, read_corpus
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.job import RunRecord, console, prepare_output_dir, render_next, run_door
 from pipelines.ner.bundle import hash_mention, load_bundle
@@ -48,6 +48,7 @@ def run(config: EvaluateConfig) -> None:
     """Evaluate as configured."""
     raise_all(_find_problems(config))
     folder = prepare_output_dir(config.output_dir)
+    find_all_files({"test": config.corpus})
     record = RunRecord("evaluate", config)
     bundle = load_bundle(str(config.model))
     with connect(config.cluster):

@@ -17,7 +17,7 @@ from rich.markup import escape
 from pipelines.cluster import ClusterConfig, connect, list_node_cpus
 from pipelines.corpus.formats.options import NO_COLUMN, FormatOptions
 from pipelines.corpus.inference import InferenceConfig, plan_actors, predict_records
-from pipelines.corpus.reading import keep_records, read_raw, summarize
+from pipelines.corpus.reading import find_all_files, keep_records, read_raw, summarize
 from pipelines.corpus.records import CorpusError
 from pipelines.job import (
     RunRecord,
@@ -80,6 +80,7 @@ def run(config: PredictConfig) -> None:
             remedy="give another `--output_dir`, or replace what is there with `--fresh`",
         )
     check_replaceable(folder)
+    find_all_files({"input": config.input})
     record = RunRecord("predict", config)
     info = load_bundle(str(config.model)).info
     reader = replace(
@@ -93,6 +94,8 @@ def run(config: PredictConfig) -> None:
         with record.phase("check", "checking the documents"):
             ledger = summarize(raw).ledger
             ledger.check(config.max_bad_fraction)
+            if not ledger.num_kept:
+                raise CorpusError("the input holds no documents", where=" ".join(config.input))
         plan = plan_actors(config.inference, list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
         labelled = predict_records(keep_records(raw), str(config.model), config.inference, plan, config.keep)
         with record.phase("predict", "labelling"):

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 
 from pipelines.cluster import ClusterConfig, connect
 from pipelines.corpus.preparation import prepare_shards
-from pipelines.corpus.reading import CorpusConfig
+from pipelines.corpus.reading import CorpusConfig, find_all_files
+from pipelines.corpus.summary import SPLITS
 from pipelines.job import RunRecord, check_replaceable, console, prepare_output_dir, render_next, run_door
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import raise_all
@@ -53,6 +54,7 @@ def run(config: PrepareConfig) -> None:
             remedy="give another `--output_dir`, or replace what is there with `--fresh`",
         )
     check_replaceable(folder)
+    find_all_files({split: getattr(config.corpus, split) for split in SPLITS})
     record = RunRecord("prepare", config)
     with connect(config.cluster), record.phase("prepare", "reading, checking and tokenizing the corpus"):
         info = prepare_shards(

@@ -20,7 +20,7 @@ from rich.markup import escape
 from pipelines.cluster import ClusterConfig, connect, list_node_cpus
 from pipelines.corpus.inference import InferenceConfig, plan_actors, predict_records
 from pipelines.corpus.preparation import prepare_shards
-from pipelines.corpus.reading import CorpusConfig
+from pipelines.corpus.reading import CorpusConfig, find_all_files
 from pipelines.corpus.shards import (
     SHARDS_FILE,
     ShardsInfo,
@@ -31,6 +31,7 @@ from pipelines.corpus.shards import (
     read_split,
     read_windows,
 )
+from pipelines.corpus.summary import SPLITS
 from pipelines.evaluation.curves import render_curves_svg
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.job import (
@@ -90,6 +91,8 @@ def run(config: TrainConfig) -> None:
         console.print(f"this run is finished: {escape(str(folder / 'bundle'))}; [bold]--fresh[/] starts it over")
         return
     record = RunRecord("train", config)
+    with _leave_no_trace_of_mistakes(folder):  # what needs no cluster is told before one is started
+        find_all_files({split: getattr(config.corpus, split) for split in SPLITS})
     with connect(config.cluster):
         record.data["inventory"] = ray.cluster_resources()
         with _leave_no_trace_of_mistakes(folder):

@@ -139,7 +139,7 @@ def read_raw(
     patterns: Mapping[str, Sequence[str]], reader: FormatOptions, split_off: Mapping[str, float] | None = None
 ) -> ray.data.Dataset:
     """All rows of the files, also those that tell of a rejection; nothing is read yet. Raises CorpusError."""
-    files = _find_all(patterns)
+    files = find_all_files(patterns)
     settings = {"reader": reader, "split_off": dict(split_off or {})}
     raw = ray.data.from_items(files, override_num_blocks=len(files))
     return raw.map_batches(_read_files, fn_kwargs=settings, batch_size=1, batch_format="pyarrow")
@@ -207,7 +207,8 @@ def _choose_scheme(summary: Summary, scheme: str) -> str:
     return found
 
 
-def _find_all(patterns: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+def find_all_files(patterns: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+    """`path` and `split` of every file that the patterns mean. Raises CorpusError, or several at once."""
     errors: list[UserError] = []
     files = []
     for split, names in patterns.items():

@@ -2,6 +2,7 @@
 
 import hashlib
 import heapq
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -162,8 +163,9 @@ def find_windows(text: str, matches: Iterable[Match], spans: Sequence[Span], con
     """Ranges around the matches, merged where they touch; they cut no mention, nor words if a space is near."""
     focus = [span for match in matches for span in (match.gold, match.predicted) if span]
     windows: list[tuple[int, int]] = []
+    nearby = _Nearby(spans)
     for span in sorted(focus) or [Span(0, 0, "")]:
-        start, end = _grow(text, max(0, span.start - context), min(len(text), span.end + context), spans)
+        start, end = _grow(text, max(0, span.start - context), min(len(text), span.end + context), nearby)
         if windows and start <= windows[-1][1]:
             before = windows.pop()
             start, end = min(start, before[0]), max(end, before[1])
@@ -198,18 +200,33 @@ def _cover(spans: Sequence[Span], start: int, end: int) -> Iterator[Span]:
     )
 
 
-def _grow(text: str, start: int, end: int, spans: Sequence[Span]) -> tuple[int, int]:
+class _Nearby:
+    """Spans by position, so that those over a position are found without looking at all of them."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self.spans = sorted(spans)
+        self.starts = [span.start for span in self.spans]
+        self.longest = max((span.end - span.start for span in spans), default=0)
+
+    def find_cut(self, position: int) -> list[Span]:
+        """The spans that begin before the position and end after it."""
+        first = bisect_left(self.starts, position - self.longest)
+        last = bisect_left(self.starts, position)
+        return [span for span in self.spans[first:last] if span.end > position]
+
+
+def _grow(text: str, start: int, end: int, nearby: _Nearby) -> tuple[int, int]:
     if start > 0:
         space = text.rfind(" ", max(0, start - _SNAP_CHARACTERS), start)
         start = space + 1 if space >= 0 else start
     if end < len(text):
         space = text.find(" ", end, end + _SNAP_CHARACTERS)
         end = space if space >= 0 else end
-    cut = [span for span in spans if span.start < start < span.end or span.start < end < span.end]
+    cut = nearby.find_cut(start) + nearby.find_cut(end)
     if not cut:
         return start, end
     start, end = min(start, *(span.start for span in cut)), max(end, *(span.end for span in cut))
-    return _grow(text, start, end, [span for span in spans if span not in cut])
+    return _grow(text, start, end, nearby)
 
 
 def _describe(text: str, match: Match) -> Finding:

@@ -221,7 +221,8 @@ def rate(tallies_C: Floats) -> Floats:
     """Tallies `[…, C]` → rates `[…, R]`; a zero division is 0.0."""
     tp, fp, fn = np.moveaxis(tallies_C, -1, 0)
     over = np.stack([tp + fp, tp + fn, 2 * tp + fp + fn], axis=-1)
-    return np.divide(np.stack([tp, tp, 2 * tp], axis=-1), over, out=np.zeros_like(over), where=over > 0)
+    rates: Floats = np.divide(np.stack([tp, tp, 2 * tp], axis=-1), over, out=np.zeros_like(over), where=over > 0)
+    return rates
 
 
 def rate_labels(tallies_SLC: Floats) -> dict[str, Floats]:

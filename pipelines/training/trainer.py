@@ -1,9 +1,11 @@
 """The training loop on Ray Train: workers, checkpoints, restarts. The only module of this room that knows Ray."""
 
+import hashlib
 import json
 import logging
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -109,7 +111,7 @@ def fit(job: TrainingJob, resources: ResourcesConfig, output_dir: Path) -> Train
     scaling = plan_workers(resources)
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "run_id": hashlib.sha256(str(output_dir).encode()).hexdigest()[:12]},
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         scaling_config=scaling,
         run_config=RunConfig(
@@ -186,9 +188,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class _Reporter:
     """Hands what the loop tells to Ray Train, in few reports, since each one is a barrier."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_id: str) -> None:
         self.rows: list[dict[str, Any]] = []
         self.is_first = ray.train.get_context().get_world_rank() == 0
+        self.prefix = f"rayner-{run_id}-"
+        if self.is_first:
+            for left in Path(tempfile.gettempdir()).glob(f"{self.prefix}*"):  # by a worker that was killed
+                shutil.rmtree(left, ignore_errors=True)
 
     def on_start(self, metrics: dict[str, Any]) -> None:
         self._add("start", metrics)
@@ -207,7 +213,7 @@ class _Reporter:
         if not self.is_first:
             self.flush(None)
             return
-        folder = tempfile.mkdtemp(prefix="rayner-checkpoint-")  # Ray Train removes it once it is stored
+        folder = tempfile.mkdtemp(prefix=self.prefix)  # Ray Train removes it once it is stored
         _save_state(state, Path(folder))
         self.flush(Checkpoint.from_directory(folder))
 
@@ -221,15 +227,15 @@ class _Reporter:
 
 
 def _train_worker(config: dict[str, Any]) -> UserError | None:
-    job: TrainingJob = config["job"]
     try:
-        _run_worker(job)
+        _run_worker(config["job"], config["run_id"])
     except UserError as error:  # returned, not raised: no restart mends it
         return error
     return None
 
 
-def _run_worker(job: TrainingJob) -> None:
+def _run_worker(job: TrainingJob, run_id: str) -> None:
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # its 1,024 shapes hold gigabytes of scratch memory
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     state = None
     checkpoint = ray.train.get_checkpoint()
@@ -254,7 +260,7 @@ def _run_worker(job: TrainingJob) -> None:
         pad_id=encoder.pad_id,
         device=device,
         evaluate=evaluate,
-        listener=_Reporter(),
+        listener=_Reporter(run_id),
         state=state,
     )
 

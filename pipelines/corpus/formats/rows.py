@@ -103,7 +103,7 @@ def _to_tag(tag: Any, label_names: Sequence[str]) -> str:
         raise RowError("no_label_names", f"the tag {tag} is a number and no names are given; set `label_names`")
     if not 0 <= tag < len(label_names):
         raise RowError("unknown_tag_id", f"the tag {tag} has no name; `label_names` has 0 to {len(label_names) - 1}")
-    return label_names[tag]
+    return str(label_names[tag])
 
 
 def _read_doc_id(row: Mapping[str, Any], source: str, options: FormatOptions) -> str:
