@@ -16,7 +16,6 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers have the environment of the driver
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",  # 32 by default, whatever the machine
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a worker's report waits for the next poll: 2 s by default
     "TOKENIZERS_PARALLELISM": "false",
@@ -85,13 +84,6 @@ def connect(config: ClusterConfig) -> Iterator[None]:
     finally:
         if not already:
             ray.shutdown()
-
-
-def count_actors(cpus_per_actor: float) -> int:
-    """How many actors of this size the cluster's nodes hold beside one CPU each for reading and writing; at least 1."""
-    import ray
-
-    return max(1, sum(int((cpus - 1) // cpus_per_actor) for cpus in list_node_cpus(ray.nodes())))
 
 
 def list_node_cpus(nodes: list[dict[str, Any]]) -> list[int]:

@@ -129,6 +129,12 @@ def prepare_output_dir(output_dir: str) -> Path:
     return folder
 
 
+def warn_of_idle(settings: Sequence[str]) -> None:
+    """Say on stderr which settings change nothing in this run."""
+    for setting in settings:
+        progress_console.print(f"[yellow]![/] {escape(setting)}")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
     staging = path.with_name(f".{path.name}.partial")

@@ -8,7 +8,7 @@ from pipelines.cluster import ClusterConfig, connect
 from pipelines.corpus.preparation import prepare_shards
 from pipelines.corpus.reading import CorpusConfig, find_all_files
 from pipelines.corpus.summary import SPLITS
-from pipelines.job import RunRecord, check_replaceable, console, prepare_output_dir, render_next, run_door
+from pipelines.job import RunRecord, check_replaceable, console, prepare_output_dir, render_next, run_door, warn_of_idle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import raise_all
 from pipelines.ner.model import ModelConfig
@@ -55,6 +55,7 @@ def run(config: PrepareConfig) -> None:
         )
     check_replaceable(folder)
     find_all_files({split: getattr(config.corpus, split) for split in SPLITS})
+    warn_of_idle(config.corpus.find_idle())
     record = RunRecord("prepare", config)
     with connect(config.cluster), record.phase("prepare", "reading, checking and tokenizing the corpus"):
         info = prepare_shards(

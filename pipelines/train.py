@@ -44,6 +44,7 @@ from pipelines.job import (
     read_versions,
     render_next,
     run_door,
+    warn_of_idle,
 )
 from pipelines.ner.bundle import Bundle, BundleInfo, annotate_bundle, hash_mention, save_bundle
 from pipelines.ner.encoders import load_tokenizer
@@ -90,6 +91,7 @@ def run(config: TrainConfig) -> None:
     if check_resumable(folder, settings, config.fresh):
         console.print(f"this run is finished: {escape(str(folder / 'bundle'))}; [bold]--fresh[/] starts it over")
         return
+    warn_of_idle(config.corpus.find_idle())
     record = RunRecord("train", config)
     with _leave_no_trace_of_mistakes(folder):  # what needs no cluster is told before one is started
         find_all_files({split: getattr(config.corpus, split) for split in SPLITS})

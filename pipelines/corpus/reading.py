@@ -84,6 +84,16 @@ class CorpusConfig:
                 )
         return problems
 
+    def find_idle(self) -> list[str]:
+        """Settings given that change nothing in this run, each with its reason."""
+        plain = CorpusConfig()
+        reasons = {f"{split}_fraction": f"{split} files are given" for split in ("dev", "test") if getattr(self, split)}
+        if self.shards:
+            names = ("scheme", "dev_fraction", "test_fraction", "max_bad_fraction", "reader")
+            reasons |= dict.fromkeys(names, "the shards are prepared")
+        given = {name: why for name, why in reasons.items() if getattr(self, name) != getattr(plain, name)}
+        return [f"`corpus.{name}` has no effect: {why}" for name, why in given.items()]
+
 
 @dataclass(frozen=True)
 class Corpus:

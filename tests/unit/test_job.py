@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from pipelines.corpus.reading import CorpusConfig
 from pipelines.job import (
     ConfigError,
     RunRecord,
@@ -13,6 +14,7 @@ from pipelines.job import (
     find_mistake,
     prepare_output_dir,
     run_door,
+    warn_of_idle,
     write_json,
 )
 from pipelines.ner.errors import UserError, UserErrors
@@ -237,3 +239,12 @@ def test_phases_are_timed_and_told_on_stderr(capsys):
     assert printed.out == ""
     assert "cooking soup" in printed.err
     assert "\x1b" not in printed.err
+
+
+def test_settings_without_effect_are_told(capsys: pytest.CaptureFixture[str]):
+    given = CorpusConfig(train=["a"], dev=["b"], dev_fraction=0.2, test_fraction=0.3)
+    assert given.find_idle() == ["`corpus.dev_fraction` has no effect: dev files are given"]
+    prepared = CorpusConfig(shards="s", scheme="BIO").find_idle()
+    assert prepared == ["`corpus.scheme` has no effect: the shards are prepared"]
+    warn_of_idle(prepared)
+    assert "`corpus.scheme` has no effect" in capsys.readouterr().err
