@@ -53,8 +53,9 @@ from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig, build_token_classifier
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
+from pipelines.training.history import read_metrics, summarize_usage, trace_dev_f1, trace_loss
 from pipelines.training.loop import TrainingConfig
-from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit, plan_workers, read_metrics
+from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit, plan_workers
 
 METRICS_FILE = "metrics.jsonl"
 IDENTITY = ("corpus", "model", "encoding", "training")
@@ -122,9 +123,10 @@ def run(config: TrainConfig) -> None:
     scores = report.to_dict()
     strict, intervals = scores["strict"]["micro"], scores["intervals"]["strict"]["micro"]
     annotate_bundle(bundle, {"test_strict_micro": strict, "test_intervals": intervals})
-    usage = _summarize_usage(folder)
+    history = read_metrics(folder / METRICS_FILE)
+    usage = summarize_usage(history)
     facts = _collect_facts(config, info, result, usage)
-    paths = report.write(folder, f"Training of {folder.name}", facts, _render_curves(folder))
+    paths = report.write(folder, f"Training of {folder.name}", facts, _render_curves(history))
     record.write(
         folder,
         status="done",
@@ -198,7 +200,6 @@ def _write_bundle(
 ) -> Path:
     model = build_token_classifier(job.encoder, job.scheme, job.model)
     model.load_state_dict(result.best_model)
-    rows = read_metrics(folder / METRICS_FILE)
     bundle = Bundle(
         model=model,
         encoder=Encoder(load_tokenizer(job.encoder), window=job.window, stride=job.stride, splitter=job.splitter),
@@ -208,7 +209,7 @@ def _write_bundle(
             splitter=job.splitter,
             window=job.window,
             stride=job.stride,
-            precision=next((row["precision"] for row in rows if row["kind"] == "start"), "fp32"),
+            precision=summarize_usage(read_metrics(folder / METRICS_FILE))["precision"],
             training={
                 "encoder": info.encoder,
                 "seed": config.training.seed,
@@ -243,24 +244,6 @@ def _evaluate(
     return report, examples
 
 
-def _summarize_usage(folder: Path) -> dict[str, Any]:
-    """Speed and memory of training, from its metrics."""
-    rows = read_metrics(folder / METRICS_FILE)
-    steps = [row for row in rows if row["kind"] == "step"]
-    seconds = sum(row["seconds"] for row in steps)
-    tokens = sum(row["num_tokens"] for row in steps)
-    return {
-        "num_tokens": tokens,
-        "step_s": round(seconds, 3),
-        "tokens_per_s": round(tokens / seconds, 1) if seconds else 0.0,
-        "worker_peak_memory_mib": max((row.get("peak_memory_mib", 0) for row in rows), default=0),
-        **{
-            name: next((row[name] for row in reversed(rows) if name in row), None)
-            for name in ("num_workers", "precision")
-        },
-    }
-
-
 def _collect_facts(
     config: TrainConfig, info: ShardsInfo, result: TrainingResult, usage: dict[str, Any]
 ) -> dict[str, Any]:
@@ -286,19 +269,10 @@ def _collect_facts(
     }
 
 
-def _render_curves(folder: Path) -> list[tuple[str, str]]:
-    rows = read_metrics(folder / METRICS_FILE)
-    losses = [(row["step"], row["loss"]) for row in rows if row["kind"] == "step"]
-    smooth = max(1, len(losses) // 100)
-    means = [
-        (losses[at][0], sum(loss for _, loss in losses[at : at + smooth]) / len(losses[at : at + smooth]))
-        for at in range(0, len(losses), smooth)
-    ]
-    f1 = [(row["epoch"], row["dev_f1"]) for row in rows if row["kind"] == "epoch"]
-    return [
-        ("Loss", render_curves_svg({"training loss": means}, "step", "nats per word", "Training loss")),
-        ("Dev F1", render_curves_svg({"strict micro F1": f1}, "epoch", "F1", "Strict micro F1 on dev")),
-    ]
+def _render_curves(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    loss = render_curves_svg({"training loss": trace_loss(rows)}, "step", "nats per word", "Training loss")
+    dev = render_curves_svg({"strict micro F1": trace_dev_f1(rows)}, "epoch", "F1", "Strict micro F1 on dev")
+    return [("Loss", loss), ("Dev F1", dev)]
 
 
 def _find_problems(config: TrainConfig) -> list[UserError]:

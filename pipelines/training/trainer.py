@@ -1,7 +1,6 @@
 """The training loop on Ray Train: workers, checkpoints, restarts. The only module of this room that knows Ray."""
 
 import hashlib
-import json
 import logging
 import os
 import resource
@@ -39,6 +38,7 @@ from pipelines.ner.errors import UserError
 from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import ModelConfig, build_token_classifier
 from pipelines.training.batches import TrainingWindows
+from pipelines.training.history import append_metrics
 from pipelines.training.loop import TrainingConfig, TrainingError, TrainingState, train
 
 STATE_FILE = "state.pt"
@@ -155,34 +155,14 @@ def plan_workers(resources: ResourcesConfig) -> ScalingConfig:
 
 
 class MetricsWriter(UserCallback):
-    """Appends the reported rows to a file of JSON lines; steps repeated after a restart replace their first report."""
+    """Writes the rows that workers report to the run's history; called in Ray Train's controller."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Write what the workers reported; those of a group report the same."""
-        rows = metrics[0].get("rows", [])
-        first = next((row["step"] for row in rows), None)
-        if first is None:
-            return
-        kept = read_metrics(self.path)
-        starts_again = rows[0]["kind"] == "start"
-        if starts_again:
-            kept = [row for row in kept if row["step"] <= first and row["kind"] != "start"]
-            staging = self.path.with_suffix(".partial")
-            staging.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-            staging.replace(self.path)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a metrics file; empty if there is none yet."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+        append_metrics(self.path, metrics[0].get("rows", []))
 
 
 class _Reporter:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines import prepare, train
-from pipelines.training.trainer import read_metrics
+from pipelines.training.history import read_metrics
 from tests.conftest import ROOT, SAMPLE
 from tests.integration.processes import kill, list_descendants, wait_until
 

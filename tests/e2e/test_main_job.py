@@ -12,7 +12,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from pipelines import prepare, train
 from pipelines.ner.engine import NerEngine
-from pipelines.training.trainer import read_metrics
+from pipelines.training.history import read_metrics
 from tests.conftest import ROOT, SAMPLE
 
 TINY = ("--model.encoder", "scratch", "--training.num_epochs", "2")

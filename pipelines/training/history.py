@@ -1,0 +1,61 @@
+"""What happened in training, row by row: `metrics.jsonl`.
+
+Rows are of kind `start` (a worker group began or resumed), `step`, and `epoch`; each has `time` and `step`.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+CURVE_POINTS = 100
+
+
+def append_metrics(path: Path, rows: Sequence[Row]) -> None:
+    """Add rows; a `start` first takes out what came after its step, for that is done again."""
+    if rows and rows[0]["kind"] == "start":
+        resumed_at = rows[0]["step"]
+        kept = [row for row in read_metrics(path) if row["step"] <= resumed_at and row["kind"] != "start"]
+        staging = path.with_suffix(".partial")
+        staging.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        staging.replace(path)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The whole rows of a metrics file, also one that is being written; empty if there is none yet."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def summarize_usage(rows: Sequence[Row]) -> dict[str, Any]:
+    """What training used: real sub-tokens, seconds in steps, sub-tokens per second, peak memory of a worker in MiB."""
+    steps = [row for row in rows if row["kind"] == "step"]
+    seconds = sum(row["seconds"] for row in steps)
+    tokens = sum(row["num_tokens"] for row in steps)
+    start: Row = next((row for row in reversed(rows) if row["kind"] == "start"), {})
+    return {
+        "num_tokens": tokens,
+        "step_s": round(seconds, 3),
+        "tokens_per_s": round(tokens / seconds, 1) if seconds else 0.0,
+        "worker_peak_memory_mib": max((row.get("peak_memory_mib", 0) for row in rows), default=0),
+        "num_workers": start.get("num_workers"),
+        "precision": start.get("precision"),
+    }
+
+
+def trace_loss(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """(step, loss) in nats a word, averaged over neighbours to at most about `CURVE_POINTS` points."""
+    steps = [(row["step"], row["loss"]) for row in rows if row["kind"] == "step"]
+    width = max(1, len(steps) // CURVE_POINTS)
+    groups = [steps[at : at + width] for at in range(0, len(steps), width)]
+    return [(group[0][0], sum(loss for _, loss in group) / len(group)) for group in groups]
+
+
+def trace_dev_f1(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """(epoch, strict micro F1 on dev)."""
+    return [(row["epoch"], row["dev_f1"]) for row in rows if row["kind"] == "epoch"]

@@ -1,0 +1,51 @@
+"""The metrics file: rows are added, a restart replaces what it does again, a torn last line is not read."""
+
+from pathlib import Path
+
+from pipelines.training.history import append_metrics, read_metrics, summarize_usage, trace_dev_f1, trace_loss
+
+
+def step(number: int, loss: float = 1.0) -> dict:
+    return {"kind": "step", "step": number, "loss": loss, "seconds": 0.5, "num_tokens": 100}
+
+
+def start(number: int) -> dict:
+    return {"kind": "start", "step": number, "num_workers": 2, "precision": "bf16"}
+
+
+def test_a_restart_takes_out_the_steps_that_it_repeats(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    append_metrics(path, [start(0)])
+    append_metrics(path, [step(1), step(2), {"kind": "epoch", "step": 2, "epoch": 1, "dev_f1": 0.5}, step(3, 9.0)])
+    append_metrics(path, [start(2)])
+    append_metrics(path, [step(3, 7.0), step(4)])
+    rows = read_metrics(path)
+    assert [(row["kind"], row["step"]) for row in rows] == [
+        ("step", 1), ("step", 2), ("epoch", 2), ("start", 2), ("step", 3), ("step", 4)
+    ]  # fmt: skip
+    assert rows[4]["loss"] == 7.0
+
+
+def test_a_line_that_is_still_being_written_is_not_read(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    append_metrics(path, [step(1)])
+    with path.open("a") as file:
+        file.write('{"kind": "st')
+    assert read_metrics(path) == [step(1)]
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_usage_counts_real_tokens_over_the_time_in_steps():
+    rows = [start(0), step(1), step(2), {"kind": "epoch", "step": 2, "epoch": 1, "dev_f1": 0.5, "peak_memory_mib": 700}]
+    usage = summarize_usage(rows)
+    assert (usage["num_tokens"], usage["tokens_per_s"], usage["worker_peak_memory_mib"]) == (200, 200.0, 700)
+    assert (usage["num_workers"], usage["precision"]) == (2, "bf16")
+    assert summarize_usage([])["tokens_per_s"] == 0.0
+
+
+def test_the_loss_curve_is_averaged_to_about_a_hundred_points():
+    rows = [step(number, float(number % 2)) for number in range(1, 1001)]
+    curve = trace_loss(rows)
+    assert len(curve) == 100
+    assert all(abs(loss - 0.5) < 1e-9 for _, loss in curve)
+    assert trace_dev_f1([{"kind": "epoch", "step": 2, "epoch": 1, "dev_f1": 0.5}]) == [(1, 0.5)]
