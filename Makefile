@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart,dev]'
 	@touch $(STAMP)
 
-quickstart: $(STAMP)  ## train, score and apply a real model on the sample corpus (about a minute and a half)
+quickstart: $(STAMP)  ## train, score and apply a real model on the sample corpus (about a minute)
 	$(BIN)/rayner train --config quickstart --fresh
 
 test: $(STAMP)  ## run every test

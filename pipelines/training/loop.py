@@ -217,6 +217,7 @@ class _Run:
             self.listener.on_checkpoint(metrics, self.capture_state)
 
     def train_epoch(self) -> None:
+        """Take the steps of the present epoch that are not yet done."""
         state = self.state
         self.model.train()
         steps = self.plan.plan_epoch(state.epoch)

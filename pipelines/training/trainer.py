@@ -186,6 +186,7 @@ class _Reporter:
             self.flush(None)
 
     def on_checkpoint(self, metrics: dict[str, Any] | None, get_state: Callable[[], TrainingState]) -> None:
+        """Report what has gathered, with a checkpoint written by the first worker."""
         if metrics is not None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             self._add("epoch", {**metrics, "peak_memory_mib": peak})
