@@ -112,6 +112,7 @@ class _TrainingView:
         self.epochs_told = 0
 
     def update(self, rows: list[dict[str, Any]]) -> None:
+        """Show what the history holds by now."""
         starts = [row for row in rows if row["kind"] == "start"]
         steps = [row for row in rows if row["kind"] == "step"]
         epochs = [row for row in rows if row["kind"] == "epoch"]

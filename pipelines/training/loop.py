@@ -183,6 +183,7 @@ class _Run:
             self.wrapped = nn.parallel.DistributedDataParallel(self.model)
 
     def train_all(self, evaluate: Callable[[], float]) -> None:
+        """Train and score epoch by epoch until the last one, or until patience ends."""
         state, config = self.state, self.config
         self.num_steps = sum(len(self.plan.plan_epoch(epoch)) for epoch in range(config.num_epochs))
         self.listener.on_start(
