@@ -5,8 +5,10 @@ import logging
 import os
 import resource
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -106,6 +108,7 @@ def fit(job: TrainingJob, resources: ResourcesConfig, output_dir: Path) -> Train
 
     Raises:
         TrainingError: what no retry mends (a loss that is not a number, nothing to train on, no room in the cluster).
+        KeyboardInterrupt: the user stopped it; the workers have ended.
         ray.train.TrainingFailedError: workers died more often than `MAX_FAILURES` times.
     """
     scaling = plan_workers(resources)
@@ -122,7 +125,14 @@ def fit(job: TrainingJob, resources: ResourcesConfig, output_dir: Path) -> Train
             callbacks=[MetricsWriter(output_dir / "metrics.jsonl")],
         ),
     )
-    result = trainer.fit()
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        result = trainer.fit()
+    except SystemExit as error:  # how Ray Train answers Ctrl-C, once it has stopped the workers
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its own behind
     if isinstance(result.return_value, UserError):
         raise result.return_value
     with result.checkpoint.as_directory() as folder:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -115,3 +116,19 @@ def read_scores(folder: Path) -> dict[str, float]:
     assert run["status"] == "done"
     scores: dict[str, float] = run["scores"]
     return scores
+
+
+@pytest.mark.timeout(200)
+def test_interrupted_run_says_how_to_go_on(shards, tmp_path):
+    folder = tmp_path / "run"
+    driver = start(shards, folder)
+    try:
+        wait_until(lambda: read_metrics(folder / "metrics.jsonl"), "training has begun")
+        driver.send_signal(signal.SIGINT)
+        told, _ = driver.communicate(timeout=90)
+    finally:
+        kill([*list_descendants(driver.pid), driver.pid])
+    assert driver.returncode == 130, told
+    assert "stopped; the same command goes on" in told
+    assert "Traceback" not in told
+    assert not (folder / "bundle").exists()
