@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from pipelines.corpus.formats.names import get_extension
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import CorpusError, Record
@@ -28,7 +29,7 @@ def read_conll(
     Words are kept exactly as the file has them. `doc_id` is `path#docN` after the N-th document mark (`-DOCSTART-`,
     `# newdoc`, `#begin document`), and the record's own id where no mark came before.
     """
-    reader = _Reader(source, options or FormatOptions(), has_comments=source.removesuffix(".gz").endswith(".iob2"))
+    reader = _Reader(source, options or FormatOptions(), has_comments=get_extension(source) == ".iob2")
     for number, line in enumerate(lines, 1):
         yield from reader.take(number, line.removesuffix("\n").removesuffix("\r"))
     yield from reader.finish()

@@ -9,9 +9,20 @@ from pathlib import Path
 from pipelines.corpus.formats.conll import looks_like_conll, read_conll
 from pipelines.corpus.formats.hub import PREFIX, is_dataset, read_dataset
 from pipelines.corpus.formats.jsonl import detect_json, read_json, read_jsonl
+from pipelines.corpus.formats.listing import find_in_store
+from pipelines.corpus.formats.names import (
+    CONLL_EXTENSIONS,
+    EXTENSIONS,
+    JSON_EXTENSIONS,
+    describe_names,
+    get_extension,
+    is_corpus_name,
+    is_uri,
+)
 from pipelines.corpus.formats.opening import explain_damage, read_head, read_head_lines, read_lines, read_text
 from pipelines.corpus.formats.options import Format, FormatOptions
-from pipelines.corpus.formats.tables import read_csv, read_parquet
+from pipelines.corpus.formats.parquet import read_parquet
+from pipelines.corpus.formats.tables import read_csv
 from pipelines.corpus.formats.text import read_text_lines
 from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import CorpusError, Record
@@ -20,18 +31,14 @@ __all__ = ["FormatOptions", "detect_format", "find_files", "read_records"]
 
 SAMPLE_PREFIX = "sample:"
 SAMPLE_FOLDER = Path(__file__).parents[2] / "sample"
-_CONLL = (".conll", ".bio", ".iob", ".iob2")
-_JSON = (".json", ".jsonl", ".ndjson")
-_EXTENSIONS = (*_CONLL, *_JSON, ".tsv", ".csv", ".parquet", ".txt")
-_NOT_CORPORA = ("readme", "license", "licence", "notice", "changelog")
 
 
 def find_files(patterns: Sequence[str]) -> list[str]:
     """The files that patterns mean, each once, in the order given (sorted within a folder or glob).
 
     A pattern is a file, a glob, a folder (searched to its depths for known extensions), `sample:` or `sample:name` for
-    the corpus inside this package, a folder written by `datasets`, or `hf:name[:config][:split]`. Raises CorpusError
-    for a pattern that means nothing.
+    the corpus inside this package, a folder written by `datasets`, `hf:name[:config][:split]`, or a file, folder or
+    glob on another file system (`s3://bucket/part-*/*.jsonl.zst`). Raises CorpusError for a pattern that means nothing.
     """
     found: list[str] = []
     for pattern in patterns:
@@ -44,8 +51,8 @@ def detect_format(path: str) -> Format:
     """The format of a file by its extension, and by its content where that leaves a choice."""
     if is_dataset(path):
         return "hf"
-    extension = _get_extension(path)
-    if extension in _CONLL:
+    extension = get_extension(path)
+    if extension in CONLL_EXTENSIONS:
         return "conll"
     if extension in (".csv", ".parquet"):
         return "csv" if extension == ".csv" else "parquet"
@@ -53,7 +60,9 @@ def detect_format(path: str) -> Format:
         return "parquet"
     lines = read_head_lines(path)
     first = next((line.strip() for line in lines if line.strip()), "")
-    if extension in _JSON or (extension not in _EXTENSIONS and first[:1] in ("{", "[") and not looks_like_conll(lines)):
+    if extension in JSON_EXTENSIONS or (
+        extension not in EXTENSIONS and first[:1] in ("{", "[") and not looks_like_conll(lines)
+    ):
         return "json" if detect_json(lines) == "json" else "jsonl"
     if extension == ".tsv":
         return "csv" if _is_header(first.split("\t")) else "conll"
@@ -63,7 +72,8 @@ def detect_format(path: str) -> Format:
 def read_records(path: str, options: FormatOptions | None = None) -> Iterator[Record | LedgerEntry]:
     """Records of a file, streamed, and an entry for each that was repaired (before its record) or rejected.
 
-    Raises CorpusError for a file that is as a whole not readable: missing, empty, binary, damaged, without the columns.
+    Raises CorpusError for a file that is as a whole not readable: missing, empty, binary, without the columns; and
+    where it meets damage, once all records before that have been yielded.
     """
     options = options or FormatOptions()
     file_format = detect_format(path) if options.format == "auto" else options.format
@@ -89,10 +99,14 @@ def _read(path: str, file_format: Format, options: FormatOptions) -> Iterator[Re
     if file_format == "json":
         return read_json(read_text(path), path, options)
     readers = {"conll": read_conll, "jsonl": read_jsonl, "csv": read_csv, "text": read_text_lines}
-    return readers[file_format](read_lines(path, keep_ends=file_format in ("csv", "text")), path, options)
+    bad_encoding = "refuse_file" if file_format == "conll" else options.bad_encoding
+    lines = read_lines(path, keep_ends=file_format in ("csv", "text"), bad_encoding=bad_encoding)
+    return readers[file_format](lines, path, options)
 
 
 def _find(pattern: str) -> list[str]:
+    if is_uri(pattern):
+        return find_in_store(pattern)
     path = os.path.expanduser(pattern)
     if pattern.startswith(SAMPLE_PREFIX):
         path = str(SAMPLE_FOLDER / pattern.removeprefix(SAMPLE_PREFIX))
@@ -110,7 +124,7 @@ def _find_by_glob(pattern: str) -> list[str]:
     """What a glob matches; of files, only those named like corpora if there are any (`folder/*`)."""
     found = sorted(glob.glob(pattern, recursive=True))
     files = [path for path in found if os.path.isfile(path)]
-    named = [path for path in files if _is_corpus(os.path.basename(path))]
+    named = [path for path in files if is_corpus_name(os.path.basename(path))]
     folders = [path for path in found if os.path.isdir(path)]
     inside = [file for path in folders for file in ([path] if is_dataset(path) else _walk(path))]
     return sorted({*named, *inside}) or files
@@ -122,7 +136,7 @@ def _find_in_folder(folder: str) -> list[str]:
         raise CorpusError(
             "the folder holds no corpus files",
             where=folder,
-            rule="a folder is searched, with its subfolders, for " + ", ".join(f"`*{one}`" for one in _EXTENSIONS),
+            rule="a folder is searched, with its subfolders, for " + ", ".join(f"`*{one}`" for one in EXTENSIONS),
             value=_describe_folder(folder),
             remedy="name the files themselves if they end otherwise",
         )
@@ -134,7 +148,7 @@ def _walk(folder: str) -> list[str]:
     for parent, folders, names in os.walk(folder, onerror=_raise):
         datasets = {name for name in folders if is_dataset(os.path.join(parent, name))}
         folders[:] = [name for name in folders if name[0] not in "._" and name not in datasets]
-        found += [os.path.join(parent, name) for name in (*datasets, *filter(_is_corpus, names))]
+        found += [os.path.join(parent, name) for name in (*datasets, *filter(is_corpus_name, names))]
     return sorted(found)
 
 
@@ -142,33 +156,15 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _is_corpus(name: str) -> bool:
-    stem = name.split(".")[0].lower()
-    return name[0] not in "._" and _get_extension(name) in _EXTENSIONS and stem not in _NOT_CORPORA
-
-
 def _is_header(cells: Sequence[str]) -> bool:
     return bool({"text", "words", "tokens"} & set(cells)) and not looks_like_conll(["\t".join(cells)])
 
 
-def _get_extension(path: str) -> str:
-    return os.path.splitext(path.lower().removesuffix(".gz"))[1]
-
-
 def _describe_folder(folder: str) -> str:
-    names = sorted(os.listdir(folder))
-    shown = ", ".join(f"`{name}`" for name in names[:5]) + (" …" if len(names) > 5 else "")
-    return f"{len(names)} entries: {shown}" if names else "it is empty"
+    return describe_names(os.listdir(folder))
 
 
 def _nothing_found(pattern: str, path: str) -> CorpusError:
-    if "://" in pattern:
-        return CorpusError(
-            "the path is not a local file",
-            where=pattern,
-            rule="corpus files lie on a file system that every node sees, or are `hf:` datasets",
-            remedy="mount the bucket, or copy the files",
-        )
     if glob.has_magic(path):
         remedy = "mend the pattern; quote it, so that the shell leaves it alone, and use `**` for folders at any depth"
         return CorpusError("the pattern matches no file", where=pattern, value=_describe_parent(path), remedy=remedy)

@@ -11,13 +11,13 @@ from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import CorpusError, Record
 
 PREFIX = "hf:"
-_FOLDER_MARKS = ("dataset_dict.json", "state.json")
+FOLDER_MARKS = ("dataset_dict.json", "state.json")
 _SPLIT = re.compile(r"(train|validation|valid|dev|test|all)(\[.*\])?")
 
 
 def is_dataset(path: str) -> bool:
     """Whether a path is an `hf:` id or a folder written by `save_to_disk`."""
-    return path.startswith(PREFIX) or any(os.path.isfile(os.path.join(path, mark)) for mark in _FOLDER_MARKS)
+    return path.startswith(PREFIX) or any(os.path.isfile(os.path.join(path, mark)) for mark in FOLDER_MARKS)
 
 
 def read_dataset(path: str, options: FormatOptions | None = None) -> Iterator[Record | LedgerEntry]:

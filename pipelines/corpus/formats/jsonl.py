@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 
+from pipelines.corpus.formats.opening import UndecodableLine
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.formats.rows import read_row
 from pipelines.corpus.ledger import LedgerEntry
@@ -12,10 +13,13 @@ from pipelines.corpus.records import CorpusError, Record
 def read_jsonl(
     lines: Iterable[str], source: str, options: FormatOptions | None = None
 ) -> Iterator[Record | LedgerEntry]:
-    """A record of every line that holds a JSON object; a line of broken JSON is rejected, blank lines are not lines."""
+    """A record of every line that holds a JSON object; broken lines are rejected, blank ones are not lines."""
     options = options or FormatOptions()
     for number, line in enumerate(lines, 1):
         position = f"{source}:{number}"
+        if isinstance(line, UndecodableLine):
+            yield line.reject(position)
+            continue
         if not line.strip():
             continue
         try:

@@ -1,27 +1,54 @@
-"""Files to lines of text: plain or gzip, UTF-8, and a clear refusal of everything else."""
+"""Files to lines of text: UTF-8, plain or compressed, and a clear refusal of everything else."""
 
 import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, cast
 
+from pipelines.corpus.formats.names import is_uri
+from pipelines.corpus.formats.options import BadEncoding
+from pipelines.corpus.formats.stores import STORE_ERRORS, explain_store
+from pipelines.corpus.formats.streams import ZstdDamage, open_bytes
+from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import CorpusError
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, ZstdDamage)
 
 
-def read_lines(path: str, *, keep_ends: bool = False) -> Iterator[str]:
-    """Lines of a UTF-8 file, split at LF and CRLF only. Raises CorpusError where the file is not text."""
-    offset = 0
-    with explain_damage(path), _open(path) as handle:
-        for number, raw in enumerate(handle, 1):
-            line = raw.removeprefix(_BOM) if number == 1 else raw
-            text = _decode(line, path, number, offset + len(raw) - len(line))
-            yield text if keep_ends else text.removesuffix("\n").removesuffix("\r")
-            offset += len(raw)
+class UndecodableLine(str):
+    """A line that is not UTF-8, with U+FFFD where it could not be decoded, and the error that tells where."""
+
+    error: CorpusError
+
+    def __new__(cls, text: str, error: CorpusError) -> "UndecodableLine":
+        """The text as far as it could be decoded, and the error."""
+        line = super().__new__(cls, text)
+        line.error = error
+        return line
+
+    def reject(self, position: str) -> LedgerEntry:
+        """The entry of a record that holds this line."""
+        return LedgerEntry(position, position, "rejected", "invalid_utf8", str(self.error.value))
+
+
+def read_lines(path: str, *, keep_ends: bool = False, bad_encoding: BadEncoding = "refuse_file") -> Iterator[str]:
+    """Lines of a UTF-8 file, split at LF and CRLF only. Raises CorpusError where the file is not text or is damaged.
+
+    With `reject_record`, lines of a text file that cannot be decoded come as `UndecodableLine`.
+    """
+    number = offset = 0
+    try:
+        with open_bytes(path) as handle:
+            for number, raw in enumerate(handle, 1):
+                start = len(_BOM) if number == 1 and raw.startswith(_BOM) else 0
+                line = raw if keep_ends else raw.removesuffix(b"\n").removesuffix(b"\r")
+                yield _decode(line[start:], path, number, offset + start, bad_encoding)
+                offset += len(raw)
+    except (*_DAMAGE, *STORE_ERRORS) as error:
+        is_inside = bool(number) or isinstance(error, _DAMAGE)
+        raise _explain(error, path, f"{path}:{number + 1}" if is_inside else path) from error
     if not offset:
         raise CorpusError(
             "the file is empty", where=path, rule="a corpus file holds at least one record", remedy="remove or fill it"
@@ -34,9 +61,15 @@ def read_text(path: str) -> str:
 
 
 def read_head(path: str, num_bytes: int = 65_536) -> bytes:
-    """The first bytes of a file, uncompressed."""
-    with explain_damage(path), _open(path) as handle:
-        return handle.read(num_bytes)
+    """The first bytes of a file, uncompressed; of a damaged file those before the damage, for reading will tell it."""
+    head = bytearray()
+    with explain_damage(path), open_bytes(path) as handle:
+        try:
+            while len(head) < num_bytes and (more := handle.read1(num_bytes - len(head))):
+                head += more
+        except _DAMAGE:
+            pass
+    return bytes(head)
 
 
 def read_head_lines(path: str, num_bytes: int = 65_536) -> list[str]:
@@ -50,56 +83,57 @@ def read_head_lines(path: str, num_bytes: int = 65_536) -> list[str]:
 
 @contextmanager
 def explain_damage(path: str) -> Iterator[None]:
-    """Turn what the operating system and gzip say about a file into a CorpusError."""
+    """Turn what file systems, gzip and zstd say about a file into a CorpusError."""
     try:
         yield
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise CorpusError(
-            "the gzip file is damaged",
-            where=path,
-            rule="a `.gz` file is one or more complete gzip members",
-            value=error,
-            remedy="fetch or compress the file again; `gzip -t` checks it",
-        ) from error
-    except PermissionError as error:
-        raise CorpusError(
+    except (*_DAMAGE, *STORE_ERRORS) as error:
+        raise _explain(error, path, path) from error
+
+
+def _explain(error: Exception, path: str, place: str) -> CorpusError:
+    if isinstance(error, ZstdDamage):
+        return _describe_damage(error, place, "zstd", "`.zst` file is one or more complete zstd frames")
+    if isinstance(error, _DAMAGE):
+        return _describe_damage(error, place, "gzip", "`.gz` file is one or more complete gzip members")
+    if is_uri(path):
+        return explain_store(error, path, place)
+    if isinstance(error, PermissionError):
+        return CorpusError(
             "the file cannot be read",
-            where=path,
+            where=place,
             rule="the user who runs this may read the file",
             value=error.strerror,
             remedy=f"grant access, for instance `chmod a+r {path}`",
-        ) from error
-    except OSError as error:
-        raise CorpusError(
-            "the file cannot be read",
-            where=path,
-            value=error.strerror or error,
-            remedy="check that the path names a readable file",
-        ) from error
+        )
+    return CorpusError(
+        "the file cannot be read",
+        where=place,
+        value=getattr(error, "strerror", None) or error,
+        remedy="check that the path names a readable file",
+    )
 
 
-def _open(path: str) -> IO[bytes]:
-    if path.endswith(".gz"):
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    handle = open(path, "rb")  # noqa: SIM115 - the caller closes it
-    if handle.peek(2)[:2] == _GZIP_MAGIC:
-        handle.close()
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    return handle
+def _describe_damage(error: Exception, place: str, kind: str, rule: str) -> CorpusError:
+    remedy = f"fetch or compress the file again; `{kind} -t` checks it"
+    return CorpusError(f"the {kind} file is damaged", where=place, rule=f"a {rule}", value=error, remedy=remedy)
 
 
-def _decode(line: bytes, path: str, number: int, offset: int) -> str:
+def _decode(line: bytes, path: str, number: int, offset: int, bad_encoding: BadEncoding) -> str:
     if number == 1 and line.startswith(_UTF16_BOMS):
         raise _not_text(path, number, offset, "a UTF-16 byte-order mark", "convert it: `iconv -f UTF-16 -t UTF-8`")
     if b"\0" in line:
         at = offset + line.index(b"\0")
-        raise _not_text(path, number, at, "a NUL byte", "give a text file; archives other than gzip are to be unpacked")
+        remedy = "give a text file; archives other than gzip and zstd are to be unpacked"
+        raise _not_text(path, number, at, "a NUL byte", remedy)
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         found = f"the byte 0x{line[error.start]:02x}"
-        at = offset + error.start
-        raise _not_text(path, number, at, found, "convert it, for instance `iconv -f WINDOWS-1252 -t UTF-8`") from error
+        remedy = "convert it, for instance `iconv -f WINDOWS-1252 -t UTF-8`"
+        refusal = _not_text(path, number, offset + error.start, found, remedy)
+        if bad_encoding == "refuse_file":
+            raise refusal from error
+        return UndecodableLine(line.decode("utf-8", "replace"), refusal)
 
 
 def _not_text(path: str, number: int, offset: int, found: str, remedy: str) -> CorpusError:
@@ -107,7 +141,7 @@ def _not_text(path: str, number: int, offset: int, found: str, remedy: str) -> C
     return CorpusError(
         what,
         where=f"{path}:{number}",
-        rule="corpus files are text in UTF-8, plain or gzip",
+        rule="corpus files are text in UTF-8, plain, gzip or zstd",
         value=f"{found} at byte offset {offset} (line {number})",
         remedy=remedy,
     )

@@ -6,6 +6,7 @@ from typing import Literal
 from pipelines.corpus.records import CorpusError
 
 Format = Literal["auto", "conll", "jsonl", "json", "csv", "parquet", "text", "hf"]
+BadEncoding = Literal["refuse_file", "reject_record"]
 NO_COLUMN = "none"
 
 _DELIMITERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " ", "pipe": "|"}
@@ -42,6 +43,9 @@ class FormatOptions:
     """Further columns to keep beside the record."""
     document_per: Literal["line", "file"] = "line"
     """Plain text: whether every line is a document (blank lines are not) or every file."""
+    bad_encoding: BadEncoding = "refuse_file"
+    """JSONL, CSV, Parquet and plain text: whether bytes that are not UTF-8 refuse the file or reject the one record.
+    Binary files are refused either way."""
 
     def text_names(self) -> tuple[str, ...]:
         """Column names that may hold the text."""

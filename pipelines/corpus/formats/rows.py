@@ -48,7 +48,7 @@ def to_record(row: Any, source: str, options: FormatOptions | None = None) -> tu
     else:
         raise RowError("no_text", _describe_missing(row, options))
     doc_id = _read_doc_id(row, source, options)
-    extra = {name: row[name] for name in options.extra_columns if name in row}
+    extra = {name: _check_extra(row[name], f"`{name}`") for name in options.extra_columns if name in row}
     entries = [LedgerEntry(source, source, "repaired", reason, detail) for reason, detail in repairs]
     return Record(record_id=source, doc_id=doc_id, source=source, extra=extra, **content), entries
 
@@ -109,6 +109,20 @@ def _to_tag(tag: Any, label_names: Sequence[str]) -> str:
 def _read_doc_id(row: Mapping[str, Any], source: str, options: FormatOptions) -> str:
     name = _find(row, options.id_names())
     return check_unicode(str(row[name]), f"`{name}`") if name else source
+
+
+def _check_extra(value: Any, name: str) -> Any:
+    """A further cell, of which every string, however deep, can be written."""
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            check_unicode(item, name)
+        elif isinstance(item, Mapping):
+            left += [*item, *item.values()]
+        elif isinstance(item, list | tuple):
+            left += item
+    return value
 
 
 def _prefers_words(row: Mapping[str, Any], options: FormatOptions) -> bool:

@@ -67,6 +67,8 @@ def _parse_list(value: str, reason: str, name: str) -> Any:
 
 def check_unicode(text: str, name: str) -> str:
     """The text, unless it holds a lone surrogate, which no UTF-8 can carry."""
+    if text.isascii():
+        return text
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Tables to records: CSV, Parquet, Arrow, pandas and Hugging Face datasets, streamed."""
+"""Tables to records: CSV, Arrow, pandas and Hugging Face datasets, streamed."""
 
 import csv
 import json
@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipelines.corpus.formats.opening import explain_damage
+from pipelines.corpus.formats.opening import UndecodableLine
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.formats.rows import read_row
 from pipelines.corpus.ledger import LedgerEntry
@@ -17,62 +16,47 @@ from pipelines.corpus.records import CorpusError, Record
 
 _BATCH_ROWS = 1024
 _DELIMITERS = ",\t;|"
-_CELL_LIMIT = 2**31 - 1
+_CELL_LIMIT = 2**26
+"""Characters; a quote that never ends would gather the rest of the file."""
 
 
 def read_csv(lines: Iterable[str], source: str, options: FormatOptions | None = None) -> Iterator[Record | LedgerEntry]:
     """A record of every row below the header; `lines` keep their ends, for a quoted cell may hold some of its own."""
     options = options or FormatOptions()
-    lines = iter(lines)
-    header_line = next(lines, "")
+    watched = _Lines(lines)
+    header_line = next(watched, "")
+    if isinstance(header_line, UndecodableLine):
+        raise header_line.error
     delimiter = options.delimiter_character() or _detect_delimiter(header_line, options)
     if delimiter == "whitespace":
         delimiter = " "
     header = next(csv.reader([header_line], delimiter=delimiter), [])
     check_columns(header, source, options)
     csv.field_size_limit(_CELL_LIMIT)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    reader = csv.reader(watched, delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 2
+        position = f"{source}:{line}"
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield _reject(f"{source}:{line}", "broken_csv", f"{error} (lines {line} to {reader.line_num + 1})")
+            watched.take_bad()
+            yield _reject(position, "broken_csv", f"{error} (lines {line} to {reader.line_num + 1})")
             continue
-        if len(cells) == len(header):
-            yield from read_row(dict(zip(header, cells, strict=True)), f"{source}:{line}", options)
-        elif cells:
-            detail = f"the row has {len(cells)} cells, the header {len(header)}: {cells!r:.80}"
-            yield _reject(f"{source}:{line}", "ragged_row", detail)
+        bad = watched.take_bad()
+        yield from [bad.reject(position)] if bad else _read_cells(cells, header, position, options)
 
 
-def read_parquet(path: str, options: FormatOptions | None = None) -> Iterator[Record | LedgerEntry]:
-    """A record of every row, one batch in memory at a time; `path:N` is the N-th row."""
-    options = options or FormatOptions()
-    with explain_damage(path):
-        try:
-            file = pq.ParquetFile(path)
-        except pa.ArrowInvalid as error:
-            raise _damaged(path, error) from error
-    with file:
-        names = file.schema_arrow.names
-        check_columns(names, path, options)
-        options = _with_label_names(file.schema_arrow, options)
-        columns = [name for name in names if name in options.column_names()]
-        first_row = 1
-        batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
-        while True:
-            try:
-                rows = next(batches).to_pylist()
-            except StopIteration:
-                return
-            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                raise _damaged(path, error) from error
-            for number, row in enumerate(rows, first_row):
-                yield from read_row(row, f"{path}:{number}", options)
-            first_row += len(rows)
+def _read_cells(
+    cells: list[str], header: list[str], position: str, options: FormatOptions
+) -> Iterator[Record | LedgerEntry]:
+    if len(cells) == len(header):
+        yield from read_row(dict(zip(header, cells, strict=True)), position, options)
+    elif cells:
+        detail = f"the row has {len(cells)} cells, the header {len(header)}: {cells!r:.80}"
+        yield _reject(position, "ragged_row", detail)
 
 
 def read_table(table: Any, source: str, options: FormatOptions | None = None) -> Iterator[Record | LedgerEntry]:
@@ -84,12 +68,12 @@ def read_table(table: Any, source: str, options: FormatOptions | None = None) ->
     check_columns(names, source, options)
     columns = [name for name in names if name in options.column_names()]
     if isinstance(table, pa.Table):
-        options = _with_label_names(table.schema, options)
+        options = with_label_names(table.schema, options)
         rows = _iterate(table.select(columns).to_batches(_BATCH_ROWS))
     elif hasattr(table, "iterrows"):
         rows = _iterate_frame(table, columns)
     else:
-        options = _with_label_names(table.features.arrow_schema, options)
+        options = with_label_names(table.features.arrow_schema, options)
         rows = _iterate(table.select_columns(columns).with_format("arrow").iter(_BATCH_ROWS))
     for number, row in enumerate(rows, 1):
         yield from read_row(row, f"{source}:{number}", options)
@@ -120,13 +104,7 @@ def check_columns(names: Iterable[str], source: str, options: FormatOptions) -> 
             )
 
 
-def _detect_delimiter(header: str, options: FormatOptions) -> str:
-    wanted = {*options.text_names(), *options.words_names()}
-    found = (mark for mark in _DELIMITERS if wanted & set(next(csv.reader([header], delimiter=mark), [])))
-    return next(found, ",")
-
-
-def _with_label_names(schema: pa.Schema, options: FormatOptions) -> FormatOptions:
+def with_label_names(schema: pa.Schema, options: FormatOptions) -> FormatOptions:
     """The options with the tag names that Hugging Face's `datasets` keeps in a schema's metadata."""
     told = (schema.metadata or {}).get(b"huggingface")
     if options.label_names or not told:
@@ -137,6 +115,34 @@ def _with_label_names(schema: pa.Schema, options: FormatOptions) -> FormatOption
         if names:
             return replace(options, label_names=tuple(names))
     return options
+
+
+class _Lines:
+    """Lines for `csv`, which forgets what kind of line a cell came from."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self._bad: UndecodableLine | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        if isinstance(line, UndecodableLine):
+            self._bad = self._bad or line
+        return line
+
+    def take_bad(self) -> UndecodableLine | None:
+        """The first line since the last call that could not be decoded."""
+        bad, self._bad = self._bad, None
+        return bad
+
+
+def _detect_delimiter(header: str, options: FormatOptions) -> str:
+    wanted = {*options.text_names(), *options.words_names()}
+    found = (mark for mark in _DELIMITERS if wanted & set(next(csv.reader([header], delimiter=mark), [])))
+    return next(found, ",")
 
 
 def _find_class_names(feature: Any) -> list[str]:
@@ -163,16 +169,6 @@ def _to_plain(cell: Any) -> Any:
     plain = cell.tolist() if hasattr(cell, "tolist") else cell
     is_missing = isinstance(plain, float) and plain != plain
     return None if is_missing or type(plain).__name__ in ("NAType", "NaTType") else plain
-
-
-def _damaged(path: str, error: Exception) -> CorpusError:
-    return CorpusError(
-        "the Parquet file is damaged",
-        where=path,
-        rule="a `.parquet` file ends in a complete footer and holds UTF-8 strings",
-        value=error,
-        remedy="write or fetch the file again",
-    )
 
 
 def _reject(source: str, reason: str, detail: str) -> LedgerEntry:

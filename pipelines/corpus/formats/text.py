@@ -2,17 +2,32 @@
 
 from collections.abc import Iterable, Iterator
 
+from pipelines.corpus.formats.opening import UndecodableLine
 from pipelines.corpus.formats.options import FormatOptions
+from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import Record
 
 
-def read_text_lines(lines: Iterable[str], source: str, options: FormatOptions | None = None) -> Iterator[Record]:
+def read_text_lines(
+    lines: Iterable[str], source: str, options: FormatOptions | None = None
+) -> Iterator[Record | LedgerEntry]:
     """A record of every line that holds anything; with `document_per: file`, one of all lines with their ends."""
     if options is not None and options.document_per == "file":
-        yield Record(record_id=f"{source}:1", doc_id=source, source=f"{source}:1", text="".join(lines))
+        yield _read_document(list(lines), source)
         return
     for number, line in enumerate(lines, 1):
+        position = f"{source}:{number}"
+        if isinstance(line, UndecodableLine):
+            yield line.reject(position)
+            continue
         text = line.removesuffix("\n").removesuffix("\r")
         if text.strip():
-            position = f"{source}:{number}"
             yield Record(record_id=position, doc_id=position, source=position, text=text)
+
+
+def _read_document(lines: list[str], source: str) -> Record | LedgerEntry:
+    position = f"{source}:1"
+    bad = next((line for line in lines if isinstance(line, UndecodableLine)), None)
+    if bad:
+        return bad.reject(position)
+    return Record(record_id=position, doc_id=source, source=position, text="".join(lines))

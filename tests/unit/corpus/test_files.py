@@ -256,7 +256,7 @@ def test_the_sample_is_readable():
         ("dd/train.conll", ["did you mean `d`?"]),
         ("d/*.jsonl", ["the pattern matches no file", "`d` holds 1 entries: `train.conll`", "quote it"]),
         ("empty", ["the folder holds no corpus files", "it is empty", "`*.conll`"]),
-        ("s3://bucket/a.conll", ["not a local file", "mount the bucket"]),
+        ("http://host/a.conll", ["the URI is not understood", "`s3://`", "mount it"]),
         ("", ["there is no such file"]),
     ],
 )
