@@ -1,11 +1,13 @@
 """What all tests share: a quiet environment, and real tiny models made on the spot."""
 
 import os
+import tempfile
 
 # Before torch and ray are imported.
 os.environ.update(
     {
         "OMP_NUM_THREADS": "1",
+        "XDG_CACHE_HOME": tempfile.mkdtemp(prefix="rayner-cache-"),  # figures of other runs are none of ours
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "RAY_AUTH_MODE": "disabled",
@@ -34,6 +36,8 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "pipelines" / "sample"
 SHARED_DATA = ROOT.parent / "shared" / "data"
+EXACT = {"device": "cpu", "runtime": "torch", "precision": "fp32"}
+"""How the engine computes what other runtimes are held to."""
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
-"""Linear-chain conditional random field: log-likelihood, Viterbi, forward-backward, entity probabilities.
+"""Linear-chain conditional random field: the scores of a chain, and the log-likelihood that trains them.
 
 Lafferty, McCallum and Pereira (2001). A linear head is the same chain with transition scores of zero for legal pairs of
-tags and -inf for the others, so both heads are decoded by the code below.
+tags and -inf for the others, so both heads are decoded by the same code (`messages`, `decoding`).
 
 Shapes: B sequences, W words, K tags. `lengths_B` counts the words of each sequence, all at least 1.
 """
@@ -81,45 +81,6 @@ class LinearChainCRF(nn.Module):
         gold_B = _score_sequence(emissions_BWK, tags_BW, lengths_B, chain.transitions_KK, start_BK, end_BK)
         log_z_B = _log_partition(emissions_BWK, lengths_B, chain.transitions_KK, start_BK, end_BK)
         return gold_B - log_z_B
-
-
-def find_best_tags(emissions_BWK: Tensor, lengths_B: Tensor, chain: Chain) -> list[list[int]]:
-    """The best legal tag sequence of each row (Viterbi 1967); ties go to the lower tag index."""
-    num_rows, num_words, _ = emissions_BWK.shape
-    score_BK = chain.start_K + emissions_BWK[:, 0]
-    pointers_WBK = []
-    for word in range(1, num_words):
-        best_BK, pointer_BK = (score_BK[:, :, None] + chain.transitions_KK).max(dim=1)
-        active_B1 = (word < lengths_B)[:, None]
-        score_BK = torch.where(active_B1, best_BK + emissions_BWK[:, word], score_BK)
-        keep_BK = torch.arange(score_BK.shape[1], device=score_BK.device).expand_as(pointer_BK)
-        pointers_WBK.append(torch.where(active_B1, pointer_BK, keep_BK))
-    tag_B = (score_BK + chain.end_K).argmax(dim=1)
-    path = [tag_B]
-    rows = torch.arange(num_rows, device=tag_B.device)
-    for pointer_BK in reversed(pointers_WBK):
-        tag_B = pointer_BK[rows, tag_B]
-        path.append(tag_B)
-    tags_BW = torch.stack(path[::-1], dim=1).tolist()
-    return [tags[:length] for tags, length in zip(tags_BW, lengths_B.tolist(), strict=True)]
-
-
-def run_forward_backward(emissions_BWK: Tensor, lengths_B: Tensor, chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
-    """Forward scores `[B, W, K]` (emission included), backward scores `[B, W, K]` (excluded), log-partition `[B]`."""
-    num_words = emissions_BWK.shape[1]
-    alpha = [chain.start_K + emissions_BWK[:, 0]]
-    for word in range(1, num_words):
-        alpha.append((alpha[-1][:, :, None] + chain.transitions_KK).logsumexp(dim=1) + emissions_BWK[:, word])
-    alpha_BWK = torch.stack(alpha, dim=1)
-    beta_BK = chain.end_K.expand(emissions_BWK.shape[0], -1)
-    beta = [beta_BK]
-    for word in range(num_words - 1, 0, -1):
-        inner_BK = (chain.transitions_KK + (emissions_BWK[:, word] + beta[-1])[:, None, :]).logsumexp(dim=2)
-        beta.append(torch.where((word < lengths_B)[:, None], inner_BK, beta_BK))
-    beta_BWK = torch.stack(beta[::-1], dim=1)
-    rows = torch.arange(len(lengths_B), device=lengths_B.device)
-    log_z_B = (alpha_BWK[rows, lengths_B - 1] + chain.end_K).logsumexp(dim=1)
-    return alpha_BWK, beta_BWK, log_z_B
 
 
 def _score_sequence(

@@ -3,57 +3,97 @@
 Each text is split into words, encoded into windows, and run in length-sorted batches under a token budget; the
 windows' emissions are joined to one sequence of words, which is decoded once. So an entity on the border of two windows
 stays one entity, and batch composition changes nothing but rounding.
+
+The three stages overlap: while threads compute the batches of one group of documents, each on a core of its own, the
+caller's thread encodes the next group and decodes the one before.
 """
 
+import logging
+import os
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelines.ner.bundle import Bundle, load_bundle
+from pipelines.ner.bundle import BUNDLE_FILE, Bundle, load_bundle
 from pipelines.ner.decoding import Decoder
-from pipelines.ner.encoding import EncodedDocument, Window, pad, plan_batches
+from pipelines.ner.encoding import EncodedDocument, Window, plan_batches
 from pipelines.ner.entities import Coverage, Entity, Prediction, Span
 from pipelines.ner.errors import UserError
+from pipelines.ner.runtimes.calibration import (
+    RUNTIMES,
+    Figure,
+    Place,
+    calibrate,
+    find_cache,
+    fingerprint_weights,
+    open_runtime,
+)
+from pipelines.ner.runtimes.runtime import PRECISIONS
 from pipelines.ner.words import split_words
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MAX_GROUP_TOKENS = 262_144
-"""Sub-tokens encoded before the encoder runs: enough to sort by length, little to hold."""
+MAX_STREAMS = 32
+GROUPS_AHEAD = 2
+"""Groups of documents that are encoded before the oldest is decoded."""
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+logger = logging.getLogger(__name__)
 
 
 class EngineError(UserError):
-    """A device or precision that this machine does not have."""
+    """A device, runtime or precision that there is not."""
 
 
 class NerEngine:
-    """Predicts entities with one loaded model.
+    """Predicts entities with one loaded model. Threads may share it.
 
     Args:
         device: `cpu`, `cuda`, `cuda:1` …; `auto` takes a GPU if there is one.
-        precision: fp32, bf16 or fp16 for the encoder; decoding is always in double precision.
-        max_batch_tokens: padded sub-tokens in one forward pass.
+        runtime: torch, packed, torch-compiled or openvino; `auto` takes the fastest, measured once on this machine.
+        precision: fp32, bf16 or fp16 for the encoder; `auto` takes bf16 where it is measured to be much faster.
+            Decoding is always in double precision.
+        max_batch_tokens: sub-tokens in one forward pass; default: the runtime's own. Halved where memory ends.
+        num_threads: CPU threads that compute; default: PyTorch's.
+        gpu_memory_fraction: the share of the GPU's memory that this process may take.
+        exports: folder in which a runtime keeps its form of the model.
     """
 
     def __init__(
-        self, bundle: Bundle, *, device: str = "auto", precision: str = "fp32", max_batch_tokens: int = 8192
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        runtime: str = "auto",
+        precision: str = "auto",
+        max_batch_tokens: int | None = None,
+        num_threads: int | None = None,
+        gpu_memory_fraction: float | None = None,
+        exports: Path | None = None,
     ) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise EngineError("this machine has no CUDA device", value=device, remedy="use `cpu` or `auto`")
-        if precision not in PRECISIONS:
-            raise EngineError(f"no precision `{precision}`", rule="one of " + ", ".join(PRECISIONS), value=precision)
-        self.bundle = bundle
-        try:
-            self.device = torch.device(device)
-        except RuntimeError as error:
-            raise EngineError(f"no device `{device}`", rule="auto, cpu, cuda, cuda:1 …", value=device) from error
-        self.max_batch_tokens = max_batch_tokens
-        self.decoder = Decoder(bundle.model.scheme, bundle.model.chain)  # before its scores are rounded
-        self.model = bundle.model.eval().to(self.device, PRECISIONS[precision])
-        self.encoder = bundle.encoder
+        self.device = _find_device(device)
+        _check_choice("runtime", runtime, RUNTIMES)
+        _check_choice("precision", precision, ("auto", *PRECISIONS))
+        if gpu_memory_fraction is not None and self.device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(gpu_memory_fraction, self.device)
+        self.num_threads = num_threads or torch.get_num_threads()
+        self.encoder, self.scheme, self.info = bundle.encoder, bundle.model.scheme, bundle.info
+        self.decoder = Decoder(bundle.model.scheme, bundle.model.chain)
+        fingerprint = bundle.info.fingerprint
+        if not fingerprint and "auto" in (runtime, precision):
+            fingerprint = fingerprint_weights(bundle.model)
+        place = Place(bundle.model, bundle.encoder, fingerprint, self.device, self.num_threads, exports)
+        self.figures: list[Figure] = []
+        if "auto" in (runtime, precision):
+            runtime, precision, self.figures = calibrate(runtime, precision, place)
+        self.runtime = open_runtime(runtime, precision, place)
+        self.max_batch_tokens = max_batch_tokens or self.runtime.batch_tokens
+        self.pool = _start_threads(self.num_threads if self.device.type == "cpu" else 2, self.num_threads)
 
     @classmethod
     def load(
@@ -61,13 +101,25 @@ class NerEngine:
         model: str | Path,
         *,
         device: str = "auto",
-        precision: str = "fp32",
-        max_batch_tokens: int = 8192,
+        runtime: str = "auto",
+        precision: str = "auto",
+        max_batch_tokens: int | None = None,
+        num_threads: int | None = None,
+        gpu_memory_fraction: float | None = None,
         scheme: str | None = None,
     ) -> "NerEngine":
         """An engine on a bundle folder, a Hugging Face token-classification checkpoint folder, or a hub id."""
         bundle = load_bundle(model, scheme=scheme)
-        return cls(bundle, device=device, precision=precision, max_batch_tokens=max_batch_tokens)
+        return cls(
+            bundle,
+            device=device,
+            runtime=runtime,
+            precision=precision,
+            max_batch_tokens=max_batch_tokens,
+            num_threads=num_threads,
+            gpu_memory_fraction=gpu_memory_fraction,
+            exports=_find_exports(Path(model), bundle.info.fingerprint),
+        )
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """Entities and coverage of each text, in order; offsets are Unicode code points."""
@@ -113,39 +165,126 @@ class NerEngine:
         """Sub-tokens of a text, without special tokens: for batching by tokens."""
         return self.encoder.count_tokens([text[start:end] for start, end in split_words(text, self.encoder.splitter)])
 
+    def describe(self) -> dict[str, Any]:
+        """What computes, and why: runtime, precision, device, threads, token budget, and each candidate's figures."""
+        return {
+            "runtime": self.runtime.name,
+            "precision": self.runtime.precision,
+            "device": str(self.device),
+            "num_threads": self.num_threads,
+            "max_batch_tokens": self.max_batch_tokens,
+            "candidates": [asdict(figure) for figure in self.figures],
+        }
+
     def compute_emissions(self, documents: Sequence[EncodedDocument]) -> list[Tensor]:
         """Emissions `[W, K]` of each document in float32 on the CPU: its windows' owned words, in order."""
-        windows = [window for document in documents for window in document.windows]
-        rows: list[Tensor] = [torch.empty(0)] * len(windows)
-        with torch.inference_mode():
-            for batch in plan_batches([len(window.input_ids) for window in windows], self.max_batch_tokens):
-                emissions_BWK = self._run([windows[index] for index in batch]).float().cpu()
-                for index, scores_WK in zip(batch, emissions_BWK, strict=True):
-                    rows[index] = scores_WK[: len(windows[index].word_starts)]
-        ready = iter(rows)
-        empty = torch.empty(0, len(self.model.scheme.tags))
-        return [torch.cat([empty, *(next(ready) for _ in document.windows)]) for document in documents]
-
-    def _run(self, windows: Sequence[Window]) -> Tensor:
-        input_ids_BT = pad([window.input_ids for window in windows], self.encoder.pad_id)
-        attention_mask_BT = pad([[1] * len(window.input_ids) for window in windows], 0)
-        word_starts_BW = pad([window.word_starts for window in windows], 0)
-        inputs = (input_ids_BT, attention_mask_BT, word_starts_BW)
-        emissions_BWK: Tensor = self.model(*(tensor.to(self.device) for tensor in inputs))
-        return emissions_BWK
+        return self._collect(documents, self._submit(documents))
 
     def _predict_spans(self, encoded: Iterator[EncodedDocument]) -> Iterator[tuple[EncodedDocument, list[Span]]]:
-        for group in _group(encoded):
-            yield from zip(group, self.decoder.decode(self.compute_emissions(group)), strict=True)
+        waiting: deque[tuple[list[EncodedDocument], _Batches]] = deque()
+        for group in _group(encoded, self.runtime.group_tokens):
+            waiting.append((group, self._submit(group)))
+            if len(waiting) > GROUPS_AHEAD:
+                yield from self._decode(*waiting.popleft())
+        while waiting:
+            yield from self._decode(*waiting.popleft())
+
+    def _decode(
+        self, group: list[EncodedDocument], batches: "_Batches"
+    ) -> Iterator[tuple[EncodedDocument, list[Span]]]:
+        return zip(group, self.decoder.decode(self._collect(group, batches)), strict=True)
+
+    def _submit(self, documents: Sequence[EncodedDocument]) -> "_Batches":
+        windows = [window for document in documents for window in document.windows]
+        lengths = [len(window.input_ids) for window in windows]
+        batches = plan_batches(lengths, self.max_batch_tokens)
+        return [(batch, self.pool.submit(self._compute, [windows[index] for index in batch])) for batch in batches]
+
+    def _collect(self, documents: Sequence[EncodedDocument], batches: "_Batches") -> list[Tensor]:
+        num_words = [len(window.word_starts) for document in documents for window in document.windows]
+        rows: list[Tensor] = [torch.empty(0)] * len(num_words)
+        for batch, future in batches:
+            for index, scores_WK in zip(batch, future.result().split([num_words[i] for i in batch]), strict=True):
+                rows[index] = scores_WK
+        ready = iter(rows)
+        empty = torch.empty(0, len(self.scheme.tags))
+        joined = []
+        for document in documents:
+            parts = [next(ready) for _ in document.windows]
+            joined.append(parts[0] if len(parts) == 1 else torch.cat([empty, *parts]))
+        return joined
+
+    def _compute(self, windows: Sequence[Window]) -> Tensor:
+        """Emissions of a batch; where memory does not suffice, of its halves, and later batches are smaller too."""
+        try:
+            return self.runtime.compute(windows)
+        except (MemoryError, RuntimeError) as error:
+            if len(windows) == 1 or not _is_out_of_memory(error):
+                raise
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        longest = max(len(window.input_ids) for window in windows)
+        budget = max(1, longest * len(windows) // 2)
+        if budget < self.max_batch_tokens:
+            self.max_batch_tokens = budget
+            logger.warning("out of memory: batches have at most %d sub-tokens from now on", budget)
+        middle = len(windows) // 2
+        return torch.cat([self._compute(windows[:middle]), self._compute(windows[middle:])])
 
 
-def _group(encoded: Iterator[EncodedDocument]) -> Iterator[list[EncodedDocument]]:
+_Batches = list[tuple[list[int], Future[Tensor]]]
+
+
+def _find_device(device: str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EngineError("this machine has no CUDA device", value=device, remedy="use `cpu` or `auto`")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise EngineError(f"no device `{device}`", rule="auto, cpu, cuda, cuda:1 …", value=device) from error
+
+
+def _check_choice(what: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise EngineError(f"no {what} `{value}`", rule="one of " + ", ".join(choices), value=value)
+
+
+def _find_exports(model: Path, fingerprint: str) -> Path | None:
+    """Beside the bundle, or in the user's cache where that cannot be written; nowhere for a model not in a bundle."""
+    if not (model / BUNDLE_FILE).is_file():
+        return None
+    beside = model.absolute().parent
+    folder = beside / f"{model.absolute().name}.cache" if os.access(beside, os.W_OK) else find_cache() / "models"
+    return folder / fingerprint
+
+
+def _start_threads(num_streams: int, num_threads: int) -> ThreadPoolExecutor:
+    """Threads that each compute a batch with their share of the CPUs: one core each, up to `MAX_STREAMS` of them."""
+    num_streams = min(num_streams, MAX_STREAMS)
+    share = max(1, num_threads // num_streams)
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(num_streams, "emissions", initializer=torch.set_num_threads, initargs=(share,))
+    barrier = Barrier(num_streams + 1)
+    for _ in range(num_streams):
+        pool.submit(barrier.wait)
+    barrier.wait()
+    torch.set_num_threads(before)  # what the threads set for themselves is also the default of later threads
+    return pool
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY)
+
+
+def _group(encoded: Iterator[EncodedDocument], max_tokens: int) -> Iterator[list[EncodedDocument]]:
     group: list[EncodedDocument] = []
     num_tokens = 0
     for document in encoded:
         group.append(document)
         num_tokens += document.num_tokens
-        if num_tokens >= MAX_GROUP_TOKENS:
+        if num_tokens >= max_tokens:
             yield group
             group, num_tokens = [], 0
     if group:

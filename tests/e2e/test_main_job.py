@@ -52,7 +52,7 @@ def test_bundle_loads_in_transformers_and_in_the_engine(job):
     model = AutoModelForTokenClassification.from_pretrained(bundle)
     AutoTokenizer.from_pretrained(bundle)
     info = json.loads((bundle / "bundle.json").read_text())
-    assert set(model.config.id2label.values()) == set(NerEngine.load(bundle).model.scheme.tags)
+    assert set(model.config.id2label.values()) == set(NerEngine.load(bundle).scheme.tags)
     assert (info["scheme"], info["head"], info["window"]) == ("BIO", "linear", 256)
     assert info["training"]["encoder"] == "scratch"
     assert {"test_strict_micro", "test_intervals", "seed", "versions"} <= set(info["training"])

@@ -23,13 +23,13 @@ from pipelines.ner.bundle import (
 from pipelines.ner.encoding import pad
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.labels import SchemeError
-from tests.conftest import make_bundle
+from tests.conftest import EXACT, make_bundle
 
 TEXTS = ["Angela Merkel visited Utrecht.", "默克尔访问了乌得勒支。", "word " * 60]
 
 
 def emissions_of(bundle: Bundle) -> list[torch.Tensor]:
-    engine = NerEngine(bundle, device="cpu")
+    engine = NerEngine(bundle, **EXACT)
     return engine.compute_emissions([bundle.encoder.encode_words(text.split()) for text in TEXTS])
 
 

@@ -1,24 +1,15 @@
-"""The chain against enumeration of all tag sequences: log-likelihood, best path, partition, marginals, gradients."""
+"""The log-likelihood of a chain against enumeration of all tag sequences, and its gradients."""
 
 import itertools
-import math
 
 import pytest
 import torch
 
-from pipelines.ner.crf import Chain, LinearChainCRF, build_legal_chain, find_best_tags, run_forward_backward
+from pipelines.ner.crf import Chain, LinearChainCRF, build_legal_chain
 from pipelines.ner.entities import Span
 from pipelines.ner.labels import SCHEMES, LabelScheme
 
 LENGTHS = [5, 1, 3, 2, 4]
-
-
-def build_chain(scheme, learned, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    legal = build_legal_chain(scheme)
-    if not learned:
-        return Chain(*(scores.double() for scores in vars(legal).values()))
-    return Chain(*(s.double() + torch.randn(s.shape, generator=generator).double() for s in vars(legal).values()))
 
 
 def build_crf(scheme, seed=0):
@@ -83,7 +74,7 @@ def test_log_likelihood_sums_to_one_over_all_sequences_and_illegal_ones_have_non
     flags = torch.ones(count, dtype=torch.bool)
     found = crf.log_likelihood(emissions, torch.tensor(sequences), torch.full((count,), 3), flags, flags).exp()
     assert found.sum().item() == pytest.approx(1, abs=1e-9)
-    legal = build_chain(scheme, learned=False)
+    legal = build_legal_chain(scheme)
     for tags, probability in zip(sequences, found.tolist(), strict=True):
         score = sum(legal.transitions_KK[a, b].item() for a, b in itertools.pairwise(tags))
         score += legal.start_K[tags[0]].item() + legal.end_K[tags[-1]].item()
@@ -120,31 +111,6 @@ def test_the_middle_of_a_document_may_begin_inside_an_entity():
     )
     assert crf.log_likelihood(emissions, tags, lengths, yes, yes).item() == -torch.inf
     assert torch.isfinite(crf.log_likelihood(emissions, tags, lengths, no, yes)).all()
-
-
-@pytest.mark.parametrize(("name", "labels"), SCHEMES_WITH_FEW_TAGS)
-@pytest.mark.parametrize("learned", [True, False])
-def test_best_tags_partition_and_marginals_equal_enumeration(name, labels, learned):
-    scheme = LabelScheme.from_labels(labels, name)
-    chain = build_chain(scheme, learned)
-    emissions, lengths = random_batch(len(scheme.tags), pad_with=3.0)
-    best = find_best_tags(emissions, lengths, chain)
-    alpha, beta, log_z = run_forward_backward(emissions, lengths, chain)
-    for row, length in enumerate(LENGTHS):
-        scores = enumerate_scores(emissions[row, :length], chain)
-        assert tuple(best[row]) == max(scores, key=scores.get)
-        total = sum_log(scores.values())
-        assert log_z[row].item() == pytest.approx(total, abs=1e-9)
-        for word, tag in itertools.product(range(length), range(len(scheme.tags))):
-            having = [score for tags, score in scores.items() if tags[word] == tag]
-            expected = math.exp(sum_log(having) - total)
-            found = (alpha[row, word, tag] + beta[row, word, tag] - log_z[row]).exp().item()
-            assert found == pytest.approx(expected, abs=1e-9)
-
-
-def test_ties_go_to_the_lower_tag_index():
-    chain = build_chain(LabelScheme.from_labels(["PER"], "IO"), learned=False)
-    assert find_best_tags(torch.zeros(1, 4, 2).double(), torch.tensor([4]), chain) == [[0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("name", SCHEMES)

@@ -1,17 +1,20 @@
-"""Decoding against enumeration: the best legal tags, the exact probability of each entity, whatever is in the batch."""
+"""Decoding against enumeration and word by word: the best legal tags, the exact probability of each entity."""
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.ner import chunks, decoding
 from pipelines.ner.crf import Chain, LinearChainCRF, build_legal_chain
 from pipelines.ner.decoding import Decoder
 from pipelines.ner.entities import Span
 from pipelines.ner.labels import SCHEMES, LabelScheme, count_illegal_tags, read_spans
+from tests.unit.ner import sequential
 
 FEW_TAGS = [(name, ["PER"]) for name in SCHEMES] + [
     ("BIO", ["LOC", "PER"]),
@@ -163,3 +166,78 @@ def test_low_precision_emissions_are_decoded_in_double():
     exact = decoder.decode([emissions.double()])
     assert decoder.decode([emissions]) == exact
     assert decoder.chain.transitions_KK.dtype == torch.double
+
+
+def assert_equal_spans(found, expected, tolerance=1e-9):
+    assert [(s.start, s.end, s.label) for s in found] == [(s.start, s.end, s.label) for s in expected]
+    assert [s.score for s in found] == pytest.approx([s.score for s in expected], abs=tolerance)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("learned", [False, True])
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_documents_of_any_length_equal_the_oracle(name, learned, data):
+    lengths = data.draw(st.lists(st.integers(0, 40), max_size=5) | st.just([400]))
+    seed = data.draw(st.integers(0, 1000))
+    decoder = build_decoder(name, ["LOC", "PER"], learned, seed)
+    scale = data.draw(st.sampled_from([0.1 if learned else 0.0, 3.0, 1e4]))
+    documents = [random_emissions(n, len(decoder.scheme.tags), seed + i, scale) for i, n in enumerate(lengths)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "CHUNK_WORDS", data.draw(st.sampled_from([1, 3, 8, 64])))
+        patch.setattr(chunks, "MAX_SLAB_WORDS", data.draw(st.sampled_from([10, 65_536])))
+        patch.setattr(decoding, "MAX_SLAB_WORDS", data.draw(st.sampled_from([25, 65_536])))
+        patch.setattr(decoding, "MAX_BLOCK_ENTITIES", data.draw(st.sampled_from([1, 7, 32_768])))
+        decoded = decoder.decode(documents)
+    tolerance = 1e-9 if scale < 1e4 else 1e-7  # the oracle's scores add up over the document, and so does rounding
+    for found, document in zip(decoded, documents, strict=True):
+        assert_equal_spans(found, sequential.decode(document, decoder.scheme, decoder.chain), tolerance)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@settings(max_examples=50)
+@given(data=st.data())
+def test_tags_of_a_batch_are_read_as_read_spans_reads_each_document(name, data):
+    decoder = build_decoder(name, ["LOC", "PER"], learned=False)
+    tags = decoder.scheme.tags
+    documents = data.draw(st.lists(st.lists(st.integers(0, len(tags) - 1), max_size=12), min_size=1, max_size=5))
+    joined = [tag for document in documents for tag in document]
+    if not joined:
+        return
+    lengths = [len(document) for document in documents]
+    mentions = decoder._read_mentions(torch.tensor(joined), torch.tensor(lengths))
+    found = zip(mentions.first_E.tolist(), mentions.last_E.tolist(), strict=True)
+    expected, begin = [], 0
+    for document in documents:
+        spans = read_spans([tags[tag] for tag in document], name)
+        expected += [(begin + span.start, begin + span.end - 1, span.label) for span in spans]
+        begin += len(document)
+    assert [(first, last, decoder.scheme.parsed[joined[last]][1]) for first, last in found] == expected
+    begins = [sum(lengths[:i]) for i, length in enumerate(lengths) if length]
+    assert mentions.opens_E.tolist() == [first in begins for first in mentions.first_E.tolist()]
+    assert mentions.closes_E.tolist() == [last + 1 in [*begins, len(joined)] for last in mentions.last_E.tolist()]
+
+
+def test_a_document_of_several_slabs_has_the_scores_of_the_oracle():
+    decoder = build_decoder("BIOES", ["LOC", "PER"], learned=True)
+    emissions = random_emissions(3_000, 9, 4, scale=3.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "MAX_SLAB_WORDS", 512)
+        patch.setattr(decoding, "MAX_BLOCK_ENTITIES", 100)
+        (found,) = decoder.decode([emissions])
+    assert len(found) > 200
+    assert_equal_spans(found, sequential.decode(emissions, decoder.scheme, decoder.chain))
+
+
+def test_threads_share_a_decoder():
+    decoder = build_decoder("BIO", ["LOC", "PER"], learned=True)
+    batches = [[random_emissions(n, 5, n + i) for n in (30, 200, 5)] for i in range(24)]
+    alone = [decoder.decode(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(decoder.decode, batches)) == alone
+
+
+def test_emissions_that_are_still_part_of_a_graph_are_decoded():
+    decoder = build_decoder("BIO", ["PER"], learned=True)
+    emissions = random_emissions(20, 3, 1)
+    assert decoder.decode([emissions.clone().requires_grad_() * 1.0]) == decoder.decode([emissions])

@@ -27,7 +27,7 @@ from pipelines.ner.entities import Coverage, Prediction
 from pipelines.ner.labels import LabelScheme, count_illegal_tags, read_spans
 from pipelines.ner.model import ModelConfig, build_token_classifier
 from pipelines.ner.words import split_pieces, split_words
-from tests.conftest import SAMPLE, make_bundle
+from tests.conftest import EXACT, SAMPLE, make_bundle
 
 NASTY = (
     "👩‍👩‍👧‍👦", "🇩🇪", "👍🏽", "e\u0301", "\u0301", "\r\n", "\u00a0", "\u2028", "\u200b", "\u200d", "\ufeff", "东京",
@@ -52,7 +52,7 @@ TEXTS = [*read_texts("en-dev.jsonl", 12), *read_texts("zh-dev.jsonl", 6)]
 
 @pytest.fixture(scope="module")
 def engine(tiny_bundle):
-    return NerEngine.load(tiny_bundle, device="cpu")
+    return NerEngine.load(tiny_bundle, **EXACT)
 
 
 def places(prediction):
@@ -142,18 +142,18 @@ def test_batch_composition_and_order_do_not_change_an_answer(engine):
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 64, 1_000_000])
 def test_the_token_budget_does_not_change_an_answer(tiny_bundle, engine, max_batch_tokens):
-    other = NerEngine.load(tiny_bundle, device="cpu", max_batch_tokens=max_batch_tokens)
+    other = NerEngine.load(tiny_bundle, **EXACT, max_batch_tokens=max_batch_tokens)
     assert_same(other.predict(TEXTS), engine.predict(TEXTS))
 
 
 def test_groups_of_documents_do_not_change_an_answer(engine, monkeypatch):
     whole = engine.predict(TEXTS)
-    monkeypatch.setattr("pipelines.ner.engine.MAX_GROUP_TOKENS", 50)
+    monkeypatch.setattr(engine.runtime, "group_tokens", 50)
     assert_same(engine.predict(TEXTS), whole)
 
 
 def test_a_document_of_50_000_characters_is_read_to_its_end(tiny_encoder, tmp_path):
-    long_engine = NerEngine.load(make_bundle(tiny_encoder, tmp_path / "bundle", window=256, stride=64), device="cpu")
+    long_engine = NerEngine.load(make_bundle(tiny_encoder, tmp_path / "bundle", window=256, stride=64), **EXACT)
     text = " ".join(itertools.islice(itertools.cycle(TEXTS), 2_000))[:50_000]
     (prediction,) = long_engine.predict([text])
     assert prediction.coverage.fraction == 1.0
@@ -163,7 +163,7 @@ def test_a_document_of_50_000_characters_is_read_to_its_end(tiny_encoder, tmp_pa
 
 
 def test_a_word_of_300_000_characters_is_read_to_its_end(tiny_encoder, tmp_path):
-    long_engine = NerEngine.load(make_bundle(tiny_encoder, tmp_path / "bundle", window=256, stride=64), device="cpu")
+    long_engine = NerEngine.load(make_bundle(tiny_encoder, tmp_path / "bundle", window=256, stride=64), **EXACT)
     text = "Angela " + "visited" * 42_857 + " Merkel"
     (prediction,) = long_engine.predict([text])
     assert prediction.coverage.fraction == 1.0
@@ -211,9 +211,7 @@ def context_free(tiny_encoder):
 
     def build(window, stride):
         encoder = Encoder(tokenizer, window=window, stride=stride, splitter="punctuation")
-        return NerEngine(
-            Bundle(model, encoder, BundleInfo("BIO", "linear", "punctuation", window, stride)), device="cpu"
-        )
+        return NerEngine(Bundle(model, encoder, BundleInfo("BIO", "linear", "punctuation", window, stride)), **EXACT)
 
     return build
 
@@ -243,9 +241,9 @@ def test_lone_surrogates_between_the_words_of_a_text_do_not_move_offsets(context
 
 def test_reduced_precision_rounds_emissions_but_not_the_learned_chain(tiny_encoder, tmp_path):
     folder = make_bundle(tiny_encoder, tmp_path / "bundle", head="crf")
-    exact, rounded = (NerEngine.load(folder, device="cpu", precision=precision) for precision in ("fp32", "bf16"))
+    exact, rounded = (NerEngine.load(folder, **EXACT | {"precision": precision}) for precision in ("fp32", "bf16"))
     assert torch.equal(exact.decoder.chain.transitions_KK, rounded.decoder.chain.transitions_KK)
-    assert rounded.model.network.classifier.weight.dtype == torch.bfloat16
+    assert rounded.runtime.network.classifier.weight.dtype == torch.bfloat16
     documents = [exact.encoder.encode_words(TEXTS[0].split())]
     a, b = exact.compute_emissions(documents)[0], rounded.compute_emissions(documents)[0]
     assert a.dtype == b.dtype == torch.float32
@@ -253,7 +251,9 @@ def test_reduced_precision_rounds_emissions_but_not_the_learned_chain(tiny_encod
     assert (a - b).abs().max() < 0.1 * a.abs().max()
 
 
-@pytest.mark.parametrize(("option", "value"), [("precision", "int3"), ("device", "gpu"), ("device", "cuda:99")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("precision", "int3"), ("device", "gpu"), ("device", "cuda:99"), ("runtime", "tpu")]
+)
 def test_a_device_or_precision_that_is_not_there_is_told(tiny_bundle, option, value):
     if value.startswith("cuda") and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
@@ -283,7 +283,7 @@ BIO_TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
 def test_entities_equal_the_transformers_pipeline_wherever_its_tags_are_legal(tiny_encoder, tmp_path):
     folder = save_checkpoint(tiny_encoder, tmp_path / "hf", BIO_TAGS, outside=9.0)
-    ours = NerEngine.load(folder, device="cpu")
+    ours = NerEngine.load(folder, **EXACT)
     theirs = pipeline("token-classification", model=str(folder), aggregation_strategy="first", device="cpu")
     documents = [*read_texts("en-train.jsonl", 120), *read_texts("zh-train.jsonl", 40)]
     clauses = [clause.strip() for text in documents for clause in text.replace("，", ",").split(",") if clause.strip()]
@@ -321,15 +321,15 @@ TAG_SETS = {
 @pytest.mark.parametrize("scheme", TAG_SETS)
 def test_a_checkpoint_in_another_scheme_gives_whole_legal_entities(tiny_encoder, tmp_path, scheme):
     tags = TAG_SETS[scheme]
-    ours = NerEngine.load(save_checkpoint(tiny_encoder, tmp_path / "hf", tags), device="cpu")
-    assert ours.model.scheme == LabelScheme(scheme, tuple(tags))
+    ours = NerEngine.load(save_checkpoint(tiny_encoder, tmp_path / "hf", tags), **EXACT)
+    assert ours.scheme == LabelScheme(scheme, tuple(tags))
     sentences = [text.split() for text in TEXTS[:12]]
     found = ours.predict_words(sentences)
     labels = set()
     for words, spans in zip(sentences, found, strict=True):
         assert all(a.end <= b.start for a, b in itertools.pairwise(spans))
         labels.update(span.label for span in spans)
-        written = ours.model.scheme.to_tags(spans, len(words)) if scheme != "IOB1" else []
+        written = ours.scheme.to_tags(spans, len(words)) if scheme != "IOB1" else []
         assert count_illegal_tags(written, scheme) == 0
     assert labels <= {"PER", "LOC"}
     assert any(span.end - span.start > 1 for spans in found for span in spans)
@@ -337,7 +337,7 @@ def test_a_checkpoint_in_another_scheme_gives_whole_legal_entities(tiny_encoder,
 
 def test_whole_entities_come_from_a_biose_checkpoint_that_tags_them_plainly(context_free, tiny_encoder, tmp_path):
     plain = context_free(32, 8)
-    source = plain.model.network
+    source = plain.runtime.network
     tags = ["O", "B-PER", "I-PER", "E-PER", "S-PER"]
     config = BertConfig.from_pretrained(
         tiny_encoder, id2label=dict(enumerate(tags)), label2id={t: i for i, t in enumerate(tags)}
@@ -350,15 +350,15 @@ def test_whole_entities_come_from_a_biose_checkpoint_that_tags_them_plainly(cont
         network.classifier.bias.copy_(source.classifier.bias[rows])
     network.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(tmp_path)
-    ours = NerEngine.load(tmp_path, device="cpu")
+    ours = NerEngine.load(tmp_path, **EXACT)
     text = "the Angela Merkel the Angela the Angela Merkel Utrecht the"
     assert [e.text for e in ours.predict([text])[0].entities] == ["Angela Merkel", "Angela", "Angela Merkel Utrecht"]
 
 
 def test_iob1_is_read_when_asked_for(tiny_encoder, tmp_path):
     folder = save_checkpoint(tiny_encoder, tmp_path / "hf", BIO_TAGS)
-    as_bio, as_iob1 = NerEngine.load(folder, device="cpu"), NerEngine.load(folder, device="cpu", scheme="IOB1")
-    assert (as_bio.model.scheme.name, as_iob1.model.scheme.name) == ("BIO", "IOB1")
+    as_bio, as_iob1 = NerEngine.load(folder, **EXACT), NerEngine.load(folder, **EXACT, scheme="IOB1")
+    assert (as_bio.scheme.name, as_iob1.scheme.name) == ("BIO", "IOB1")
     begin = torch.tensor([[8.0, -9.0, -9.0, 9.0, -9.0]])  # B-PER may not come first in IOB1
     assert [(s.start, s.end, s.label) for s in as_bio.decoder.decode([begin])[0]] == [(0, 1, "PER")]
     assert as_iob1.decoder.decode([begin]) == [[]]
@@ -370,6 +370,6 @@ def test_iob1_is_read_when_asked_for(tiny_encoder, tmp_path):
 
 def test_a_checkpoint_gives_the_same_answer_from_a_copy_elsewhere(tiny_encoder, tmp_path):
     folder = save_checkpoint(tiny_encoder, tmp_path / "hf", BIO_TAGS)
-    expected = NerEngine.load(folder, device="cpu").predict(TEXTS[:4])
+    expected = NerEngine.load(folder, **EXACT).predict(TEXTS[:4])
     shutil.copytree(folder, tmp_path / "copy")
-    assert NerEngine.load(str(tmp_path / "copy"), device="cpu").predict(TEXTS[:4]) == expected
+    assert NerEngine.load(str(tmp_path / "copy"), **EXACT).predict(TEXTS[:4]) == expected

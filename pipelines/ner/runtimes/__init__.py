@@ -1,0 +1,1 @@
+"""How emissions are computed: interchangeable, measured, and equal within a stated tolerance."""

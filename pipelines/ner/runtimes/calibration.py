@@ -1,0 +1,228 @@
+"""Which runtime is fastest for this model on this machine: measured in seconds, once, and remembered.
+
+Remembered in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`), by the model's fingerprint, the machine, the
+threads and the versions. A runtime whose emissions are not those of fp32 PyTorch, within `MAX_ERROR`, is never chosen.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from pipelines.ner.encoding import Encoder, Window, plan_batches
+from pipelines.ner.errors import UserError
+from pipelines.ner.model import TokenClassifier
+from pipelines.ner.runtimes.exported import OpenVinoRuntime
+from pipelines.ner.runtimes.packed import PackedRuntime
+from pipelines.ner.runtimes.padded import CompiledRuntime, TorchRuntime
+from pipelines.ner.runtimes.runtime import Runtime, RuntimeUnavailable
+
+RUNTIMES = ("auto", "torch", "packed", "torch-compiled", "openvino")
+MAX_ERROR = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}
+"""Largest root-mean-square difference of emissions from fp32 PyTorch, as a share of their deviation."""
+MIN_GAIN = 1.2
+"""How much faster a reduced precision must be than fp32 to be worth its rounding."""
+SAMPLE_TOKENS = 4096
+VERSION = 1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a candidate showed on this machine."""
+
+    runtime: str
+    precision: str
+    tokens_per_s: float = 0.0
+    error: float = 0.0
+    """Root-mean-square difference of emissions from fp32 PyTorch, as a share of their deviation."""
+    problem: str = ""
+    """Why it cannot be chosen."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a runtime is opened for."""
+
+    model: TokenClassifier
+    encoder: Encoder
+    fingerprint: str
+    device: torch.device
+    num_threads: int
+    cache: Path | None
+    """Folder for exported models."""
+
+
+def open_runtime(name: str, precision: str, place: Place) -> Runtime:
+    """One runtime by name. Raises RuntimeUnavailable."""
+    pad_id = place.encoder.pad_id
+    if name == "openvino":
+        if place.device.type != "cpu":
+            raise RuntimeUnavailable("OpenVINO is used for CPUs only", where="runtime `openvino`", value=place.device)
+        return OpenVinoRuntime(
+            place.model, precision=precision, pad_id=pad_id, num_threads=place.num_threads, cache=place.cache
+        )
+    kinds: dict[str, Callable[..., Runtime]] = {
+        "torch": TorchRuntime,
+        "packed": PackedRuntime,
+        "torch-compiled": CompiledRuntime,
+    }
+    return kinds[name](place.model, device=place.device, precision=precision, pad_id=pad_id)
+
+
+def calibrate(runtime: str, precision: str, place: Place) -> tuple[str, str, list[Figure]]:
+    """The fastest runtime and precision among those that `auto` leaves open, and every candidate's figures."""
+    path = find_cache() / "calibration" / f"{_hash_question(runtime, precision, place)}.json"
+    figures = _read_figures(path)
+    if not figures:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(path.with_suffix(".lock")):  # two actors would disturb each other's figures
+                figures = _read_figures(path) or _measure_all(runtime, precision, place)
+                staging = path.with_suffix(f".{os.getpid()}.partial")
+                staging.write_text(json.dumps([asdict(figure) for figure in figures], indent=2), encoding="utf-8")
+                staging.replace(path)
+        except OSError:  # a cache that cannot be written is no reason to fail
+            figures = figures or _measure_all(runtime, precision, place)
+    best = _choose(figures)
+    logger.info("runtime %s in %s, of %s", best.runtime, best.precision, figures)
+    return best.runtime, best.precision, figures
+
+
+def find_cache() -> Path:
+    """The folder of what may be computed again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayner"
+
+
+def fingerprint_weights(model: TokenClassifier) -> str:
+    """A hash of a model's architecture and weights, for one that was not saved as a bundle."""
+    digest = hashlib.sha256(model.network.config.to_json_string().encode())
+    for name, tensor in sorted(model.network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _measure_all(runtime: str, precision: str, place: Place) -> list[Figure]:
+    windows = _build_sample(place)
+    reference = TorchRuntime(place.model, device=place.device, precision="fp32", pad_id=place.encoder.pad_id)
+    expected_WK = _run(reference, windows, place.num_threads)
+    figures: list[Figure] = []
+    for name, kind in _list_candidates(runtime, precision, place):
+        best = max((figure.tokens_per_s for figure in figures if not figure.problem), default=0.0)
+        figures.append(_measure(name, kind, place, windows, expected_WK, best))
+    return figures
+
+
+def _list_candidates(runtime: str, precision: str, place: Place) -> list[tuple[str, str]]:
+    """`auto` leaves out the compiled runtime: compiling takes longer than most jobs. It is there when asked for."""
+    names = [runtime] if runtime != "auto" else ["torch", "packed"]
+    if runtime == "auto" and place.device.type == "cpu" and _is_installed("openvino"):
+        names.append("openvino")
+    if precision != "auto":
+        kinds = [precision]
+    else:
+        kinds = ["fp32", "bf16"] if place.device.type == "cpu" or torch.cuda.is_bf16_supported() else ["fp32", "fp16"]
+    return [(name, kind) for kind in kinds for name in names]
+
+
+def _measure(
+    name: str, precision: str, place: Place, windows: Sequence[Window], expected_WK: Tensor, best: float
+) -> Figure:
+    num_tokens = sum(len(window.input_ids) for window in windows)
+    try:
+        candidate = open_runtime(name, precision, place)
+        found_WK = _run(candidate, windows, place.num_threads)  # also warms it up
+        seconds = _time(candidate, windows, place.num_threads)
+        if num_tokens / seconds > best / 2:  # near enough to the best to be measured again
+            seconds = min(seconds, _time(candidate, windows, place.num_threads))
+    except UserError as error:
+        return Figure(name, precision, problem=str(error.what))
+    except Exception as error:  # whatever a back end may raise: it is only a candidate
+        return Figure(name, precision, problem=(str(error).strip() or type(error).__name__).splitlines()[0])
+    distance = float((found_WK - expected_WK).square().mean().sqrt() / expected_WK.std().clamp(min=1e-9))
+    rate = round(num_tokens / seconds, 1)
+    problem = "" if distance <= MAX_ERROR[precision] else f"its emissions differ too much from fp32 ({distance:.3g})"
+    return Figure(name, precision, rate, round(distance, 6), problem)
+
+
+def _choose(figures: Sequence[Figure]) -> Figure:
+    usable = [figure for figure in figures if not figure.problem]
+    if not usable:
+        raise RuntimeUnavailable(
+            "no runtime can be used",
+            value="; ".join(f"{figure.runtime} in {figure.precision}: {figure.problem}" for figure in figures),
+            remedy="use `torch` in fp32",
+        )
+    exact = max((one for one in usable if one.precision == "fp32"), key=lambda one: one.tokens_per_s, default=None)
+    best = max(usable, key=lambda one: one.tokens_per_s)
+    return exact if exact is not None and best.tokens_per_s < MIN_GAIN * exact.tokens_per_s else best
+
+
+def _time(runtime: Runtime, windows: Sequence[Window], num_threads: int) -> float:
+    started = time.perf_counter()
+    _run(runtime, windows, num_threads)
+    return time.perf_counter() - started
+
+
+def _run(runtime: Runtime, windows: Sequence[Window], num_threads: int) -> Tensor:
+    """Emissions of the windows, computed as the engine does: a thread a batch."""
+    batches = plan_batches([len(window.input_ids) for window in windows], runtime.batch_tokens)
+    with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return torch.cat(list(pool.map(lambda batch: runtime.compute([windows[i] for i in batch]), batches)))
+
+
+def _build_sample(place: Place) -> list[Window]:
+    """Windows of random sub-tokens, mostly as long as sentences, some as long as the window."""
+    encoder = place.encoder
+    dice = random.Random(0)
+    windows: list[Window] = []
+    budget = SAMPLE_TOKENS * max(1, place.num_threads // 2)
+    while budget > 0:
+        room = encoder.capacity if len(windows) % 16 == 0 else min(encoder.capacity, 8 + int(dice.expovariate(1 / 24)))
+        inner = [dice.randrange(place.model.network.config.vocab_size) for _ in range(room)]
+        ids = [*encoder.prefix, *inner, *encoder.suffix]
+        windows.append(Window(ids, list(range(len(encoder.prefix), len(encoder.prefix) + room)), True, True))
+        budget -= len(ids)
+    return windows
+
+
+def _hash_question(runtime: str, precision: str, place: Place) -> str:
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "openvino") if _is_installed(name)}
+    facts = [VERSION, runtime, precision, place.fingerprint, str(place.device), place.num_threads, packages]
+    machine = [platform.machine(), platform.node(), os.cpu_count(), torch.backends.cpu.get_cpu_capability()]
+    if place.device.type == "cuda":
+        machine.append(torch.cuda.get_device_name(place.device))
+    return hashlib.sha256(json.dumps([facts, machine]).encode()).hexdigest()[:24]
+
+
+def _read_figures(path: Path) -> list[Figure]:
+    try:
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return [Figure(**row) for row in rows]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,102 @@
+"""The model in OpenVINO's form, for CPUs (extra `cpu`): exported once and kept beside the bundle."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.ner.encoding import Window
+from pipelines.ner.model import TokenClassifier
+from pipelines.ner.runtimes.runtime import RuntimeUnavailable, pad_windows
+
+OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+class OpenVinoRuntime:
+    """OpenVINO with one stream a thread.
+
+    Args:
+        cache: where the exported model is kept, or None to keep it nowhere.
+        num_threads: CPU threads; each computes a batch of its own.
+    """
+
+    name = "openvino"
+    batch_tokens = 2048
+    group_tokens = 131_072
+
+    def __init__(
+        self, model: TokenClassifier, *, precision: str, pad_id: int, num_threads: int, cache: Path | None
+    ) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise RuntimeUnavailable(
+                "OpenVINO is not installed",
+                where="runtime `openvino`",
+                rule="the package `openvino`",
+                remedy="pip install 'rayner[cpu]', or use the runtime `auto`",
+            ) from error
+        self.precision, self.pad_id = precision, pad_id
+        core = openvino.Core()
+        path = cache / "openvino.xml" if cache is not None else None
+        try:
+            exported = core.read_model(path) if path is not None and path.is_file() else _export(model, path)
+            settings = {
+                "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[precision],
+                "NUM_STREAMS": str(num_threads),
+                "INFERENCE_NUM_THREADS": str(num_threads),
+            }
+            self.compiled = core.compile_model(exported, "CPU", settings)
+        except Exception as error:
+            raise RuntimeUnavailable(
+                "OpenVINO cannot take the model",
+                where="runtime `openvino`",
+                value=(str(error).strip() or type(error).__name__).splitlines()[0],
+                remedy="use the runtime `auto`, `packed` or `torch`",
+            ) from error
+
+    def compute(self, windows: Sequence[Window]) -> Tensor:
+        """See `Runtime`."""
+        ids_BT, mask_BT, places_W = pad_windows(windows, self.pad_id)
+        request = self.compiled.create_infer_request()
+        logits_BTK = request.infer({0: ids_BT.numpy(), 1: mask_BT.numpy()})[0]
+        return torch.from_numpy(logits_BTK).flatten(0, 1)[places_W].float()
+
+
+class _Logits(nn.Module):
+    """The network with plain tensors in and out, as the exporter wants it."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        logits: Tensor = self.network(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+
+def _export(model: TokenClassifier, path: Path | None) -> Any:
+    import warnings
+
+    import openvino
+
+    example = (torch.ones(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long))
+    noisy = logging.getLogger("transformers")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")  # the tracer's remarks on transformers' code
+            exported = openvino.convert_model(_Logits(model.network).eval(), example_input=example)
+    finally:
+        noisy.setLevel(level)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.with_name(f".partial-{path.name}")
+        openvino.save_model(exported, staging, compress_to_fp16=False)
+        staging.with_suffix(".bin").replace(path.with_suffix(".bin"))
+        staging.replace(path)  # last: its presence says that both are whole
+    return exported

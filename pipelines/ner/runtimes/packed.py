@@ -1,0 +1,206 @@
+"""BERT and its kin without padding: the sub-tokens of a batch lie one after another, and only real ones are computed.
+
+For encoders of one shape: absolute positions, LayerNorm after each block, a linear classifier (BERT, RoBERTa, XLM-R,
+CamemBERT, ELECTRA, DistilBERT). On a CPU the linear layers are oneDNN's, with weights laid out beforehand and GELU and
+the residual fused in; rows are filled up to a multiple of `ROW_MULTIPLE`, without which oneDNN loses up to a fifth.
+Windows of equal length share one batched attention, which needs no mask; on a GPU attention is the variable-length
+flash kernel of PyTorch.
+
+Shapes: N rows (sub-tokens and filling), H hidden size, h heads, d head size, b windows of one length T, W words,
+K tags.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from math import e, log2
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipelines.ner.encoding import Window
+from pipelines.ner.model import TokenClassifier
+from pipelines.ner.runtimes.architectures import Architecture, Layer, read_architecture
+from pipelines.ner.runtimes.runtime import PRECISIONS, RuntimeUnavailable
+
+ROW_MULTIPLE = 64
+ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "none": ("", lambda x: x),
+    "gelu": ("none", F.gelu),
+    "gelu_tanh": ("tanh", lambda x: F.gelu(x, approximate="tanh")),
+    "relu": ("", F.relu),
+}
+Groups = list[tuple[int, int]]
+
+
+class PackedRuntime:
+    """Padding-free encoder. Raises RuntimeUnavailable for an architecture of another shape."""
+
+    name = "packed"
+    batch_tokens = 2048
+    group_tokens = 65_536
+
+    def __init__(self, model: TokenClassifier, *, device: torch.device, precision: str, pad_id: int) -> None:
+        found = read_architecture(model.network)
+        if found is None:
+            raise RuntimeUnavailable(
+                f"the architecture `{model.network.config.model_type}` has no packed form",
+                where="runtime `packed`",
+                rule="an encoder built like BERT, RoBERTa, ELECTRA or DistilBERT, with a linear classifier",
+                remedy="use the runtime `auto`, `torch` or `torch-compiled`",
+            )
+        self.device, self.precision, self.pad_id = device, precision, pad_id
+        if device.type != "cpu":
+            self.batch_tokens, self.group_tokens = 32_768, 262_144
+        dtype = PRECISIONS[precision]
+        self.shape = found
+        self.embeddings = [table.to(device, dtype) for table in (found.word_table, found.position_table)]
+        self.norm = _Norm(found.norm, device, dtype)
+        self.project = _Linear(found.projection, device, dtype) if found.projection is not None else None
+        self.layers = [_PackedLayer(layer, found, device, dtype) for layer in found.layers]
+        self.classifier = (found.classifier[0].to(device), found.classifier[1].to(device))  # in fp32: it is small
+
+    def compute(self, windows: Sequence[Window]) -> Tensor:
+        """See `Runtime`."""
+        ids_N, positions_N, places_W, groups = pack_windows(windows, self.pad_id, self.shape.first_position)
+        with torch.inference_mode():
+            word_table, position_table = self.embeddings
+            x_NH = F.embedding(ids_N.to(self.device), word_table)
+            x_NH = self.norm(x_NH + F.embedding(positions_N.to(self.device), position_table))
+            if self.project is not None:
+                x_NH = self.project(x_NH)
+            attend = self._plan_attention(groups)
+            for layer in self.layers:
+                x_NH = layer(x_NH, attend)
+            return F.linear(x_NH[places_W.to(self.device)].float(), *self.classifier).cpu()
+
+    def _plan_attention(self, groups: Groups) -> Callable[[Tensor], Tensor]:
+        heads = self.shape.num_heads
+        if self.device.type != "cuda" or self.precision == "fp32":  # the flash kernel knows no fp32
+            return lambda qkv_N3H: _attend_by_length(qkv_N3H, groups, heads)
+        lengths = [length for count, length in groups for _ in range(count)]
+        edges = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=self.device)
+        return lambda qkv_N3H: _attend_varlen(qkv_N3H, edges, max(lengths), heads)
+
+
+def pack_windows(windows: Sequence[Window], pad_id: int, first_position: int) -> tuple[Tensor, Tensor, Tensor, Groups]:
+    """Ids and positions `[N]`, the words' places `[W]` in the order of `windows`, and (count, length) of equal windows.
+
+    The longest windows come first in the rows, filling comes last.
+    """
+    order = sorted(range(len(windows)), key=lambda index: -len(windows[index].input_ids))
+    offsets = [0] * len(windows)
+    ids: list[int] = []
+    for index in order:
+        offsets[index] = len(ids)
+        ids += windows[index].input_ids
+    groups = [(len(list(same)), length) for length, same in groupby(len(windows[index].input_ids) for index in order)]
+    filling = -len(ids) % ROW_MULTIPLE
+    positions = [np.tile(np.arange(first_position, first_position + length), count) for count, length in groups]
+    positions_N = np.concatenate([*positions, np.full(filling, first_position)])
+    places = [offset + start for window, offset in zip(windows, offsets, strict=True) for start in window.word_starts]
+    ids += [pad_id] * filling
+    return torch.tensor(ids), torch.from_numpy(positions_N), torch.tensor(places, dtype=torch.long), groups
+
+
+class _PackedLayer:
+    def __init__(self, layer: Layer, shape: Architecture, device: torch.device, dtype: torch.dtype) -> None:
+        weight, bias = (torch.cat(parts) for parts in zip(*layer.query_key_value, strict=True))
+        self.attention_in = _Linear((weight, bias), device, dtype)
+        self.attention_out = _Linear(layer.attention_out, device, dtype)
+        self.attention_norm = _Norm(layer.attention_norm, device, dtype)
+        self.feed_in = _Linear(layer.feed_in, device, dtype, shape.activation)
+        self.feed_out = _Linear(layer.feed_out, device, dtype)
+        self.feed_norm = _Norm(layer.feed_norm, device, dtype)
+
+    def __call__(self, x_NH: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        context_NH = attend(self.attention_in(x_NH))
+        x_NH = self.attention_norm(self.attention_out.add(context_NH, x_NH))
+        return self.feed_norm(self.feed_out.add(self.feed_in(x_NH), x_NH))
+
+
+class _Linear:
+    """`activation(x W + b)`, or `x W + b + residual`, in oneDNN's fused form where there is one."""
+
+    def __init__(
+        self, parameters: tuple[Tensor, Tensor], device: torch.device, dtype: torch.dtype, activation: str = "none"
+    ) -> None:
+        self.weight, self.bias = (parameter.detach().to(device, dtype) for parameter in parameters)
+        self.activation = activation
+        self.fused = device.type == "cpu" and has_fused_linear()
+        if self.fused:
+            try:
+                self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
+            except RuntimeError:  # this CPU lacks instructions for this precision
+                self.fused = False
+
+    def __call__(self, x_NI: Tensor) -> Tensor:
+        algorithm, function = ACTIVATIONS[self.activation]
+        if self.fused:
+            name = self.activation.partition("_")[0]
+            y_NO: Tensor = torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, self.bias, name, [], algorithm)
+            return y_NO
+        return function(F.linear(x_NI, self.weight, self.bias))
+
+    def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
+        if self.fused:
+            binary = torch.ops.mkldnn._linear_pointwise.binary
+            y_NO: Tensor = binary(x_NI, residual_NO, self.weight, self.bias, "add")
+            return y_NO
+        return F.linear(x_NI, self.weight, self.bias) + residual_NO
+
+
+class _Norm:
+    def __init__(self, norm: nn.LayerNorm, device: torch.device, dtype: torch.dtype) -> None:
+        self.shape, self.eps = norm.normalized_shape, norm.eps
+        self.weight, self.bias = norm.weight.detach().to(device, dtype), norm.bias.detach().to(device, dtype)
+
+    def __call__(self, x_NH: Tensor) -> Tensor:
+        return F.layer_norm(x_NH, self.shape, self.weight, self.bias, self.eps)
+
+
+def has_fused_linear() -> bool:
+    """Whether this build of PyTorch has oneDNN's fused linear operators (what inductor's frozen graphs call)."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _attend_by_length(qkv_N3H: Tensor, groups: Groups, num_heads: int) -> Tensor:
+    """Attention of each window to itself, windows of equal length together."""
+    num_rows, width = qkv_N3H.shape
+    hidden = width // 3
+    size = hidden // num_heads
+    context_NH = qkv_N3H.new_zeros(num_rows, hidden)
+    at = 0
+    for count, length in groups:
+        rows = slice(at, at + count * length)
+        parts = qkv_N3H[rows].view(count, length, 3, num_heads, size).permute(2, 0, 3, 1, 4)
+        q_bTd, k_bTd, v_bTd = parts.reshape(3, count * num_heads, length, size)
+        attended = _attend(q_bTd, k_bTd, v_bTd).view(count, num_heads, length, size).transpose(1, 2)
+        context_NH[rows].view(count, length, num_heads, size).copy_(attended)
+        at = rows.stop
+    return context_NH
+
+
+def _attend(q_bTd: Tensor, k_bTd: Tensor, v_bTd: Tensor) -> Tensor:
+    """Softmax attention without the pass that subtracts the maximum, where no row comes near overflow or underflow."""
+    scale = q_bTd.shape[2] ** -0.5
+    nothing = q_bTd.new_empty(1, 1, 1)
+    keys_bdT = k_bTd.transpose(1, 2)
+    weights_bTT = torch.baddbmm(nothing, q_bTd, keys_bdT, beta=0, alpha=scale * log2(e)).exp2_()
+    totals_bT1 = weights_bTT.sum(dim=2, keepdim=True)
+    low, high = torch.aminmax(totals_bT1)
+    if float(low) > 2.0**-60 and float(high) < 2.0**100:
+        return torch.bmm(weights_bTT, v_bTd).div_(totals_bT1)
+    return torch.bmm((torch.bmm(q_bTd, keys_bdT) * scale).softmax(dim=2), v_bTd)
+
+
+def _attend_varlen(qkv_N3H: Tensor, edges: Tensor, longest: int, num_heads: int) -> Tensor:
+    """Variable-length flash attention (Dao et al. 2022) between `edges`; filling attends to nothing."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    num_rows = int(edges[-1])
+    q, k, v = qkv_N3H[:num_rows].view(num_rows, 3, num_heads, -1).unbind(1)
+    context: Any = varlen_attn(q, k, v, edges, edges, longest, longest)
+    return F.pad(context.flatten(1), (0, 0, 0, len(qkv_N3H) - num_rows))

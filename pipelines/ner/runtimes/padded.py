@@ -1,0 +1,73 @@
+"""The model as transformers computes it, on padded batches: any architecture, any device; eager or compiled."""
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.ner.encoding import Window
+from pipelines.ner.model import TokenClassifier
+from pipelines.ner.runtimes.runtime import PRECISIONS, RuntimeUnavailable, pad_windows
+
+
+class TorchRuntime:
+    """Eager PyTorch. In fp32 it is the reference for all others."""
+
+    name = "torch"
+    group_tokens = 131_072
+
+    def __init__(self, model: TokenClassifier, *, device: torch.device, precision: str, pad_id: int) -> None:
+        dtype = PRECISIONS[precision]
+        network = model.network
+        if dtype != next(network.parameters()).dtype:
+            network = copy.deepcopy(network)  # the caller's model keeps its precision
+        self.network: Callable[..., Any] = network.eval().to(device, dtype)
+        self.device, self.precision, self.pad_id = device, precision, pad_id
+        self.batch_tokens = 2048 if device.type == "cpu" else 32_768
+
+    def compute(self, windows: Sequence[Window]) -> Tensor:
+        """See `Runtime`."""
+        ids_BT, mask_BT, places_W = pad_windows(windows, self.pad_id)
+        with torch.inference_mode(), self._guard():
+            output = self.network(input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device))
+            emissions_WK: Tensor = output.logits.flatten(0, 1)[places_W.to(self.device)]
+            return emissions_WK.float().cpu()
+
+    def _guard(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+
+class CompiledRuntime(TorchRuntime):
+    """The same, compiled by inductor for any shape once, with the weights folded in; needs a C++ compiler on a CPU.
+
+    After the warm-up a shape that the compiled code does not cover runs eagerly: nothing is ever compiled again.
+    """
+
+    name = "torch-compiled"
+
+    def __init__(self, model: TokenClassifier, *, device: torch.device, precision: str, pad_id: int) -> None:
+        super().__init__(model, device=device, precision=precision, pad_id=pad_id)
+        import torch._inductor.config as inductor
+
+        self.compiled = False
+        self.network = torch.compile(self.network, dynamic=True)
+        try:
+            with inductor.patch(freezing=True):
+                for length, count in ((24, 32), (96, 8), (33, 3)):
+                    window = Window([pad_id] * length, [1], True, True)
+                    self.compute([window] * count)
+        except Exception as error:
+            raise RuntimeUnavailable(
+                "the model cannot be compiled on this machine",
+                where="runtime `torch-compiled`",
+                rule="torch.compile needs a C++ compiler (CPU) or Triton (GPU)",
+                value=(str(error).strip() or type(error).__name__).splitlines()[0],
+                remedy="install one, or use the runtime `auto`",
+            ) from error
+        self.compiled = True
+
+    def _guard(self) -> AbstractContextManager[Any]:
+        return torch.compiler.set_stance("eager_on_recompile") if self.compiled else nullcontext()

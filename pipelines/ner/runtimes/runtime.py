@@ -1,0 +1,44 @@
+"""What every runtime offers, and what they share."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.ner.encoding import Window
+from pipelines.ner.errors import UserError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class RuntimeUnavailable(UserError):
+    """A runtime that this machine or this model cannot have."""
+
+
+class Runtime(Protocol):
+    """Computes emissions. `compute` may be called from several threads at once."""
+
+    name: str
+    precision: str
+    batch_tokens: int
+    """Sub-tokens in one batch at which it is fastest."""
+    group_tokens: int
+    """Sub-tokens worth sorting by length together."""
+
+    def compute(self, windows: Sequence[Window]) -> Tensor:
+        """Emissions `[W, K]` in float32 on the CPU: the owned words of the windows, window after window."""
+
+
+def pad_windows(windows: Sequence[Window], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`input_ids` and `attention_mask` `[B, T]`, and the words' places `[W]` in the flattened `[B * T]`."""
+    width = max(len(window.input_ids) for window in windows)
+    ids_BT = np.full((len(windows), width), pad_id, dtype=np.int64)
+    mask_BT = np.zeros((len(windows), width), dtype=np.int64)
+    places: list[int] = []
+    for row, window in enumerate(windows):
+        ids_BT[row, : len(window.input_ids)] = window.input_ids
+        mask_BT[row, : len(window.input_ids)] = 1
+        places += [row * width + start for start in window.word_starts]
+    return torch.from_numpy(ids_BT), torch.from_numpy(mask_BT), torch.tensor(places, dtype=torch.long)

@@ -1,0 +1,148 @@
+"""The choice of a runtime: measured, remembered, never a wrong one."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from pipelines.ner.engine import NerEngine
+from pipelines.ner.runtimes import calibration
+from pipelines.ner.runtimes.calibration import Figure, find_cache
+from pipelines.ner.runtimes.packed import PackedRuntime
+from pipelines.ner.runtimes.runtime import RuntimeUnavailable
+from tests.conftest import EXACT, make_bundle
+
+TEXT = "Angela Merkel visited Utrecht with Siemens."
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_encoder, tmp_path_factory):
+    return make_bundle(tiny_encoder, tmp_path_factory.mktemp("calibrated") / "bundle")
+
+
+@pytest.fixture
+def bundle(saved, tmp_path, monkeypatch):
+    """A bundle of which nothing is remembered."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(calibration, "SAMPLE_TOKENS", 512)
+    return saved
+
+
+def list_places(prediction):
+    return [(entity.start, entity.end, entity.label) for entity in prediction.entities]
+
+
+def read_figures():
+    (path,) = (find_cache() / "calibration").glob("*.json")
+    return path, json.loads(path.read_text())
+
+
+def test_auto_measures_every_candidate_and_takes_the_fastest(bundle, caplog):
+    with caplog.at_level(logging.INFO):
+        told = NerEngine.load(bundle, device="cpu", precision="fp32").describe()
+    figures = told["candidates"]
+    assert [(figure["runtime"], figure["precision"]) for figure in figures] == [
+        ("torch", "fp32"),
+        ("packed", "fp32"),
+        ("openvino", "fp32"),
+    ]
+    assert all(figure["tokens_per_s"] > 0 and figure["error"] < 1e-3 and not figure["problem"] for figure in figures)
+    assert told["runtime"] == max(figures, key=lambda figure: figure["tokens_per_s"])["runtime"]
+    assert told["precision"] == "fp32"
+    assert f"runtime {told['runtime']} in fp32" in caplog.text
+
+
+def test_the_figures_are_remembered_for_this_model_and_question_only(bundle):
+    NerEngine.load(bundle, device="cpu", precision="fp32")
+    path, figures = read_figures()
+    figures[0]["tokens_per_s"] = 1e12  # what is remembered decides
+    path.write_text(json.dumps(figures))
+    assert NerEngine.load(bundle, device="cpu", precision="fp32").describe()["runtime"] == "torch"
+    NerEngine.load(bundle, device="cpu", precision="bf16", runtime="auto")
+    assert len(list((find_cache() / "calibration").glob("*.json"))) == 2
+
+
+def test_a_damaged_memory_is_measured_again(bundle):
+    NerEngine.load(bundle, device="cpu", precision="fp32")
+    path, figures = read_figures()
+    path.write_text("{")
+    NerEngine.load(bundle, device="cpu", precision="fp32")
+    assert [one["runtime"] for one in read_figures()[1]] == [one["runtime"] for one in figures]
+
+
+def test_a_cache_that_cannot_be_written_does_not_matter(bundle, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert NerEngine.load(bundle, device="cpu", precision="fp32").describe()["candidates"]
+
+
+def test_a_runtime_with_wrong_emissions_is_never_chosen(bundle, monkeypatch):
+    right = PackedRuntime.compute
+    monkeypatch.setattr(PackedRuntime, "compute", lambda self, windows: right(self, windows).roll(1, dims=0))
+    told = NerEngine.load(bundle, device="cpu", precision="fp32").describe()
+    (figure,) = [one for one in told["candidates"] if one["runtime"] == "packed"]
+    assert "differ too much" in figure["problem"]
+    assert told["runtime"] != "packed"
+
+
+def test_a_runtime_that_fails_is_a_figure_not_a_failure(bundle, monkeypatch):
+    def fail(self, windows):
+        raise RuntimeError("no such instruction\nmore")
+
+    monkeypatch.setattr(PackedRuntime, "compute", fail)
+    told = NerEngine.load(bundle, device="cpu", precision="fp32").describe()
+    assert [one["problem"] for one in told["candidates"] if one["runtime"] == "packed"] == ["no such instruction"]
+    with pytest.raises(RuntimeUnavailable, match="no runtime can be used"):
+        NerEngine.load(bundle, device="cpu", runtime="packed", precision="auto")
+
+
+def test_reduced_precision_is_taken_only_where_it_pays():
+    slow = [Figure("packed", "fp32", 100), Figure("packed", "bf16", 115)]
+    fast = [Figure("packed", "fp32", 100), Figure("packed", "bf16", 300), Figure("openvino", "bf16", 900, problem="x")]
+    assert calibration._choose(slow) == slow[0]
+    assert calibration._choose(fast) == fast[1]
+
+
+def test_out_of_memory_halves_the_batches_and_is_remembered(bundle):
+    engine = NerEngine.load(bundle, **EXACT)
+    expected = engine.predict([TEXT * 3] * 20)
+    before, compute, refused = engine.max_batch_tokens, engine.runtime.compute, []
+
+    def compute_little(windows):
+        num_tokens = sum(len(window.input_ids) for window in windows)
+        if num_tokens > 200:
+            refused.append(num_tokens)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compute(windows)
+
+    engine.runtime.compute = compute_little
+    found = engine.predict([TEXT * 3] * 20)
+    assert [list_places(one) for one in found] == [list_places(one) for one in expected]
+    assert refused
+    assert engine.max_batch_tokens < before
+    assert engine.describe()["max_batch_tokens"] <= 200
+    refused.clear()
+    engine.predict([TEXT * 3] * 20)
+    assert not refused
+
+
+def test_one_window_without_memory_and_other_errors_are_told(bundle):
+    engine = NerEngine.load(bundle, **EXACT)
+
+    def fail(windows):
+        raise RuntimeError(message)
+
+    engine.runtime.compute = fail
+    for message, count in (("DefaultCPUAllocator: can't allocate memory", 1), ("shapes differ", 9)):
+        with pytest.raises(RuntimeError, match=message.partition(":")[0]):
+            engine.predict([TEXT] * count)
+
+
+def test_threads_are_those_given_and_the_callers_are_left_alone(bundle):
+    before = torch.get_num_threads()
+    engine = NerEngine.load(bundle, **EXACT, num_threads=3)
+    assert engine.describe()["num_threads"] == 3
+    assert engine.pool._max_workers == 3
+    assert [engine.pool.submit(torch.get_num_threads).result() for _ in range(6)] == [1] * 6
+    assert torch.get_num_threads() == before
