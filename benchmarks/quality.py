@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import README, put_table
+
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 CORPORA = {
     "wnut17": ("train.conll", "dev.conll", "test.conll"),
@@ -27,7 +29,6 @@ CORPORA_NAMES = {
     "ncbi_disease": "NCBI-disease (English, biomedical)",
     "zh_gsdsimp": "UNER GSDSimp (Chinese; the encoder is English)",
 }
-README = Path(__file__).parents[1] / "README.md"
 ENCODER = "all-MiniLM-L6-v2"
 
 
@@ -50,7 +51,7 @@ def main() -> None:
             RESULTS.parent.mkdir(exist_ok=True)
             RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     page = README.read_text(encoding="utf-8")
-    README.write_text(put_table(page, render_table(results)), encoding="utf-8")
+    README.write_text(put_table(page, render_table(results), "quality"), encoding="utf-8")
 
 
 def train_once(folder: Path, files: tuple[str, str, str], seed: int, keep: Path | None) -> dict[str, Any]:
@@ -96,13 +97,6 @@ def render_table(results: dict[str, Any]) -> str:
             f"{result['seconds_mean']:.0f} | {speed:,.0f} |"
         )
     return "\n".join(lines)
-
-
-def put_table(page: str, table: str) -> str:
-    """README.md with the table in its place."""
-    begin, end = "<!-- quality: begin -->\n", "<!-- quality: end -->"
-    before, _, rest = page.partition(begin)
-    return f"{before}{begin}{table}\n{end}{rest.partition(end)[2]}"
 
 
 def summarize(runs: dict[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,11 @@ class ClusterConfig:
     """Show what the workers print."""
 
 
+def find_address(config: ClusterConfig) -> str | None:
+    """The address of the running cluster that is given; None for a cluster of this machine alone."""
+    return config.address or os.environ.get("RAY_ADDRESS")
+
+
 @contextmanager
 def connect(config: ClusterConfig) -> Iterator[None]:
     """A connection to the cluster for the time of the block. Raises ClusterError."""
@@ -51,7 +56,7 @@ def connect(config: ClusterConfig) -> Iterator[None]:
     import ray.data
 
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": config.log_workers}
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = find_address(config)
     if address:
         settings["address"] = address
     else:
@@ -76,9 +81,12 @@ def connect(config: ClusterConfig) -> Iterator[None]:
     context.enable_progress_bars = False  # doors show their own progress
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
+    context.raise_original_map_exception = True  # else what a worker raised is wrapped, and its kind is lost
     context.read_op_min_num_blocks = 1
-    for name in ("ray.data", "ray.train", "ray.tune"):
+    for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    is_debugging = logging.getLogger().isEnabledFor(logging.DEBUG)
+    logging.getLogger("ray.data").setLevel(logging.ERROR if is_debugging else logging.CRITICAL)  # its errors are raised
     try:
         yield
     finally:

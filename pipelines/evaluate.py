@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect, list_node_cpus
 from pipelines.corpus.formats.options import FormatOptions
-from pipelines.corpus.inference import InferenceConfig, plan_actors, predict_records
+from pipelines.corpus.inference import ActorResources, InferenceConfig, plan_actors, predict_records
 from pipelines.corpus.reading import CorpusConfig, find_all_files, finish_records, read_corpus
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.job import RunRecord, console, prepare_output_dir, render_next, run_door
@@ -36,6 +36,7 @@ class EvaluateConfig:
     """Stop if more than this share of the records has to be rejected."""
     reader: FormatOptions = field(default_factory=FormatOptions)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    resources: ActorResources = field(default_factory=ActorResources)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
@@ -70,7 +71,7 @@ def run(config: EvaluateConfig) -> None:
             finished = corpus.records.map_batches(
                 finish_records, fn_kwargs={"scheme": corpus.scheme}, batch_size=None, batch_format="pyarrow"
             )
-            plan = plan_actors(config.inference, list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
+            plan = plan_actors(config.resources, list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
             seen = bundle.seen_mentions
             report = EvaluationReport((lambda mention, label: hash_mention(mention, label) in seen) if seen else None)
             for batch in predict_records(finished, str(config.model), config.inference, plan).iter_batches(
@@ -109,7 +110,7 @@ def _find_problems(config: EvaluateConfig) -> list[UserError]:
             ConfigError("no corpus is given", remedy="`--corpus FILE`, e.g. `--corpus sample:en-test.jsonl`")
         )
     checked = CorpusConfig(train=["-"], scheme=config.scheme, max_bad_fraction=config.max_bad_fraction)
-    return problems + checked.find_problems() + config.inference.find_problems()
+    return problems + checked.find_problems() + config.inference.find_problems() + config.resources.find_problems()
 
 
 if __name__ == "__main__":

@@ -1,21 +1,24 @@
 """What every door shares: exit codes and messages, logging, terminal output, the run record."""
 
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import logging
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
@@ -26,8 +29,13 @@ from pipelines.settings import parse_settings
 RECORDED_PACKAGES = ("rayner", "ray", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
 RUN_FILE = "run.json"
 SETTINGS_FILE = "settings.json"
-MARKS = (RUN_FILE, SETTINGS_FILE, "shards.json", "_SUCCESS", ".partial")
-"""Files and folders by which a door's output is known."""
+SUCCESS_FILE = "_SUCCESS"
+LOCK_FILE = ".lock"
+MARKS = (RUN_FILE, SETTINGS_FILE, "shards.json", SUCCESS_FILE)
+"""Files by which a door's output is known."""
+UNWRITABLE = (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+RAY_NOTE = re.compile(r"\nFailed to .* after \d+/\d+ attempts .*", re.DOTALL)
+"""What Ray Data writes at the end of any error in a worker: advice for programmers."""
 EXIT_OK, EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 0, 1, 2, 130
 
 Config = TypeVar("Config")
@@ -68,29 +76,43 @@ def run_door(
         if mistake is not None:
             print(f"rayner {verb}: {mistake}", file=sys.stderr)
             return EXIT_MISTAKE
-        reason = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), "")
-        print(f"rayner {verb} failed: {type(error).__name__}: {reason}", file=sys.stderr)
+        bare = next((one for one in iterate_causes(error) if not _is_wrapper(one)), error)
+        told = RAY_NOTE.sub("", str(bare)).strip()
+        reason = next((line for line in reversed(told.splitlines()) if line.strip()), "")
+        print(f"rayner {verb} failed: {type(bare).__name__}: {reason}", file=sys.stderr)
         print("  `--debug` shows the whole story, `--cluster.log_workers true` what the workers print", file=sys.stderr)
         return EXIT_FAILED
 
 
 def find_mistake(error: BaseException | None) -> UserError | None:
     """The user's mistake at the bottom of an error, under the layers in which Ray wraps what a worker raised."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, UserError):
-            return error
-        if isinstance(error, OSError) and error.errno in (13, 28, 30):  # denied, no space, read-only
+    for one in iterate_causes(error):
+        if _is_wrapper(one):  # also where it passes for what it wraps
+            continue
+        if isinstance(one, UserError):
+            return one
+        if isinstance(one, OSError) and one.errno in UNWRITABLE:
             return ConfigError(
                 "a file cannot be written",
-                where=str(error.filename) if error.filename else None,
-                value=error.strerror,
+                where=str(one.filename) if one.filename else None,
+                value=one.strerror,
                 remedy="give an `--output_dir` that can be written, on a disk with room",
             )
+    return None
+
+
+def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what caused it, what caused that, and so on; also where Ray wraps what a worker raised."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
         seen.add(id(error))
         cause = getattr(error, "cause", None)
         error = cause if isinstance(cause, BaseException) else error.__cause__
-    return None
+
+
+def _is_wrapper(error: BaseException) -> bool:
+    return type(error).__module__.startswith("ray.")
 
 
 def set_up_logging(debug: bool) -> None:
@@ -151,7 +173,7 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool) -> bool
     settings = json.loads(json.dumps(settings, default=str))
     if fresh:
         check_replaceable(folder)
-        for old in folder.iterdir():
+        for old in _list_content(folder):
             shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -166,7 +188,7 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool) -> bool
             )
         run = folder / RUN_FILE
         return run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("status") == "done"
-    if any(folder.iterdir()):
+    if _list_content(folder):
         raise ConfigError(
             "the output folder holds something else",
             where=str(folder),
@@ -179,14 +201,51 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool) -> bool
 
 def check_replaceable(folder: Path) -> None:
     """Raise ConfigError for a folder with files in it that no door has written: `--fresh` removes only our own."""
-    if any(folder.iterdir()) and not any((folder / mark).exists() for mark in MARKS):
+    if _list_content(folder) and not any((folder / mark).exists() for mark in MARKS):
         raise ConfigError(
             "the output folder holds something else",
             where=str(folder),
             rule="`--fresh` replaces only what an earlier run has written",
-            value=", ".join(sorted(path.name for path in folder.iterdir())[:5]),
+            value=", ".join(sorted(path.name for path in _list_content(folder))[:5]),
             remedy="give another `--output_dir`, or empty the folder yourself",
         )
+
+
+def _list_content(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name != LOCK_FILE]
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep an output folder to this process for the time of the block. Raises ConfigError if another one has it."""
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            "another run writes into the output folder",
+            where=str(folder),
+            rule="one run at a time",
+            remedy="wait for it, or give another `--output_dir`",
+        ) from error
+    try:
+        yield
+    finally:
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def leave_no_trace_of_mistakes(folder: Path, has_begun: Callable[[], bool]) -> Iterator[None]:
+    """If the run cannot begin: forget its settings, so that the mended command is not taken for another run."""
+    try:
+        yield
+    except Exception as error:
+        if find_mistake(error) is not None and not has_begun():
+            (folder / SETTINGS_FILE).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def render_next(command: str) -> str:

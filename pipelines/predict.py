@@ -1,39 +1,57 @@
-"""Label documents: texts in (JSONL, Parquet, CSV, TXT, …), entities with character offsets out."""
+"""Label documents, however many: texts in (JSONL, Parquet, CSV, TXT, …), entities with character offsets out.
 
-import json
-import shutil
+The input is counted, then labelled in chunks, each committed once; at the end the chunks become output files. The same
+command goes on with what an interrupted run has done.
+"""
+
+import resource
 import sys
+import time
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import ray
-import ray.data
 from rich.markup import escape
 
-from pipelines.cluster import ClusterConfig, connect, list_node_cpus
+from pipelines.cluster import ClusterConfig, connect, find_address, list_node_cpus
+from pipelines.corpus.agreement import LoadEngine, read_agreements
+from pipelines.corpus.assembly import FORMATS, QUARANTINE_FOLDER, OutputSpec
+from pipelines.corpus.census import take_census
 from pipelines.corpus.formats.options import NO_COLUMN, FormatOptions
-from pipelines.corpus.inference import InferenceConfig, plan_actors, predict_records
-from pipelines.corpus.reading import find_all_files, keep_records, read_raw, summarize
-from pipelines.corpus.records import CorpusError
+from pipelines.corpus.identity import fingerprint, identify_input, identify_model
+from pipelines.corpus.inference import ActorResources, InferenceConfig, load_engine, plan_actors
+from pipelines.corpus.labeller import LabellingJob
+from pipelines.corpus.offline import OfflineJob
+from pipelines.corpus.parts import ChunkCounts
+from pipelines.corpus.reading import find_all_files
+from pipelines.evaluation.bill import Bill, render_bill
 from pipelines.job import (
+    SUCCESS_FILE,
     RunRecord,
-    check_replaceable,
+    check_resumable,
     console,
+    leave_no_trace_of_mistakes,
+    lock_folder,
     prepare_output_dir,
     progress_console,
     run_door,
     write_json,
 )
-from pipelines.ner.bundle import load_bundle
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.settings import ConfigError
+from pipelines.terminal import LabellingView
 
-SUCCESS_FILE = "_SUCCESS"
-FORMATS = ("parquet", "jsonl")
+REPORT_FILE = "report.html"
+RECORD_COLUMNS = ("text", "source")
+"""Columns that every document has, whatever the file calls them."""
+OWN_COLUMNS = ("doc_id", "entities", "coverage")
+MIB = 1 << 20
+IDENTITY = ("reader", "inference", "keep", "format", "compression", "partition_by", "output_file_mib")
+"""The settings that, with the model and the input, decide on the output; the others may change when it goes on."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +61,35 @@ class PredictConfig:
     model: str | None = None
     """A bundle folder, a Hugging Face token-classification checkpoint folder, or a hub id."""
     input: list[str] = field(default_factory=list)
-    """Documents: paths, globs, folders. JSONL, Parquet and CSV need a `text` column (`--reader.text_column`); a TXT
-    file holds a document a line (`--reader.document_per file`: one document)."""
+    """Documents: paths, globs, folders, URIs. JSONL, Parquet and CSV need a column of text; a TXT file holds a document
+    a line (`--reader.document_per file`: one document)."""
     output_dir: str = "out/entities"
-    """Where the entities go."""
-    format: str = "parquet"
-    """parquet or jsonl."""
+    """Where the entities go. On a cluster of several machines, a folder that all see."""
+    text_column: str | None = None
+    """Column with the text; by default `text`. The same as `--reader.text_column`."""
+    id_column: str | None = None
+    """Column with the document's id; by default `doc_id` or `id`, else file and position. As `--reader.id_column`."""
     keep: list[str] = field(default_factory=list)
     """Columns of the input to keep beside the entities, e.g. `text`."""
+    format: str = "parquet"
+    """parquet or jsonl."""
+    compression: str | None = None
+    """zstd, gzip or none; by default zstd for Parquet and none for JSONL."""
+    partition_by: list[str] = field(default_factory=list)
+    """Columns, of those to keep, whose values become folders: `lang=en/part-00000.parquet`."""
+    output_file_mib: float = 128
+    """About how large an output file becomes."""
     max_bad_fraction: float = 0.01
-    """Stop if more than this share of the documents has to be rejected."""
+    """Stop if more than this share of the documents cannot be read or labelled, or of the files not read to the end."""
+    chunk_characters: int = 400_000
+    """Characters that are labelled and committed at once: what a kill may cost, for each actor."""
+    price_per_hour: float | None = None
+    """Of the whole cluster, for the bill, in any currency."""
     fresh: bool = False
-    """Replace what is in the output folder."""
-    reader: FormatOptions = field(default_factory=FormatOptions)
+    """Start over, removing what an earlier run left in the output folder."""
+    resources: ActorResources = field(default_factory=ActorResources)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    reader: FormatOptions = field(default_factory=FormatOptions)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
@@ -65,109 +98,145 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_door("predict", PredictConfig, run, __doc__ or "", argv)
 
 
-def run(config: PredictConfig) -> None:
-    """Predict as configured."""
+def run(config: PredictConfig, load: LoadEngine = load_engine) -> None:
+    """Label as configured, or go on with the job that is in the output folder.
+
+    Args:
+        load: loads the engine in each actor.
+    """
+    started = time.time()
     raise_all(_find_problems(config))
     folder = prepare_output_dir(config.output_dir)
-    staging = folder / ".partial"
-    shutil.rmtree(staging, ignore_errors=True)  # what an interrupted job has left
-    if any(folder.iterdir()) and not config.fresh:
-        raise ConfigError(
-            "the output folder is not empty",
-            where=str(folder),
-            rule="entities are written into a new or empty folder",
-            value="a finished job" if (folder / SUCCESS_FILE).exists() else "files of something else",
-            remedy="give another `--output_dir`, or replace what is there with `--fresh`",
-        )
-    check_replaceable(folder)
-    find_all_files({"input": config.input})
-    record = RunRecord("predict", config)
-    info = load_bundle(str(config.model)).info
-    reader = replace(
+    with lock_folder(folder):
+        reader = _build_reader(config)
+        paths = list(dict.fromkeys(file["path"] for file in find_all_files({"input": config.input})))
+        settings = _identify(config, reader, paths)
+        check_resumable(folder, settings, config.fresh)
+        job = OfflineJob(folder, uuid.uuid4().hex)
+        if (folder / SUCCESS_FILE).exists():
+            job.clear()  # of which a kill may have left something
+            console.print(f"this job is finished: {escape(str(folder))}; [bold]--fresh[/] starts it over")
+            return
+        record = RunRecord("predict", config)
+        with connect(config.cluster):
+            count = partial(take_census, paths, reader, config.chunk_characters, config.partition_by)
+            with leave_no_trace_of_mistakes(folder, lambda: job.has_begun), record.phase("count", "counting documents"):
+                job.begin(count, config.max_bad_fraction)
+            bill = Bill(job.note_session(started))
+            with record.phase("label", "labelling"):
+                _label(config, reader, job, load)
+            with record.phase("finish", "writing the output"):
+                files = job.finish(_build_spec(config), lambda counts: bill.add(asdict(counts)))
+        _close(config, settings, job, bill, record, files)
+
+
+def _label(config: PredictConfig, reader: FormatOptions, job: OfflineJob, load: LoadEngine) -> None:
+    is_elastic = find_address(config.cluster) is not None
+    gpus = ray.cluster_resources().get("GPU", 0)
+    plan = plan_actors(config.resources, list_node_cpus(ray.nodes()), gpus, is_elastic=is_elastic)
+    model = Path(str(config.model))
+    settings = LabellingJob(
+        model=str(model.absolute() if model.exists() else config.model),
+        inference=config.inference,
+        plan=plan,
+        reader=reader,
+        keep=_list_kept(config),
+        chunk_characters=config.chunk_characters,
+        work=job.work.root,
+        run=job.run,
+    )
+    done = [(one.num_documents + one.num_quarantined, one.num_characters) for one in job.list_done()]
+    num_done = sum(documents for documents, _ in done)
+    total = job.census.num_documents
+    if done:
+        progress_console.print(f"  {num_done:,} of {total:,} documents were done already")
+    view = LabellingView(total, job.census.num_characters, num_done, sum(characters for _, characters in done))
+
+    def tell(counts: ChunkCounts) -> None:
+        documents = counts.num_documents + counts.num_quarantined
+        view.update(documents, counts.num_characters, counts.num_tokens, counts.seconds)
+
+    with view.bar:
+        job.label(settings, config.max_bad_fraction, tell, load)
+
+
+def _close(
+    config: PredictConfig,
+    settings: dict[str, Any],
+    job: OfflineJob,
+    bill: Bill,
+    record: RunRecord,
+    files: Sequence[str],
+) -> None:
+    """Write what tells of the job, the mark of success last, and say it."""
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    result = bill.to_dict(time.time(), peak_mib, config.price_per_hour)
+    fingerprints = {
+        "model": settings["model"],
+        "input": fingerprint(settings["input"]),
+        "settings": fingerprint(settings),
+    }
+    facts = {"model": config.model, "input": " ".join(config.input), "output": str(job.folder)}
+    page = render_bill(result, f"Bill of {job.folder.name}", {"Job": facts, "Fingerprints": fingerprints})
+    (job.folder / REPORT_FILE).write_text(page, encoding="utf-8")
+    record.write(job.folder, status="done", bill=result, engines=read_agreements(job.work.root))
+    counts = {name: value for name, value in result.items() if name.startswith("num_")}
+    success = {**counts, "num_files": len(files), "entities": result["entities"], "quarantined": result["quarantined"]}
+    write_json(job.folder / SUCCESS_FILE, success | {"fingerprints": fingerprints})
+    job.clear()
+    _print_bill(result, files, job.folder)
+
+
+def _print_bill(bill: dict[str, Any], files: Sequence[str], folder: Path) -> None:
+    read = "{num_characters:,} characters, {num_tokens:,} sub-tokens in {num_windows:,} windows".format(**bill)
+    console.print(
+        f"[bold]{bill['num_documents']:,} documents[/] labelled, {bill['num_quarantined']:,} quarantined; {read}, "
+        f"{bill['num_tokens_skipped']:,} skipped"
+    )
+    for label, number in bill["entities"].items():
+        console.print(escape(f"  {label:<12} {number:,}"))
+    for reason, number in bill["quarantined"].items():
+        console.print(escape(f"  quarantined: {reason} {number:,}"))
+    seconds = "{total:,.1f} s: {start_up:,.1f} to start, {labelling:,.1f} labelling, {finish:,.1f} to finish"
+    earlier = f", {bill['seconds']['earlier']:,.1f} in earlier runs" if bill["num_sessions"] > 1 else ""
+    rate = f"; {bill['tokens_per_s']:,.0f} sub-tokens/s" if bill["tokens_per_s"] else ""
+    console.print(seconds.format(**bill["seconds"]) + earlier + rate)
+    cost = bill["cost"]
+    price = f"; cost {cost['total']:,.4f}, {cost['per_million_documents']:,.2f} a million documents" if cost else ""
+    console.print(f"{bill['cpu_seconds'] / 3600:,.3f} CPU-hours, {bill['gpu_seconds'] / 3600:,.3f} GPU-hours{price}")
+    more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
+    console.print(escape(f"\nentities: {files[0]}{more}"))
+    if bill["num_quarantined"]:
+        console.print(escape(f"quarantine: {folder / QUARANTINE_FOLDER}"))
+    console.print(escape(f"report: {folder / REPORT_FILE}"))
+
+
+def _identify(config: PredictConfig, reader: FormatOptions, paths: Sequence[str]) -> dict[str, Any]:
+    """What makes this job the one it is."""
+    given = {name: value for name, value in asdict(config).items() if name in IDENTITY}
+    settings = given | {"reader": asdict(reader), "chunk_characters": config.chunk_characters}
+    return {"model": identify_model(str(config.model)), **settings, "input": identify_input(paths)}
+
+
+def _build_reader(config: PredictConfig) -> FormatOptions:
+    return replace(
         config.reader,
+        text_column=config.text_column or config.reader.text_column,
+        id_column=config.id_column or config.reader.id_column,
         spans_column=NO_COLUMN,  # gold, if there is any, is none of this job's business
         tags_column=NO_COLUMN,
-        extra_columns=tuple(name for name in config.keep if name not in ("text", "source")),
+        bad_encoding="reject_record",
+        extra_columns=tuple(name for name in _list_kept(config) if name not in RECORD_COLUMNS),
     )
-    with connect(config.cluster):
-        raw = read_raw({"input": config.input}, reader)
-        with record.phase("check", "checking the documents"):
-            ledger = summarize(raw).ledger
-            ledger.check(config.max_bad_fraction)
-            if not ledger.num_kept:
-                raise CorpusError("the input holds no documents", where=" ".join(config.input))
-        plan = plan_actors(config.inference, list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
-        labelled = predict_records(keep_records(raw), str(config.model), config.inference, plan, config.keep)
-        with record.phase("predict", "labelling"):
-            totals = _write(labelled, staging, config.format, ledger.num_kept)
-    if totals["num_documents"] != ledger.num_kept:
-        raise RuntimeError(f"{ledger.num_kept} documents were read but {totals['num_documents']} were labelled")
-    for old in folder.iterdir():
-        if old != staging:
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-    for made in staging.iterdir():
-        made.rename(folder / made.name)
-    staging.rmdir()
-    ledger.write_parquet(folder / "ledger.parquet")
-    record.write(folder, totals=totals)
-    facts = {**totals, "num_rejected": ledger.counts().rejected, "model": config.model, "fingerprint": info.fingerprint}
-    write_json(folder / SUCCESS_FILE, facts)
-    _print_totals(totals, ledger.counts().rejected, folder, config)
 
 
-def _write(labelled: ray.data.Dataset, staging: Path, file_format: str, num_expected: int) -> dict[str, Any]:
-    """Write blocks as they come, in the order of the input, and add up what they hold."""
-    from pyarrow.parquet import ParquetWriter
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    staging.mkdir(parents=True)
-    totals: dict[str, Any] = {"num_documents": 0, "num_entities": 0, "entities": {}}
-    totals |= dict.fromkeys(("num_characters", "num_tokens", "num_windows"), 0)
-    path = staging / f"entities.{file_format}"
-    writer: Any = None
-    columns = (
-        TextColumn("labelling"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("documents"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=progress_console, transient=True) as bar:
-        task = bar.add_task("", total=num_expected)
-        for batch in labelled.iter_batches(batch_size=None, batch_format="pyarrow"):
-            if writer is None:
-                writer = (
-                    ParquetWriter(path, batch.schema, compression="zstd")
-                    if file_format == "parquet"
-                    else path.open("w", encoding="utf-8")
-                )
-            if file_format == "parquet":
-                writer.write_table(batch.cast(writer.schema))
-            else:
-                writer.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
-            _add_totals(totals, batch)
-            bar.update(task, completed=totals["num_documents"])
-    if writer is not None:
-        writer.close()
-    return totals
+def _list_kept(config: PredictConfig) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*config.keep, *config.partition_by]))
 
 
-def _add_totals(totals: dict[str, Any], batch: pa.Table) -> None:
-    totals["num_documents"] += batch.num_rows
-    for name in ("num_characters", "num_tokens", "num_windows"):
-        totals[name] += pc.sum(pc.struct_field(batch["coverage"], name)).as_py() or 0
-    labels = pc.struct_field(pc.list_flatten(batch["entities"]), "label")
-    totals["num_entities"] += len(labels)
-    for row in pc.value_counts(labels).to_pylist():
-        totals["entities"][row["values"]] = totals["entities"].get(row["values"], 0) + row["counts"]
-
-
-def _print_totals(totals: dict[str, Any], num_rejected: int, folder: Path, config: PredictConfig) -> None:
-    read = "{num_characters:,} characters, {num_tokens:,} sub-tokens in {num_windows:,} windows".format(**totals)
-    console.print(f"[bold]{totals['num_documents']:,} documents[/] labelled, {num_rejected:,} rejected; {read}")
-    for label, number in sorted(totals["entities"].items(), key=lambda item: -item[1]):
-        console.print(escape(f"  {label:<12} {number:,}"))
-    console.print(escape(f"\nentities: {folder / f'entities.{config.format}'}"))
+def _build_spec(config: PredictConfig) -> OutputSpec:
+    compression = config.compression or FORMATS[config.format][0]
+    return OutputSpec(config.format, compression, tuple(config.partition_by), int(config.output_file_mib * MIB))
 
 
 def _find_problems(config: PredictConfig) -> list[UserError]:
@@ -176,15 +245,39 @@ def _find_problems(config: PredictConfig) -> list[UserError]:
         problems.append(ConfigError("no model is given", remedy="`--model out/run/bundle`"))
     if not config.input:
         problems.append(ConfigError("no input is given", remedy="`--input 'docs/*.jsonl'`"))
+    return problems + _find_wrong_choices(config) + config.inference.find_problems() + config.resources.find_problems()
+
+
+def _find_wrong_choices(config: PredictConfig) -> list[UserError]:
+    problems: list[UserError] = []
     if config.format not in FORMATS:
         rule = "one of " + ", ".join(FORMATS)
         problems.append(ConfigError("no such output format", where="`format`", rule=rule, value=config.format))
-    reserved = {"doc_id", "entities", "coverage"} & set(config.keep)
-    if reserved:
-        problems.append(
-            CorpusError("`keep` names columns that the output has anyway", value=", ".join(sorted(reserved)))
-        )
-    return problems + config.inference.find_problems()
+    elif config.compression not in (None, *FORMATS[config.format]):
+        rule = "one of " + ", ".join(FORMATS[config.format])
+        problems.append(ConfigError("no such compression", where="`compression`", rule=rule, value=config.compression))
+    for name, refused in (("keep", OWN_COLUMNS), ("partition_by", (*OWN_COLUMNS, *RECORD_COLUMNS))):
+        wrong = [column for column in getattr(config, name) if column in refused]
+        if wrong:
+            rule, value = "columns of the input; not " + ", ".join(refused), ", ".join(wrong)
+            problems.append(ConfigError(f"`{name}` names columns that are taken", rule=rule, value=value))
+    for name in ("text_column", "id_column"):
+        short, long = getattr(config, name), getattr(config.reader, name)
+        if None not in (short, long) and short != long:
+            where = f"`{name}` and `reader.{name}`"
+            problems.append(ConfigError("two settings contradict each other", where=where, value=f"{short}, {long}"))
+    ranges = (
+        ("max_bad_fraction", 0 <= config.max_bad_fraction < 1, "0 ≤ fraction < 1"),
+        ("chunk_characters", config.chunk_characters >= 1, "at least 1"),
+        ("output_file_mib", config.output_file_mib > 0, "above 0"),
+        ("price_per_hour", (config.price_per_hour or 0) >= 0, "at least 0"),
+    )
+    problems += [
+        ConfigError("a number out of range", where=f"`{name}`", rule=rule, value=getattr(config, name))
+        for name, fits, rule in ranges
+        if not fits
+    ]
+    return problems
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipelines.job import console, progress_console
 TOTAL = "all (micro)"
 COLORS = ("green", "blue", "magenta", "yellow", "cyan", "red")
 POLL_S = 0.3
+LINE_EVERY_S = 10.0
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n")
 
 
@@ -103,6 +105,51 @@ def watch_training(read_metrics: Callable[[], list[dict[str, Any]]]) -> Iterator
             stop.set()
             thread.join()
             view.update(read_metrics())
+
+
+class LabellingView:
+    """How far an offline job is: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, num_documents: int, num_characters: int, done: int, done_characters: int) -> None:
+        """Give what there is to do in all, and what was done before."""
+        self.num_documents, self.num_characters = num_documents, num_characters
+        self.documents, self.characters = done, done_characters
+        self.new_characters = self.new_tokens = 0
+        self.first: float | None = None
+        self.told = time.monotonic()
+        columns = (TextColumn("labelling"), BarColumn(), TextColumn("{task.fields[facts]}"))
+        self.is_quiet = not progress_console.is_interactive
+        self.bar = Progress(*columns, console=progress_console, transient=True, disable=self.is_quiet)
+        self.task = self.bar.add_task("", total=max(1, num_characters), completed=done_characters, facts="starting")
+
+    def update(self, num_documents: int, num_characters: int, num_tokens: int, seconds: float) -> None:
+        """Take over one more chunk, which took so many seconds."""
+        now = time.monotonic()
+        self.first = now - seconds if self.first is None else min(self.first, now - seconds)
+        self.documents += num_documents
+        self.characters += num_characters
+        self.new_characters += num_characters
+        self.new_tokens += num_tokens
+        facts = self.describe(now - self.first)
+        self.bar.update(self.task, completed=self.characters, facts=facts)
+        if self.is_quiet and now - self.told >= LINE_EVERY_S:
+            self.told = now
+            progress_console.print(f"  {facts}")
+
+    def describe(self, elapsed: float) -> str:
+        """Documents, rate and remaining time, by what was done in so many seconds."""
+        elapsed = max(elapsed, 1e-3)
+        left_s = (self.num_characters - self.characters) * elapsed / max(1, self.new_characters)
+        done = f"{self.documents:,} of {self.num_documents:,} documents"
+        return f"{done}, {self.new_tokens / elapsed:,.0f} sub-tokens/s, {format_duration(left_s)} left"
+
+
+def format_duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
 class _TrainingView:

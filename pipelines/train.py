@@ -5,8 +5,7 @@ its errors out. The same command resumes an interrupted run.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import ray.data
 from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect, list_node_cpus
-from pipelines.corpus.inference import InferenceConfig, plan_actors, predict_records
+from pipelines.corpus.inference import ActorResources, InferenceConfig, plan_actors, predict_records
 from pipelines.corpus.preparation import prepare_shards
 from pipelines.corpus.reading import CorpusConfig, find_all_files
 from pipelines.corpus.shards import (
@@ -35,11 +34,10 @@ from pipelines.corpus.summary import SPLITS
 from pipelines.evaluation.curves import render_curves_svg
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.job import (
-    SETTINGS_FILE,
     RunRecord,
     check_resumable,
     console,
-    find_mistake,
+    leave_no_trace_of_mistakes,
     prepare_output_dir,
     read_versions,
     render_next,
@@ -94,11 +92,12 @@ def run(config: TrainConfig) -> None:
         return
     warn_of_idle(config.corpus.find_idle())
     record = RunRecord("train", config)
-    with _leave_no_trace_of_mistakes(folder):  # what needs no cluster is told before one is started
+    can_forget = partial(leave_no_trace_of_mistakes, folder, (folder / "shards").exists)
+    with can_forget():  # what needs no cluster is told before one is started
         find_all_files({split: getattr(config.corpus, split) for split in SPLITS})
     with connect(config.cluster):
         record.data["inventory"] = ray.cluster_resources()
-        with _leave_no_trace_of_mistakes(folder):
+        with can_forget():
             plan_workers(config.resources)  # want of room is told before the corpus is read
             shards, info = _get_shards(config, folder, record)
             encoder = find_shards_encoder(shards, info)
@@ -139,19 +138,6 @@ def run(config: TrainConfig) -> None:
     print_examples(examples)
     console.print(escape(f"\nbundle: {bundle}\nreport: {paths['report.html']}"))
     console.print(render_next(f"rayner predict --model {bundle} --input YOUR_TEXTS.txt --output_dir out/entities"))
-
-
-@contextmanager
-def _leave_no_trace_of_mistakes(folder: Path) -> Iterator[None]:
-    """If the run cannot begin: forget its settings, so that the mended command is not taken for another run."""
-    try:
-        yield
-    except Exception as error:
-        if find_mistake(error) is not None and not (folder / "shards").exists():
-            (folder / SETTINGS_FILE).unlink(missing_ok=True)
-            with suppress(OSError):
-                folder.rmdir()
-        raise
 
 
 def _get_shards(config: TrainConfig, folder: Path, record: RunRecord) -> tuple[Path, ShardsInfo]:
@@ -233,7 +219,7 @@ def _evaluate(
     """The report on the test split, and a few predicted records to show."""
     seen = hash_seen_mentions(shards)
     report = EvaluationReport(lambda mention, label: hash_mention(mention, label) in seen)
-    plan = plan_actors(config.inference, list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
+    plan = plan_actors(ActorResources(), list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
     test: pa.Table = read_split(shards, "test").sort_by("record_id")
     examples: list[dict[str, Any]] = []
     predicted = predict_records(ray.data.from_arrow(test), str(bundle), config.inference, plan)

@@ -1,7 +1,7 @@
 """A model over many records: actors that hold one engine each."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -10,9 +10,11 @@ import ray
 import ray.data
 
 from pipelines.corpus.records import SPAN_TYPE, CorpusError
-from pipelines.ner.engine import PRECISIONS, NerEngine
+from pipelines.ner.engine import NerEngine
 from pipelines.ner.entities import Coverage, Entity, Prediction, Span
 from pipelines.ner.errors import UserError
+from pipelines.ner.runtimes.calibration import RUNTIMES
+from pipelines.ner.runtimes.runtime import PRECISIONS
 
 _OFFSETS = [("start", pa.int32()), ("end", pa.int32())]
 ENTITIES_TYPE = pa.list_(pa.struct([("text", pa.string()), ("label", pa.string()), *_OFFSETS, ("score", pa.float64())]))
@@ -24,63 +26,121 @@ BATCH_RECORDS = 512
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """What labelling takes of the cluster, and how it computes."""
+    """How a model computes."""
 
-    num_actors: int | None = None
-    """Actors, each with a copy of the model; default: as many as the cluster has room for."""
-    cpus_per_actor: int | None = None
-    """CPUs, and threads, of an actor; default: 4, or the machine's cores if fewer."""
-    gpus_per_actor: float | None = None
-    """GPUs of an actor, fractions too; default: 1 if the cluster has GPUs, else 0."""
-    precision: str = "fp32"
-    """fp32, bf16 or fp16. fp32 gives the same entities on every machine."""
-    max_batch_tokens: int = 8192
-    """Padded sub-tokens in one forward pass."""
+    runtime: str = "auto"
+    """torch, packed, torch-compiled, openvino, or auto: the fastest, measured once on the machine."""
+    precision: str = "auto"
+    """fp32, bf16, fp16, or auto: as the hardware is good at it. fp32 gives the same entities on every machine."""
+    device: str = "auto"
+    """cpu, cuda, or auto: a GPU where the actor has one."""
+    max_batch_tokens: int | None = None
+    """Padded sub-tokens in one forward pass; default: as the engine finds best."""
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
         problems: list[UserError] = []
-        if self.precision not in PRECISIONS:
-            rule = "one of " + ", ".join(PRECISIONS)
-            problems.append(CorpusError("no such precision", where="`precision`", rule=rule, value=self.precision))
-        for name in ("num_actors", "cpus_per_actor", "max_batch_tokens"):
+        for name, choices in (("runtime", RUNTIMES), ("precision", ("auto", *PRECISIONS))):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(CorpusError("a number out of range", where=f"`{name}`", rule="at least 1", value=value))
+            if value not in choices:
+                where, rule = f"`inference.{name}`", "one of " + ", ".join(choices)
+                problems.append(CorpusError(f"no such {name}", where=where, rule=rule, value=value))
+        if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
+            where, value = "`inference.max_batch_tokens`", self.max_batch_tokens
+            problems.append(CorpusError("a number out of range", where=where, rule="at least 1", value=value))
         return problems
 
 
 @dataclass(frozen=True)
+class ActorResources:
+    """What labelling takes of the cluster."""
+
+    num_actors: int | None = None
+    """Actors, each with a copy of the model; default: as many as the cluster has room for, also while it grows."""
+    cpus_per_actor: int | None = None
+    """CPUs, and threads, of an actor; default: 4, or the machine's cores if fewer."""
+    gpus_per_actor: float | None = None
+    """GPUs of an actor, fractions too; default: 1 if the cluster has GPUs, else 0."""
+
+    def find_problems(self) -> list[UserError]:
+        """Every mistake in these settings."""
+        checks = [
+            ("num_actors", "at least 1", lambda value: value >= 1),
+            ("cpus_per_actor", "at least 1", lambda value: value >= 1),
+            (
+                "gpus_per_actor",
+                "a fraction up to 1, or a whole number",
+                lambda value: 0 <= value <= 1 or value % 1 == 0,
+            ),
+        ]
+        given = [(name, rule, fits, getattr(self, name)) for name, rule, fits in checks]
+        return [
+            CorpusError("a number out of range", where=f"`resources.{name}`", rule=rule, value=value)
+            for name, rule, fits, value in given
+            if value is not None and not fits(value)
+        ]
+
+
+@dataclass(frozen=True)
 class ActorPlan:
-    """A fixed pool of actors."""
+    """A pool of actors."""
 
     num_actors: int
+    """At the start."""
     num_cpus: int
     num_gpus: float
+    is_elastic: bool = False
+    """Whether the pool may shrink and grow with its cluster."""
+    max_actors: int | None = None
+    """The most that an elastic pool grows to; None: whatever there is room for."""
 
 
-def plan_actors(config: InferenceConfig, node_cpus: Sequence[int], num_gpus: float) -> ActorPlan:
-    """The pool for a cluster whose nodes have these CPUs."""
+def plan_actors(
+    resources: ActorResources, node_cpus: Sequence[int], num_gpus: float, *, is_elastic: bool = False
+) -> ActorPlan:
+    """The pool for a cluster whose nodes have these CPUs: one of each node is left to those who read and write.
+
+    Raises CorpusError for an actor that has no room in a cluster that does not grow.
+    """
     largest = max(node_cpus, default=1)
-    cpus = config.cpus_per_actor or max(1, min(4, largest - 1))
-    gpus = config.gpus_per_actor if config.gpus_per_actor is not None else float(num_gpus > 0)
+    cpus = resources.cpus_per_actor or max(1, min(4, largest - 1))
+    gpus = resources.gpus_per_actor if resources.gpus_per_actor is not None else float(num_gpus > 0)
+    if not is_elastic and (cpus > largest or gpus > num_gpus):
+        raise CorpusError(
+            "no room for an actor",
+            rule=f"the cluster has {num_gpus:g} GPUs, and its largest node {largest} CPUs",
+            value=f"an actor with {cpus} CPUs and {gpus:g} GPUs",
+            remedy="lower `--resources.cpus_per_actor` or `--resources.gpus_per_actor`",
+        )
     room = sum((one - 1) // cpus for one in node_cpus)
     if gpus:
         room = min(room, int(num_gpus / gpus))
-    return ActorPlan(config.num_actors or max(1, room), cpus, gpus)
+    return ActorPlan(resources.num_actors or max(1, room), cpus, gpus, is_elastic, resources.num_actors)
+
+
+def load_engine(model: str, config: InferenceConfig, plan: ActorPlan) -> NerEngine:
+    """An engine for an actor of this plan."""
+    return NerEngine.load(
+        model,
+        device=config.device,
+        runtime=config.runtime,
+        precision=config.precision,
+        max_batch_tokens=config.max_batch_tokens,
+        num_threads=plan.num_cpus,
+        gpu_memory_fraction=plan.num_gpus if 0 < plan.num_gpus < 1 else None,
+    )
 
 
 def predict_records(
-    records: ray.data.Dataset, model: str, config: InferenceConfig, plan: ActorPlan, keep: Sequence[str] | None = None
+    records: ray.data.Dataset, model: str, config: InferenceConfig, plan: ActorPlan
 ) -> ray.data.Dataset:
-    """Records (columns `text` and `words`, one of them null) with what a model predicts for them.
+    """Records (columns `text` and `words`, one of them null) with a column `predicted`.
 
-    With `keep` None, a column `predicted` of spans over the record's words or characters is added; otherwise the result
-    has `doc_id`, `entities`, `coverage`, and the columns named by `keep`.
+    It holds the spans that the model predicts, over the record's words or characters.
     """
     return records.map_batches(
-        _Labeller,
-        fn_constructor_kwargs={"model": model, "config": asdict(config), "keep": keep},
+        _Predictor,
+        fn_constructor_args=(model, config, plan),
         compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
         num_cpus=plan.num_cpus,
         num_gpus=plan.num_gpus or None,
@@ -89,29 +149,21 @@ def predict_records(
     )
 
 
-class _Labeller:
+class _Predictor:
     """One engine in one actor."""
 
-    def __init__(self, model: str, config: dict[str, Any], keep: Sequence[str] | None) -> None:
+    def __init__(self, model: str, config: InferenceConfig, plan: ActorPlan) -> None:
         import torch
 
-        settings = InferenceConfig(**config)
-        self.engine = NerEngine.load(model, precision=settings.precision, max_batch_tokens=settings.max_batch_tokens)
-        self.keep = keep
+        self.engine = load_engine(model, config, plan)
         torch.set_num_interop_threads(1)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         texts, words = table["text"].to_pylist(), table["words"].to_pylist()
-        if self.keep is None:
-            documents = [text if text is not None else one for text, one in zip(texts, words, strict=True)]
-            spans = self.engine.predict_documents(documents)
-            rows = [[_to_row(span) for span in found] for found in spans]
-            return table.append_column("predicted", pa.array(rows, PREDICTED_TYPE))
-        predictions = label_documents(self.engine, texts, words)
-        entities = pa.array([[_to_row(entity) for entity in one.entities] for one in predictions], ENTITIES_TYPE)
-        coverage = pa.array([_to_row(one.coverage) for one in predictions], COVERAGE_TYPE)
-        columns = {"doc_id": table["doc_id"], "entities": entities, "coverage": coverage}
-        return pa.table(columns | {name: table[name] for name in self.keep if name in table.column_names})
+        documents = [text if text is not None else one for text, one in zip(texts, words, strict=True)]
+        spans = self.engine.predict_documents(documents)
+        rows = [[to_row(span) for span in found] for found in spans]
+        return table.append_column("predicted", pa.array(rows, PREDICTED_TYPE))
 
 
 def label_documents(
@@ -141,5 +193,6 @@ def _build_prediction(engine: NerEngine, words: Sequence[str], spans: Sequence[S
     return Prediction(entities, coverage)
 
 
-def _to_row(value: Span | Entity | Coverage) -> dict[str, Any]:
+def to_row(value: Span | Entity | Coverage) -> dict[str, Any]:
+    """A value as Arrow takes it."""
     return {name: getattr(value, name) for name in value.__slots__}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 WIDTH = 640
-_LEFT, _RIGHT, _TOP, _FLOOR = 58, 16, 34, 240
+_LEFT, _RIGHT, _TOP, _FLOOR = 72, 16, 34, 240
 _MAX_DOTS = 30
 _HUES = (212, 24, 150, 282, 48, 340, 186, 96)
 _DASHES = ("", "6 3", "2 3")

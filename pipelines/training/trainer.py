@@ -242,7 +242,9 @@ def _run_worker(job: TrainingJob, run_id: str) -> None:
     dev = [Scored.from_row(row, job.corpus_scheme) for row in rows]
 
     def evaluate() -> float:
-        return score_dev(NerEngine(Bundle(model, encoder, info), device=str(device), runtime="torch", precision="fp32"), dev)
+        return score_dev(
+            NerEngine(Bundle(model, encoder, info), device=str(device), runtime="torch", precision="fp32"), dev
+        )
 
     train(
         model,

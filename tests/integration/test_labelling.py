@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import evaluate, predict
+from pipelines import evaluate
 from pipelines.corpus.ledger import Ledger
-from pipelines.ner.engine import NerEngine
 from pipelines.ner.entities import Prediction
 from tests.conftest import ROOT, make_bundle
+from tests.integration.labelling import PLAIN_FLAGS, load_plain, read_rows, read_success, run_predict, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -40,23 +40,7 @@ def linear_bundle(tiny_encoder: str, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def expected(linear_bundle: Path, documents: list[dict[str, Any]]) -> list[Prediction]:
-    return NerEngine.load(linear_bundle).predict([document["text"] for document in documents])
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8", newline="")
-    return path
-
-
-def run_predict(bundle: Path, source: Path, folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    """Rows that `predict` writes."""
-    command = ["--model", str(bundle), "--input", str(source), "--output_dir", str(folder), *arguments]
-    assert predict.main(command) == 0
-    assert (folder / "_SUCCESS").is_file()
-    if "jsonl" in arguments:
-        lines = (folder / "entities.jsonl").read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines if line]
-    return pq.read_table(folder / "entities.parquet").to_pylist()
+    return load_plain(linear_bundle).predict([document["text"] for document in documents])
 
 
 def simplify(entities: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
@@ -93,22 +77,22 @@ def test_predict_equals_the_engine_in_the_order_of_the_input(
     for row in rows:
         for entity in row["entities"]:
             assert row["text"][entity["start"] : entity["end"]] == entity["text"] != ""
-    facts = json.loads((tmp_path / "out" / "_SUCCESS").read_text())
+    facts = read_success(tmp_path / "out")
     assert facts["num_documents"] == 20
-    assert facts["num_rejected"] == 0
+    assert facts["num_quarantined"] == 0
     assert facts["num_entities"] == sum(facts["entities"].values()) == sum(len(one.entities) for one in expected)
     assert facts["num_characters"] == sum(len(document["text"]) for document in documents)
-    assert "20 documents labelled, 0 rejected" in capsys.readouterr().out
+    assert "20 documents labelled, 0 quarantined" in capsys.readouterr().out
 
 
 def test_evaluate_scores_the_engines_own_entities_as_perfect(tiny_bundle, documents, tmp_path, capsys):
-    predictions = NerEngine.load(tiny_bundle).predict([document["text"] for document in documents])
+    predictions = load_plain(tiny_bundle).predict([document["text"] for document in documents])
     rows = [
         document | {"entities": [[entity.start, entity.end, entity.label] for entity in one.entities]}
         for document, one in zip(documents, predictions, strict=True)
     ]
     gold = write_rows(tmp_path / "gold.jsonl", rows)
-    command = ["--model", str(tiny_bundle), "--corpus", str(gold), "--output_dir", str(tmp_path / "out")]
+    command = ["--model", str(tiny_bundle), "--corpus", str(gold), "--output_dir", str(tmp_path / "out"), *PLAIN_FLAGS]
     assert evaluate.main(command) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     num_entities = sum(len(one.entities) for one in predictions)
@@ -125,20 +109,22 @@ def test_evaluate_scores_the_engines_own_entities_as_perfect(tiny_bundle, docume
 
 def test_gold_over_words_is_scored_on_words(linear_bundle, tmp_path):
     sentences = [["Angela", "Merkel", "visited", "São", "Paulo", "👩‍💻", "."], ["西门子", "-", "U.S.-based", "Siemens"]]
-    spans = NerEngine.load(linear_bundle).predict_words(sentences)
+    spans = load_plain(linear_bundle).predict_words(sentences)
     rows = [
         {"words": words, "spans": [[span.start, span.end, span.label] for span in found]}
         for words, found in zip(sentences, spans, strict=True)
     ]
     gold = write_rows(tmp_path / "gold.jsonl", rows)
-    command = ["--model", str(linear_bundle), "--corpus", str(gold), "--output_dir", str(tmp_path / "out")]
+    out = str(tmp_path / "out")
+    command = ["--model", str(linear_bundle), "--corpus", str(gold), "--output_dir", out, *PLAIN_FLAGS]
     assert evaluate.main(command) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["num_gold"] == sum(map(len, spans)) > 0
     assert report["strict"]["micro"]["f1"] == 1.0
-    labelled = run_predict(linear_bundle, gold, tmp_path / "entities", "--format", "jsonl")
+    labelled = run_predict(linear_bundle, gold, tmp_path / "entities", "--keep", "text")
     for row, words, found in zip(labelled, sentences, spans, strict=True):
-        text = " ".join(words)
+        text = row["text"]
+        assert text == " ".join(words)
         assert [one["label"] for one in row["entities"]] == [span.label for span in found]
         assert [text[one["start"] : one["end"]] for one in row["entities"]] == [
             " ".join(words[span.start : span.end]) for span in found
@@ -163,7 +149,7 @@ def test_other_inputs_give_the_same_entities(kind, linear_bundle, lines, tmp_pat
         pq.write_table(pa.table({"text": lines, "number": list(range(len(lines)))}), path, row_group_size=3)
     keep = () if kind == "txt" else ("--keep", "number")
     rows = run_predict(linear_bundle, path, tmp_path / "out", *keep)
-    check_equal(rows, NerEngine.load(linear_bundle).predict(lines))
+    check_equal(rows, load_plain(linear_bundle).predict(lines))
     if keep:
         assert [int(row["number"]) for row in rows] == list(range(len(lines)))
 
@@ -172,7 +158,16 @@ def test_order_is_kept_over_files_and_blocks(linear_bundle, tmp_path):
     for part in range(3):
         rows = [{"id": f"{part}-{number}", "text": f"Ada {number}"} for number in range(1100 if part == 1 else 7)]
         write_rows(tmp_path / f"part-{part}.jsonl", rows)
-    arguments = ("--keep", "text", "--inference.num_actors", "2", "--inference.cpus_per_actor", "1")
+    arguments = (
+        "--keep",
+        "text",
+        "--resources.num_actors",
+        "2",
+        "--resources.cpus_per_actor",
+        "1",
+        "--chunk_characters",
+        "1000",
+    )
     rows = run_predict(linear_bundle, tmp_path / "part-*.jsonl", tmp_path / "out", *arguments)
     places = [tuple(map(int, row["doc_id"].split("-"))) for row in rows]
     assert places == sorted(places)
@@ -180,36 +175,19 @@ def test_order_is_kept_over_files_and_blocks(linear_bundle, tmp_path):
     assert all(row["text"] == f"Ada {row['doc_id'].split('-')[1]}" for row in rows)
 
 
-def test_rejected_documents_are_counted_and_in_the_ledger(linear_bundle, tmp_path, capsys):
+def test_rejected_documents_are_counted_and_in_quarantine(linear_bundle, tmp_path, capsys):
     path = tmp_path / "documents.jsonl"
     lone_surrogate = '{"text": "Ada \\ud800"}'
     path.write_text(f'{{"text": "Ada"}}\n{lone_surrogate}\n{{"title": "no text"}}\n{{"text": "Oslo"}}\n')
     rows = run_predict(linear_bundle, path, tmp_path / "out", "--max_bad_fraction", "0.5", "--keep", "text")
     assert [row["text"] for row in rows] == ["Ada", "Oslo"]
-    ledger = Ledger.from_table(pq.read_table(tmp_path / "out" / "ledger.parquet"))
-    assert ledger.num_kept == 2
-    assert [(entry.source, entry.reason) for entry in ledger.entries] == [
-        (f"{path}:2", "invalid_unicode"),
-        (f"{path}:3", "no_text"),
+    quarantined = read_rows(tmp_path / "out", "quarantine")
+    assert [(row["doc_id"], row["source"], row["stage"], row["reason"]) for row in quarantined] == [
+        (f"{path}:2", f"{path}:2", "read", "invalid_unicode"),
+        (f"{path}:3", f"{path}:3", "read", "no_text"),
     ]
-    assert json.loads((tmp_path / "out" / "_SUCCESS").read_text())["num_rejected"] == 2
-    assert "2 documents labelled, 2 rejected" in capsys.readouterr().out
-
-
-def test_leftovers_of_an_interrupted_job_do_not_stop_the_same_command(linear_bundle, tmp_path):
-    (tmp_path / "out" / ".partial").mkdir(parents=True)
-    (tmp_path / "out" / ".partial" / "entities.parquet").write_bytes(b"half a fi")
-    source = write_rows(tmp_path / "documents.jsonl", [{"text": "Ada in Oslo"}])
-    assert len(run_predict(linear_bundle, source, tmp_path / "out")) == 1
-    assert not (tmp_path / "out" / ".partial").exists()
-
-
-def test_finished_output_is_replaced_only_on_request(linear_bundle, tmp_path, capsys):
-    source = write_rows(tmp_path / "documents.jsonl", [{"text": "Ada in Oslo"}])
-    run_predict(linear_bundle, source, tmp_path / "out")
-    command = ["--model", str(linear_bundle), "--input", str(source), "--output_dir", str(tmp_path / "out")]
-    assert predict.main(command) == 2
-    assert "a finished job" in capsys.readouterr().err
-    rows = run_predict(linear_bundle, source, tmp_path / "out", "--format", "jsonl", "--fresh")
-    assert len(rows) == 1
-    assert not (tmp_path / "out" / "entities.parquet").exists()
+    assert all(row["detail"] and row["text"] is None for row in quarantined)
+    facts = read_success(tmp_path / "out")
+    assert (facts["num_documents"], facts["num_quarantined"]) == (2, 2)
+    assert facts["quarantined"] == {"invalid_unicode": 1, "no_text": 1}
+    assert "2 documents labelled, 2 quarantined" in capsys.readouterr().out

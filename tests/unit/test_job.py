@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from pipelines.corpus.reading import CorpusConfig
 from pipelines.job import (
@@ -12,6 +13,8 @@ from pipelines.job import (
     RunRecord,
     check_resumable,
     find_mistake,
+    leave_no_trace_of_mistakes,
+    lock_folder,
     prepare_output_dir,
     run_door,
     warn_of_idle,
@@ -97,6 +100,18 @@ def test_exit_code_is_1_for_a_failed_run_with_its_last_line_and_no_traceback(cap
     assert printed.err.startswith("rayner try failed: WrappedError: the last line\n")
     assert "Traceback" not in printed.err
     assert "--debug" in printed.err
+
+
+def test_failure_of_a_worker_is_told_without_what_ray_adds(capsys):
+    advice = "Failed to apply UDF transform after 1/1 attempts (total backoff 0.0s).\nTo change retry attempts, …"
+    failure = RuntimeError(f"the device is gone\n{advice}")
+    assert open_door(RayTaskError("submit", "Traceback …", failure).as_instanceof_cause()) == 1
+    assert capsys.readouterr().err.startswith("rayner try failed: RuntimeError: the device is gone\n")
+
+
+def test_mistake_found_by_a_worker_is_told_as_it_is(capsys):
+    assert open_door(RayTaskError("submit", "Traceback …", MISTAKE).as_instanceof_cause()) == 2
+    assert capsys.readouterr().err == f"rayner try: {MISTAKE}\n"
 
 
 def test_exit_code_is_1_for_an_error_without_a_message(capsys):
@@ -192,6 +207,26 @@ def test_fresh_removes_what_an_earlier_run_left_but_not_what_links_point_to(tmp_
     assert check_resumable(folder, {"training": {"seed": 2}}, fresh=True) is False
     assert [path.name for path in folder.iterdir()] == ["settings.json"]
     assert (kept / "precious").exists()
+
+
+def test_locked_folder_is_refused_and_free_afterwards(tmp_path):
+    with lock_folder(tmp_path):
+        assert check_resumable(tmp_path, SETTINGS, fresh=True) is False
+        with pytest.raises(ConfigError, match="another run writes"), lock_folder(tmp_path):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+    with lock_folder(tmp_path):
+        pass
+
+
+def test_mistake_before_anything_is_done_leaves_no_trace(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for error, has_begun, expected in ((MISTAKE, True, True), (RuntimeError(), False, True), (MISTAKE, False, False)):
+        check_resumable(folder, SETTINGS, fresh=False)
+        with pytest.raises(type(error)), leave_no_trace_of_mistakes(folder, lambda begun=has_begun: begun):
+            raise error
+        assert folder.exists() is expected
 
 
 def test_output_dir_is_made_with_its_parents_and_absolute(tmp_path, monkeypatch):

@@ -7,7 +7,14 @@ import pytest
 
 from pipelines import terminal
 from pipelines.corpus.shards import ShardsInfo, SplitInfo
-from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
+from pipelines.terminal import (
+    LabellingView,
+    format_duration,
+    print_examples,
+    print_scores,
+    print_shards,
+    watch_training,
+)
 
 TRICKY = ["[bold]", "[/]", "[/bold]", "[red]X[/red]", "a\\[b]", "[link=x]y", ":smile:", "[[0]]", "[@click=f()]z[/]"]
 
@@ -168,3 +175,30 @@ def test_watch_training_tells_the_last_epoch_also_when_the_run_fails(capsys):
     with pytest.raises(RuntimeError, match="worker"), watch_training(lambda: make_metrics(1)):
         raise RuntimeError("a worker died")
     assert "epoch 1: dev F1 0.2500" in capsys.readouterr().err
+
+
+def test_labelling_is_told_with_its_rate_and_what_is_left(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "LINE_EVERY_S", 0)
+    view = LabellingView(num_documents=5000, num_characters=100_000, done=1000, done_characters=20_000)
+    with view.bar:
+        view.update(num_documents=1000, num_characters=20_000, num_tokens=8000, seconds=10)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "2,000 of 5,000 documents, " in printed.err
+    assert printed.err.count("\n") == 1
+    assert view.describe(10) == "2,000 of 5,000 documents, 800 sub-tokens/s, 30 s left"
+
+
+def test_labelling_is_told_now_and_then_only(capsys):
+    view = LabellingView(5000, 100_000, 0, 0)
+    for _ in range(100):
+        view.update(10, 200, 80, 0.1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0, "0 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (11_100, "3 h 05 min"), (4e6, "1,111 h 07 min")],
+)
+def test_durations_are_told_in_the_unit_that_suits(seconds, expected):
+    assert format_duration(seconds) == expected

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from pipelines.ner.encoding import Window
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.runtime import RuntimeUnavailable, pad_windows
 
+_FIRST_CALL = Lock()
 OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -50,6 +52,8 @@ class OpenVinoRuntime:
                 "INFERENCE_NUM_THREADS": str(num_threads),
             }
             self.compiled = core.compile_model(exported, "CPU", settings)
+            with _FIRST_CALL:  # two threads that are the first to call into OpenVINO's binding wait for each other
+                self.compute([Window([pad_id] * 4, [1], True, True)])
         except Exception as error:
             raise RuntimeUnavailable(
                 "OpenVINO cannot take the model",

@@ -4,13 +4,14 @@ import json
 
 import pytest
 
-from benchmarks.quality import README, RESULTS, put_table, render_table
+from benchmarks.quality import RESULTS, render_table
+from benchmarks.tables import README, put_table
 
 
 def test_the_table_of_the_readme_is_rendered_from_the_results():
     page = README.read_text(encoding="utf-8")
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    assert put_table(page, render_table(results)) == page
+    assert put_table(page, render_table(results), "quality") == page
 
 
 def test_wnut_reaches_the_bar_of_plain_fine_tuning():

@@ -1,0 +1,189 @@
+"""The end of the offline job: its parts, in the order of the input, become output files of a good size.
+
+Every step may be cut short and done again. Files are made in the work folder, a group of parts by one Ray task, and a
+mark tells that a group is finished; then whole folders are moved to where the user looks.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from pipelines.corpus.chunks import to_text
+from pipelines.corpus.parts import PartFolder
+from pipelines.corpus.sinks import JSONL_COMPRESSIONS, PARQUET_COMPRESSIONS, FileSink, open_sink
+
+FORMATS = {"parquet": PARQUET_COMPRESSIONS, "jsonl": JSONL_COMPRESSIONS}
+ENTITIES_FOLDER, QUARANTINE_FOLDER = "entities", "quarantine"
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+JSONL_GROWTH = {"none": 7, "gzip": 1.2, "zstd": 1.2}
+"""About how much larger than a part its documents are as JSON lines."""
+BUFFERED_BYTES = 128 << 20
+"""Arrow memory of the rows that wait to be written, over all partitions of a group."""
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """What the output files are like."""
+
+    format: str
+    compression: str
+    partition_by: tuple[str, ...]
+    file_bytes: int
+    """About how large a file becomes."""
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """One part, as far as the end of the job needs it."""
+
+    path: str
+    num_bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> "PartFile":
+        """The part at a path."""
+        return cls(str(path), path.stat().st_size)
+
+
+def assemble_output(work: PartFolder, parts: Sequence[PartFile], schema: pa.Schema, spec: OutputSpec) -> None:
+    """Make the files of a folder `entities` in the work folder out of all parts, on the whole cluster.
+
+    Args:
+        parts: in the order of the input.
+        schema: of the rows; parts whose columns have another type are cast.
+    """
+    growth = 1 if spec.format == "parquet" else JSONL_GROWTH[spec.compression]
+    groups = plan_files([part.num_bytes * growth for part in parts], spec.file_bytes)
+    _assemble(work, ENTITIES_FOLDER, [parts[start:stop] for start, stop in groups], schema, spec)
+
+
+def assemble_quarantine(work: PartFolder, parts: Sequence[PartFile], schema: pa.Schema, file_bytes: int) -> None:
+    """Make the files of a folder `quarantine`; Parquet, whatever the output is."""
+    spec = OutputSpec("parquet", "zstd", (), file_bytes)
+    groups = plan_files([part.num_bytes for part in parts], file_bytes)
+    _assemble(work, QUARANTINE_FOLDER, [parts[start:stop] for start, stop in groups], schema, spec)
+
+
+def move_output(work: PartFolder, folder: Path) -> list[str]:
+    """Move what is assembled into the output folder, where some may be already; returns the files of entities."""
+    for name in (ENTITIES_FOLDER, QUARANTINE_FOLDER):
+        made = _final(work) / name
+        if made.is_dir():
+            made.rename(folder / name)
+    return sorted(str(path) for path in (folder / ENTITIES_FOLDER).rglob("part-*"))
+
+
+def plan_files(sizes: Sequence[float], file_bytes: int) -> list[tuple[int, int]]:
+    """Consecutive parts for each file, as half-open ranges: as many as come nearest to the size wanted."""
+    groups: list[tuple[int, int]] = []
+    start, total = 0, 0.0
+    for index, size in enumerate(sizes):
+        if index > start and total + size / 2 > file_bytes:
+            groups.append((start, index))
+            start, total = index, 0.0
+        total += size
+    return [*groups, (start, len(sizes))] if sizes else []
+
+
+def unify_schemas(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """One schema for parts whose kept columns may differ in type; text where the types have nothing in common.
+
+    Whole numbers become fractions where some file has fractions.
+    """
+    names = schemas[0].names
+    return pa.schema([(name, _unify_types([schema.field(name).type for schema in schemas])) for name in names])
+
+
+def _unify_types(types: Sequence[pa.DataType]) -> pa.DataType:
+    try:
+        columns = [pa.schema([("column", one)]) for one in types]
+        found = pa.unify_schemas(columns, promote_options="permissive").field("column").type
+    except pa.ArrowException:
+        return pa.string()
+    return pa.string() if pa.types.is_null(found) else found
+
+
+def cast_rows(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`, in its types."""
+    return pa.table([_cast(table[field.name], field.type) for field in schema], schema=schema)
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> Any:
+    if column.type == kind:
+        return column
+    if pa.types.is_string(kind):
+        return pa.array([None if value is None else to_text(value) for value in column.to_pylist()], kind)
+    return column.cast(kind, safe=False)
+
+
+def _final(work: PartFolder) -> Path:
+    return work.root / "final"
+
+
+def _assemble(
+    work: PartFolder, name: str, groups: Sequence[Sequence[PartFile]], schema: pa.Schema, spec: OutputSpec
+) -> None:
+    marks = work.root / "assembled"
+    marks.mkdir(exist_ok=True)
+    unfinished = [number for number in range(len(groups)) if not (marks / f"{name}-{number}").exists()]
+    if unfinished:
+        (_final(work) / name).mkdir(parents=True, exist_ok=True)
+    task = ray.remote(num_cpus=1)(_assemble_group)
+    settings = (schema, spec, _final(work) / name)
+    pending = [task.remote([part.path for part in groups[number]], number, *settings) for number in unfinished]
+    for number, reference in zip(unfinished, pending, strict=True):
+        ray.get(reference)
+        (marks / f"{name}-{number}").touch()
+
+
+def _assemble_group(paths: Sequence[str], number: int, schema: pa.Schema, spec: OutputSpec, folder: Path) -> None:
+    """Write the files of one group: one, or one a partition."""
+    inside = pa.schema([field for field in schema if field.name not in spec.partition_by])
+    sinks: dict[str, FileSink] = {}
+    if not spec.partition_by:
+        sinks[""] = open_sink(folder, number, inside, spec.format, spec.compression)
+    for path in paths:
+        table = cast_rows(pq.read_table(path, use_threads=False, partitioning=None), schema)
+        for place, rows in split_partitions(table, spec.partition_by):
+            if place not in sinks:
+                sinks[place] = open_sink(folder / place, number, inside, spec.format, spec.compression)
+            sinks[place].add(rows)
+        if sum(sink.num_buffered_bytes for sink in sinks.values()) > BUFFERED_BYTES:
+            for sink in sinks.values():
+                sink.flush()
+    for sink in sinks.values():
+        sink.close()
+
+
+def split_partitions(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+    """`lang=en/year=2024` → the rows with these values, without these columns, in their order."""
+    if not columns:
+        yield "", table
+        return
+    places: dict[str, list[int]] = {}
+    values = zip(*(table[name].to_pylist() for name in columns), strict=True)
+    for index, row in enumerate(values):
+        places.setdefault(name_partition(columns, row), []).append(index)
+    rest = table.drop_columns(list(columns))
+    for place in sorted(places):
+        yield place, rest.take(places[place])
+
+
+def name_partition(columns: Sequence[str], values: Sequence[Any]) -> str:
+    """The folder of a partition, as Hive names it: values are quoted as in an address."""
+    return os.path.join(*(f"{_quote(name)}={_show(value)}" for name, value in zip(columns, values, strict=True)))
+
+
+def _show(value: Any) -> str:
+    return NO_VALUE if value is None else _quote(to_text(value))
+
+
+def _quote(text: str) -> str:
+    return quote(text, safe=" ") or NO_VALUE

@@ -1,0 +1,111 @@
+"""Output files that appear whole or not at all: Parquet with several row groups, or JSON lines."""
+
+import gzip
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+PARQUET_COMPRESSIONS = ("zstd", "gzip", "none")
+JSONL_COMPRESSIONS = ("none", "gzip", "zstd")
+ROW_GROUP_BYTES = 16 << 20
+"""Arrow memory of the rows that become a row group."""
+_EXTENSIONS = {"none": "", "gzip": ".gz", "zstd": ".zst"}
+_COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "none": bytes,
+    "gzip": partial(gzip.compress, mtime=0),
+    "zstd": partial(pa.compress, codec="zstd", asbytes=True),
+}
+
+
+class FileSink(ABC):
+    """Rows into one file, by way of a buffer.
+
+    Python writes the bytes, so that a full disk raises an OSError that says so and names the file.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        """Begin a file beside `path`, which it becomes when it is closed."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.schema = path, schema
+        self.staging = path.with_name(f".{path.name}.partial")
+        self.file = self.staging.open("wb")
+        self.buffered: list[pa.Table] = []
+        self.num_buffered_bytes = 0
+
+    def add(self, rows: pa.Table) -> None:
+        """Take rows with this schema."""
+        self.buffered.append(rows)
+        self.num_buffered_bytes += rows.nbytes
+        if self.num_buffered_bytes >= ROW_GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was taken."""
+        if self.buffered:
+            self.write(pa.concat_tables(self.buffered))
+        self.buffered, self.num_buffered_bytes = [], 0
+
+    def close(self) -> None:
+        """Finish the file and give it its name."""
+        self.flush()
+        self.finish()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        self.staging.replace(self.path)
+
+    @abstractmethod
+    def write(self, rows: pa.Table) -> None:
+        """Write rows in the format of the file."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Write what stands at the end of the format."""
+
+
+class ParquetSink(FileSink):
+    """A row group each time that the buffer is full."""
+
+    def __init__(self, path: Path, schema: pa.Schema, compression: str) -> None:
+        """As FileSink."""
+        super().__init__(path, schema)
+        self.writer = pq.ParquetWriter(self.file, schema, compression=compression)
+
+    def write(self, rows: pa.Table) -> None:
+        """Write one row group."""
+        self.writer.write_table(rows, row_group_size=max(1, rows.num_rows))
+
+    def finish(self) -> None:
+        """Write the footer."""
+        self.writer.close()
+
+
+class JsonlSink(FileSink):
+    """A JSON object a line; compressed files are a row of members (gzip) or frames (zstd), as both formats allow."""
+
+    def __init__(self, path: Path, schema: pa.Schema, compression: str) -> None:
+        """As FileSink."""
+        super().__init__(path, schema)
+        self.compress = _COMPRESS[compression]
+
+    def write(self, rows: pa.Table) -> None:
+        """Write a line a row."""
+        for batch in rows.to_batches(max_chunksize=1000):
+            lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in batch.to_pylist())
+            self.file.write(self.compress("".join(lines).encode("utf-8")))
+
+    def finish(self) -> None:
+        """Lines need no end."""
+
+
+def open_sink(folder: Path, number: int, schema: pa.Schema, file_format: str, compression: str) -> FileSink:
+    """A sink for `part-NNNNN` in a folder."""
+    if file_format == "parquet":
+        return ParquetSink(folder / f"part-{number:05d}.parquet", schema, compression)
+    return JsonlSink(folder / f"part-{number:05d}.jsonl{_EXTENSIONS[compression]}", schema, compression)

@@ -1,0 +1,147 @@
+"""Parts to output files: which parts go together, in what types, and into which folders."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.corpus import sinks
+from pipelines.corpus.assembly import (
+    PartFile,
+    cast_rows,
+    move_output,
+    name_partition,
+    plan_files,
+    split_partitions,
+    unify_schemas,
+)
+from pipelines.corpus.parts import PartFolder
+from pipelines.corpus.sinks import open_sink
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([], []),
+        ([5], [(0, 1)]),
+        ([500], [(0, 1)]),
+        ([4, 4, 4, 4, 4], [(0, 3), (3, 5)]),
+        ([50, 1, 1, 50, 1], [(0, 1), (1, 3), (3, 4), (4, 5)]),
+        ([9, 9, 9], [(0, 1), (1, 2), (2, 3)]),
+        ([9, 1, 9, 1], [(0, 2), (2, 4)]),
+    ],
+)
+def test_consecutive_parts_make_files_near_the_size_wanted(sizes, expected):
+    assert plan_files(sizes, 10) == expected
+
+
+def schema(**kinds):
+    return pa.schema(list(kinds.items()))
+
+
+def test_types_are_unified_over_parts():
+    found = unify_schemas(
+        [
+            schema(a=pa.int64(), b=pa.int64(), c=pa.null(), d=pa.null(), e=pa.struct([("x", pa.int64())])),
+            schema(a=pa.string(), b=pa.float64(), c=pa.bool_(), d=pa.null(), e=pa.struct([("y", pa.string())])),
+        ]
+    )
+    struct = pa.struct([("x", pa.int64()), ("y", pa.string())])
+    assert found == schema(a=pa.string(), b=pa.float64(), c=pa.bool_(), d=pa.string(), e=struct)
+
+
+def test_rows_are_cast_to_the_unified_types():
+    table = pa.table({"a": [1, None], "b": [True, False], "c": pa.nulls(2), "d": [1, 2], "e": [{"x": 1}, None]})
+    wanted = schema(a=pa.string(), b=pa.string(), c=pa.int64(), d=pa.float64(), e=pa.string())
+    assert cast_rows(table, wanted).to_pylist() == [
+        {"a": "1", "b": "true", "c": None, "d": 1.0, "e": '{"x": 1}'},
+        {"a": None, "b": "false", "c": None, "d": 2.0, "e": None},
+    ]
+
+
+def test_rows_go_to_the_folder_of_their_values_in_order():
+    table = pa.table({"id": [1, 2, 3, 4], "lang": ["en", None, "en", "de"], "year": [1, 1, 1, 2]})
+    found = {place: rows.to_pylist() for place, rows in split_partitions(table, ["lang", "year"])}
+    assert found == {
+        "lang=de/year=2": [{"id": 4}],
+        "lang=en/year=1": [{"id": 1}, {"id": 3}],
+        "lang=__HIVE_DEFAULT_PARTITION__/year=1": [{"id": 2}],
+    }
+    assert [place for place, _ in split_partitions(table, [])] == [""]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("a/b=c", "k=a%2Fb%3Dc"), ("..", "k=.."), ("", "k=__HIVE_DEFAULT_PARTITION__"), (1.5, "k=1.5"), (True, "k=true")],
+)
+def test_names_of_partitions_are_safe(value, expected):
+    assert name_partition(["k"], [value]) == expected
+
+
+ROWS = pa.table({"id": list(range(5000)), "text": ["中 é\n"] * 5000})
+
+
+def write(folder, file_format, compression, rows=ROWS):
+    sink = open_sink(folder, 3, rows.schema, file_format, compression)
+    for start in range(0, rows.num_rows, 700):
+        sink.add(rows.slice(start, 700))
+        assert not sink.path.exists()
+    sink.close()
+    assert [path.name for path in folder.iterdir()] == [sink.path.name]
+    return sink.path
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gzip", "none"])
+def test_parquet_has_several_row_groups(compression, tmp_path, monkeypatch):
+    monkeypatch.setattr(sinks, "ROW_GROUP_BYTES", 20_000)
+    path = write(tmp_path, "parquet", compression)
+    assert path.name == "part-00003.parquet"
+    metadata = pq.read_metadata(path)
+    assert metadata.num_row_groups > 3
+    kind = metadata.row_group(0).column(0).compression
+    assert kind == {"none": "UNCOMPRESSED"}.get(compression, compression.upper())
+    assert pq.read_table(path).equals(ROWS)
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+def test_lines_are_json_whatever_the_compression(compression, tmp_path, monkeypatch):
+    monkeypatch.setattr(sinks, "ROW_GROUP_BYTES", 20_000)
+    path = write(tmp_path, "jsonl", compression)
+    content = path.read_bytes()
+    if compression == "gzip":
+        content = gzip.decompress(content)
+    elif compression == "zstd":
+        content = pa.input_stream(str(path), compression="zstd").read()
+    assert [json.loads(line) for line in content.decode().splitlines()] == ROWS.to_pylist()
+
+
+def test_file_without_rows_has_its_columns(tmp_path):
+    path = write(tmp_path, "parquet", "zstd", ROWS.slice(0, 0))
+    assert pq.read_schema(path).names == ["id", "text"]
+
+
+def test_sink_that_was_cut_short_leaves_no_file_and_is_begun_again(tmp_path):
+    sink = open_sink(tmp_path, 3, ROWS.schema, "parquet", "zstd")
+    sink.add(ROWS)
+    sink.flush()
+    assert not sink.path.exists()
+    assert pq.read_table(write(tmp_path, "parquet", "zstd")).equals(ROWS)
+
+
+def test_output_is_moved_once_and_stays(tmp_path):
+    work = PartFolder(tmp_path / ".work")
+    made = work.root / "final" / "entities" / "lang=en"
+    made.mkdir(parents=True)
+    (made / "part-00000.parquet").touch()
+    expected = [str(tmp_path / "entities" / "lang=en" / "part-00000.parquet")]
+    assert move_output(work, tmp_path) == expected
+    assert move_output(work, tmp_path) == expected
+    assert not (tmp_path / "quarantine").exists()
+
+
+def test_part_file_knows_its_size(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    assert PartFile.of(path) == PartFile(str(path), 5)

@@ -1,0 +1,87 @@
+"""What a file holds, and what of it ends a job before it begins."""
+
+import json
+
+import pytest
+
+from pipelines.corpus.census import MAX_PARTITIONS, Census, FileCensus, check_bad_fraction, count_file
+from pipelines.corpus.formats.options import FormatOptions
+from pipelines.corpus.records import CorpusError
+from pipelines.ner.errors import UserErrors
+
+GOOD = FileCensus("a.jsonl", 99, 1, 1000, 3, False, ["a.jsonl:7: no_text"], ["lang"], [])
+
+
+def write(path, *lines):
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return str(path)
+
+
+def test_file_is_counted(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": "Ada", "lang": "en"}', "{", '{"text": "Oslo"}', '{"text": ""}')
+    found = count_file(path, FormatOptions(extra_columns=("lang", "year")), 5, ["lang"])
+    assert (found.num_records, found.num_rejected, found.num_characters, found.num_chunks) == (3, 1, 7, 2)
+    assert found.is_damaged is False
+    assert found.kept == ["lang"]
+    assert found.partitions == [["en"], ["null"]]
+    assert [entry.split(":")[2].strip() for entry in found.entries] == ["broken_json"]
+
+
+def test_damaged_file_is_counted_up_to_its_damage_and_the_damage_as_one(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": "Ada"}', *["{"] * 15, "\0")
+    found = count_file(path, FormatOptions(), 100)
+    assert (found.num_records, found.num_rejected, found.is_damaged) == (1, 16, True)
+    assert len(found.entries) == 11
+    assert "unreadable" in found.entries[-1]
+
+
+def test_census_adds_up_and_survives_json():
+    census = Census([GOOD, GOOD], ["lang"])
+    assert (census.num_records, census.num_rejected, census.num_documents, census.num_characters) == (198, 2, 200, 2000)
+    assert Census.from_dict(json.loads(json.dumps(census.to_dict()))) == census
+    census.check(0.01)
+
+
+def change(**fields):
+    return FileCensus(**{**GOOD.__dict__, **fields})
+
+
+def test_too_many_rejections_are_told_with_the_first_ten():
+    entries = [f"a.jsonl:{n}: no_text" for n in range(10)]
+    with pytest.raises(CorpusError) as caught:
+        Census([change(num_rejected=11, entries=entries), GOOD]).check(0.05)
+    assert str(caught.value).startswith("12 of 210 documents cannot be used:\n    a.jsonl:0: no_text\n")
+    assert "… and 2 more" in str(caught.value)
+    assert caught.value.value == "5.71%"
+
+
+def test_limit_itself_is_allowed():
+    check_bad_fraction(1, 100, [], 0.01)
+    with pytest.raises(CorpusError):
+        check_bad_fraction(2, 100, [], 0.01)
+
+
+def test_damaged_files_are_judged_by_their_share_of_the_files():
+    damaged = change(path="b.gz", is_damaged=True, entries=["b.gz: unreadable: cut short"])
+    with pytest.raises(CorpusError) as caught:
+        Census([GOOD, damaged]).check(0.4)
+    assert "1 of 2 files cannot be read to their end:\n    b.gz: unreadable: cut short" in str(caught.value)
+    Census([GOOD, damaged]).check(0.5)
+    Census([GOOD] * 100 + [damaged]).check(0.01)
+
+
+def test_no_documents_and_absent_columns_are_refused():
+    empty = change(num_records=0, num_rejected=0, entries=[], kept=[])
+    with pytest.raises(CorpusError, match="no documents"):
+        Census([empty], ["lang"]).check(0.5)
+    with pytest.raises(CorpusError, match="no document has a column `year`"):
+        Census([GOOD, empty], ["lang", "year"]).check(0.5)
+
+
+def test_several_mistakes_are_told_at_once():
+    many = [[str(n)] for n in range(MAX_PARTITIONS)]
+    Census([change(partitions=many)], ["lang"]).check(0.5)
+    with pytest.raises(UserErrors) as caught:
+        Census([change(partitions=many), change(partitions=[["one more"]])], ["lang", "year"]).check(0.5)
+    assert "too many partitions" in str(caught.value)
+    assert "`year`" in str(caught.value)
