@@ -1,12 +1,13 @@
 """Labelling speed: the engine and `rayner predict` against transformers' NER pipeline, and against the machine.
 
-    python -m benchmarks.predict [--data ../shared/data] [--model BUNDLE] [--job-factor 10]
+    python -m benchmarks.predict [--data ../shared/data] [--model BUNDLE]
 
 In one run, on the same texts and threads: the machine's matrix-product rate, the pipeline (batches of 32, fp32,
 `aggregation_strategy="first"`), every runtime of the engine, equality of their entities with fp32 PyTorch, the offline
-job on a corpus of a minute and on one ten times larger, with the memory of all its processes. Without `--model` the
-model is trained first, on WNUT-17 with the defaults. Writes `benchmarks/results/predict-DEVICE.json` and the table of
-README.md. Rates count the texts' own sub-tokens, without special tokens and padding.
+job on a corpus of a minute, and on two of which one is ten times larger, with the memory of all its processes.
+Without `--model` the model is trained first, on WNUT-17 with the defaults. Writes
+`benchmarks/results/predict-DEVICE.json` and the table of README.md. Rates count the texts' own sub-tokens, without
+special tokens and padding.
 """
 
 import argparse
@@ -34,7 +35,8 @@ ROUNDS = 3
 NUM_SENTENCES = 4000
 PIPELINE_SENTENCES = 1000
 NUM_CHARACTERS = 400_000
-JOB_CHARACTERS = 8_000_000
+JOB_CHARACTERS = {"minute": 8_000_000, "small": 2_500_000, "large": 25_000_000}
+"""One that takes a minute, to compare with the engine alone; two, one ten times the other, to compare their memory."""
 PEER = "pipeline"
 ENGINES = ("torch fp32", "torch bf16", "torch-compiled bf16", "openvino bf16", "packed fp32", "packed bf16")
 
@@ -44,7 +46,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--model", type=Path, help="a bundle; default: one is trained on WNUT-17")
-    parser.add_argument("--job-factor", type=int, default=10, help="size of the large corpus; 0: no offline job")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--render", action="store_true", help="run nothing; only put the table into README.md")
     arguments = parser.parse_args()
@@ -53,8 +54,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="predict-") as folder:
             model = arguments.model or train(arguments.data, Path(folder))
             results = measure_engine(model, arguments.data, arguments.device)
-            if arguments.job_factor:
-                results["job"] = measure_job(model, arguments.data, arguments.job_factor, Path(folder))
+            if arguments.device == "cpu":
+                results["job"] = measure_job(model, arguments.data, Path(folder))
         RESULTS.mkdir(exist_ok=True)
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     results = json.loads(path.read_text(encoding="utf-8"))
@@ -169,23 +170,22 @@ def measure_equality(expected: Sequence[Prediction], found: Sequence[Prediction]
     return sum(len(one & other) for one, other in pairs) / max(1, sum(len(one | other) for one, other in pairs))
 
 
-def measure_job(model: Path, data: Path, factor: int, folder: Path) -> dict[str, Any]:
-    """`rayner predict` on a corpus and on one `factor` times as large, with the engine in this process before it."""
+def measure_job(model: Path, data: Path, folder: Path) -> dict[str, Any]:
+    """`rayner predict` next to the engine alone on the same corpus, before and after it; and its memory by size."""
     sentences = read_sentences(data)
     results: dict[str, Any] = {}
-    for name, times in (("small", 1), ("large", factor)):
-        corpus = folder / f"{name}.jsonl"
-        write_jsonl(corpus, generate_documents(sentences, JOB_CHARACTERS * times, seed=1))
-        output = folder / f"{name}-entities"
+    for name, num_characters in JOB_CHARACTERS.items():
+        corpus, output = folder / f"{name}.jsonl", folder / f"{name}-entities"
+        write_jsonl(corpus, generate_documents(sentences, num_characters, seed=1))
         command = [sys.executable, "-m", "pipelines.predict", "--model", str(model), "--input", str(corpus)]
-        rates = [measure_in_process(model, corpus)] if name == "small" else []
+        rates = [measure_in_process(model, corpus)] if name == "minute" else []
         peak_mib, seconds = run_watched([*command, "--output_dir", str(output)])
-        rates += [measure_in_process(model, corpus)] if name == "small" else []
-        run = json.loads((output / "run.json").read_text(encoding="utf-8"))
-        results[name] = {"peak_memory_mib": peak_mib, "seconds": seconds, "bill": run["bill"]}
+        bill = json.loads((output / "run.json").read_text(encoding="utf-8"))["bill"]
+        results[name] = {"peak_memory_mib": peak_mib, "seconds": seconds, "bill": bill}
         if rates:
-            rate = run["bill"]["tokens_per_s"]
-            results[name] |= {"in_process_tokens_per_s": rates, "share_of_in_process": rate / statistics.mean(rates)}
+            rates.append(measure_in_process(model, corpus))
+            share = bill["tokens_per_s"] / statistics.mean(rates)
+            results[name] |= {"in_process_tokens_per_s": rates, "share_of_in_process": share}
     results["memory_growth"] = results["large"]["peak_memory_mib"] / results["small"]["peak_memory_mib"] - 1
     return results
 

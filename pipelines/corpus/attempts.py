@@ -27,7 +27,7 @@ class Attempts:
     path: Path
     run: str
     number: int = 0
-    """Of the present attempt, from 1."""
+    """Attempts that have begun."""
     index: int | None = None
     """The document in work."""
     deaths: dict[int, int] = field(default_factory=dict)
@@ -35,8 +35,13 @@ class Attempts:
 
     @property
     def is_careful(self) -> bool:
-        """Whether the chunk is to be labelled document by document."""
-        return self.number > MAX_CHUNK_ATTEMPTS
+        """Whether the next attempt, or the one that has begun, goes document by document."""
+        return self.number >= MAX_CHUNK_ATTEMPTS
+
+    def begin(self) -> None:
+        """Note one more attempt."""
+        self.number += 1
+        self._write()
 
     def is_deadly(self, index: int) -> bool:
         """Whether a document has been in work at too many deaths."""
@@ -58,8 +63,8 @@ class Attempts:
         staging.replace(self.path)
 
 
-def begin_attempt(folder: Path, chunk: str, run: str) -> Attempts:
-    """Note one more attempt at a chunk. Attempts of another run do not count: its driver may have been killed."""
+def read_attempts(folder: Path, chunk: str, run: str) -> Attempts:
+    """What is noted of a chunk. Attempts of another run do not count: its driver may have been killed."""
     attempts = Attempts(folder / chunk, run)
     if attempts.path.is_file():
         content = json.loads(attempts.path.read_text(encoding="utf-8"))
@@ -69,8 +74,6 @@ def begin_attempt(folder: Path, chunk: str, run: str) -> Attempts:
     if attempts.index is not None:  # the last attempt died over it
         attempts.deaths[attempts.index] = attempts.deaths.get(attempts.index, 0) + 1
         attempts.index = None
-    attempts.number += 1
-    attempts._write()
     return attempts
 
 

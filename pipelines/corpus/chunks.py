@@ -5,7 +5,6 @@ after a kill labels the same chunks as one that was left alone.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -48,7 +47,7 @@ def parse_chunk(chunk: str) -> tuple[int, int]:
 
 def read_items(path: str, reader: FormatOptions) -> Iterator[Item]:
     """The documents of a file, and an entry for each that is rejected; damage to the file itself is the last entry."""
-    if os.path.isfile(path) and not os.path.getsize(path):
+    if _is_empty(path):
         return  # as clusters write them where a task had no rows: nothing is lost with it
     try:
         for item in read_records(path, reader):
@@ -58,6 +57,14 @@ def read_items(path: str, reader: FormatOptions) -> Iterator[Item]:
         facts = [fact for fact in (error.what, error.where, error.value) if fact is not None and fact != path]
         detail = " ".join("; ".join(map(str, facts)).split())
         yield LedgerEntry(path, path, "rejected", UNREADABLE, detail)
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return not file.read(1)
+    except OSError:  # of which `read_records` tells more
+        return False
 
 
 def cut_chunks(items: Iterable[Item], max_characters: int) -> Iterator[list[Item]]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 
 from pipelines.corpus.agreement import LoadEngine, load_agreed
-from pipelines.corpus.attempts import ATTEMPTS_FOLDER, Attempts, begin_attempt, note_loading
+from pipelines.corpus.attempts import ATTEMPTS_FOLDER, Attempts, note_loading, read_attempts
 from pipelines.corpus.chunks import KEPT_PREFIX, unpack_chunk
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.inference import (
@@ -27,6 +27,7 @@ from pipelines.corpus.inference import (
 )
 from pipelines.corpus.parts import QUARANTINE_SCHEMA, ChunkCounts, PartFolder
 from pipelines.corpus.records import CorpusError
+from pipelines.corpus.turns import Meter, Turns
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.entities import Prediction
 from pipelines.ner.errors import UserError
@@ -63,7 +64,7 @@ Outcome = Prediction | Failure
 
 
 class ChunkLabeller:
-    """One engine in one actor; chunks in, their counts out.
+    """One engine in one actor; chunks in, their counts out. Threads may share it.
 
     Args:
         load: loads the engine; a document that it cannot label is quarantined, alone.
@@ -73,6 +74,7 @@ class ChunkLabeller:
         self.job = job
         self.parts = PartFolder(job.work)
         self.failure: Exception | None = None
+        self.turns, self.meter = Turns(), Meter()
         torch.set_num_interop_threads(1)
         try:
             self.engine = self._load(load)
@@ -112,10 +114,14 @@ class ChunkLabeller:
             return load_agreed(self.job.work, self.job.model, self.job.inference, self.job.plan, load)
 
     def _label(self, chunk: str, table: pa.Table) -> ChunkCounts:
-        attempts = begin_attempt(self.job.work / ATTEMPTS_FOLDER, chunk, self.job.run)
-        started, clock, cpu = time.time(), time.perf_counter(), time.process_time()
-        outcomes = self._find_outcomes(table, attempts)
+        attempts = read_attempts(self.job.work / ATTEMPTS_FOLDER, chunk, self.job.run)
+        is_careful = attempts.is_careful
+        with self.turns.take(alone=is_careful):  # what dies then, dies of the document that is noted
+            attempts.begin()
+            started, clock = time.time(), time.perf_counter()
+            outcomes = self._find_outcomes(table, attempts if is_careful else None)
         seconds = time.perf_counter() - clock
+        busy_seconds, cpu_seconds = self.meter.read(clock)
         counts = ChunkCounts(
             chunk=chunk,
             **_sum_outcomes(outcomes),
@@ -123,8 +129,9 @@ class ChunkLabeller:
             actor=f"{os.uname().nodename}:{os.getpid()}",
             started=started,
             seconds=seconds,
-            cpu_seconds=time.process_time() - cpu,
-            gpu_seconds=seconds * self.job.plan.num_gpus,
+            busy_seconds=busy_seconds,
+            cpu_seconds=cpu_seconds,
+            gpu_seconds=busy_seconds * self.job.plan.num_gpus,
             peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             engine={name: value for name, value in self.engine.describe().items() if name in ENGINE_FACTS},
         )
@@ -132,15 +139,15 @@ class ChunkLabeller:
         attempts.finish()
         return counts
 
-    def _find_outcomes(self, table: pa.Table, attempts: Attempts) -> list[Outcome]:
-        """What becomes of each document of a chunk."""
+    def _find_outcomes(self, table: pa.Table, attempts: Attempts | None) -> list[Outcome]:
+        """What becomes of each document of a chunk; with attempts given, carefully: document by document."""
         readable = table.filter(pc.is_null(table["reason"]))
         labelled = iter(self._predict(readable["text"].to_pylist(), readable["words"].to_pylist(), attempts))
         rejections = zip(table["reason"].to_pylist(), table["detail"].to_pylist(), strict=True)
         return [next(labelled) if reason is None else Failure(reason, detail) for reason, detail in rejections]
 
-    def _predict(self, texts: list[Any], words: list[Any], attempts: Attempts) -> Sequence[Outcome]:
-        if not attempts.is_careful:
+    def _predict(self, texts: list[Any], words: list[Any], attempts: Attempts | None) -> Sequence[Outcome]:
+        if attempts is None:
             try:
                 return label_documents(self.engine, texts, words)
             except UserError:
@@ -150,15 +157,16 @@ class ChunkLabeller:
                     return [_explain(error)]
         return self._predict_one_by_one(texts, words, attempts)
 
-    def _predict_one_by_one(self, texts: list[Any], words: list[Any], attempts: Attempts) -> list[Outcome]:
+    def _predict_one_by_one(self, texts: list[Any], words: list[Any], attempts: Attempts | None) -> list[Outcome]:
         outcomes: list[Outcome] = []
         failures: list[Exception] = []
         for index, (text, one) in enumerate(zip(texts, words, strict=True)):
-            if attempts.is_deadly(index):
+            if attempts is not None and attempts.is_deadly(index):
                 times = attempts.deaths[index]
                 outcomes.append(Failure(KILLS_WORKER, f"the worker died {times} times while it labelled this document"))
                 continue
-            attempts.note(index)
+            if attempts is not None:
+                attempts.note(index)
             try:
                 outcomes += label_documents(self.engine, [text], [one])
             except UserError:

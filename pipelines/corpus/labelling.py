@@ -18,6 +18,8 @@ from pipelines.corpus.parts import ChunkCounts
 from pipelines.corpus.reading import UNREADABLE
 from pipelines.corpus.records import CorpusError
 
+CHUNKS_PER_ACTOR = 2
+"""Chunks that an actor has in work: while one ends, the next begins, so that the engine always has something to do."""
 QUEUED_CHUNKS = 8
 """Chunks that may wait for an actor, if their characters take four bytes each; more of them where they take one."""
 ELASTIC_ACTORS = 64
@@ -81,9 +83,10 @@ def label_chunks(
 
 def _build_pool(plan: ActorPlan) -> ray.data.ActorPoolStrategy:
     """A fixed pool on this machine; on a cluster one that grows with it, and outlives the loss of its nodes."""
+    threads = {"max_concurrent_calls_per_actor": CHUNKS_PER_ACTOR, "enable_true_multi_threading": True}
     if not plan.is_elastic:
-        return ray.data.ActorPoolStrategy(size=plan.num_actors)
-    return ray.data.ActorPoolStrategy(min_size=1, max_size=plan.max_actors, initial_size=plan.num_actors)
+        return ray.data.ActorPoolStrategy(size=plan.num_actors, **threads)
+    return ray.data.ActorPoolStrategy(min_size=1, max_size=plan.max_actors, initial_size=plan.num_actors, **threads)
 
 
 @contextmanager

@@ -50,6 +50,9 @@ class ChunkCounts:
     started: float
     """Seconds since the epoch."""
     seconds: float
+    """From its beginning to its end."""
+    busy_seconds: float
+    """Those of them in which the actor had nothing else to account for: its chunks overlap."""
     cpu_seconds: float
     """CPU time of the actor's process."""
     gpu_seconds: float

@@ -102,7 +102,7 @@ class Bill:
         self.entities.update(part["entities"])
         self.cpu_seconds += part["cpu_seconds"]
         self.gpu_seconds += part["gpu_seconds"]
-        self.actor_seconds += part["seconds"]
+        self.actor_seconds += part["busy_seconds"]
         self.sessions[part["run"]].add(part)
         if part["engine"] not in self.engines:
             self.engines.append(part["engine"])

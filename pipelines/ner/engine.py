@@ -32,7 +32,6 @@ from pipelines.ner.runtimes.calibration import (
     Place,
     calibrate,
     find_cache,
-    fingerprint_weights,
     open_runtime,
 )
 from pipelines.ner.runtimes.runtime import PRECISIONS
@@ -84,10 +83,7 @@ class NerEngine:
         self.num_threads = num_threads or torch.get_num_threads()
         self.encoder, self.scheme, self.info = bundle.encoder, bundle.model.scheme, bundle.info
         self.decoder = Decoder(bundle.model.scheme, bundle.model.chain)
-        fingerprint = bundle.info.fingerprint
-        if not fingerprint and "auto" in (runtime, precision):
-            fingerprint = fingerprint_weights(bundle.model)
-        place = Place(bundle.model, bundle.encoder, fingerprint, self.device, self.num_threads, exports)
+        place = Place(bundle.model, bundle.encoder, self.device, self.num_threads, exports)
         self.figures: list[Figure] = []
         if "auto" in (runtime, precision):
             runtime, precision, self.figures = calibrate(runtime, precision, place)

@@ -129,8 +129,8 @@ def test_evaluate_repeats_the_scores_of_the_job_and_predict_labels_lines(job, tm
     (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     arguments = ("--model", folder / "bundle", "--input", tmp_path / "texts.txt", "--format", "jsonl", "--keep", "text")
     told = succeed("predict", *arguments, "--output_dir", tmp_path / "p")
-    assert "2 documents labelled, 0 rejected" in told
-    rows = [json.loads(line) for line in (tmp_path / "p" / "entities.jsonl").open(encoding="utf-8")]
+    assert "2 documents labelled, 0 quarantined" in told
+    rows = [json.loads(line) for line in (tmp_path / "p" / "entities" / "part-00000.jsonl").open(encoding="utf-8")]
     assert [row["text"] for row in rows] == texts
     for row in rows:
         assert all(row["text"][one["start"] : one["end"]] == one["text"] for one in row["entities"])

@@ -1,6 +1,6 @@
 """Which runtime is fastest for this model on this machine: measured in seconds, once, and remembered.
 
-Remembered in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`), by the model's fingerprint, the machine, the
+Remembered in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`), by a hash of the weights, the machine, the
 threads and the versions. A runtime whose emissions are not those of fp32 PyTorch, within `MAX_ERROR`, is never chosen.
 """
 
@@ -61,7 +61,6 @@ class Place:
 
     model: TokenClassifier
     encoder: Encoder
-    fingerprint: str
     device: torch.device
     num_threads: int
     cache: Path | None
@@ -111,7 +110,7 @@ def find_cache() -> Path:
 
 
 def fingerprint_weights(model: TokenClassifier) -> str:
-    """A hash of a model's architecture and weights, for one that was not saved as a bundle."""
+    """A hash of a model's architecture and weights, whatever else its bundle says: scores are added after training."""
     digest = hashlib.sha256(model.network.config.to_json_string().encode())
     for name, tensor in sorted(model.network.state_dict().items()):
         digest.update(name.encode())
@@ -205,7 +204,15 @@ def _build_sample(place: Place) -> list[Window]:
 
 def _hash_question(runtime: str, precision: str, place: Place) -> str:
     packages = {name: importlib.metadata.version(name) for name in ("torch", "openvino") if _is_installed(name)}
-    facts = [VERSION, runtime, precision, place.fingerprint, str(place.device), place.num_threads, packages]
+    facts = [
+        VERSION,
+        runtime,
+        precision,
+        fingerprint_weights(place.model),
+        str(place.device),
+        place.num_threads,
+        packages,
+    ]
     machine = [platform.machine(), platform.node(), os.cpu_count(), torch.backends.cpu.get_cpu_capability()]
     if place.device.type == "cuda":
         machine.append(torch.cuda.get_device_name(place.device))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.corpus.attempts import begin_attempt, note_loading
+from pipelines.corpus.attempts import note_loading, read_attempts
 from pipelines.corpus.parts import QUARANTINE_SCHEMA, ChunkCounts, PartFolder, read_quarantine
 
 COUNTS = ChunkCounts(
@@ -26,6 +26,7 @@ COUNTS = ChunkCounts(
     actor="host:1",
     started=1.5,
     seconds=0.25,
+    busy_seconds=0.25,
     cpu_seconds=0.5,
     gpu_seconds=0.0,
     peak_memory_mib=100,
@@ -115,32 +116,41 @@ def test_actor_that_outlives_its_job_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def begin(folder, chunk="chunk", run="run"):
+    attempts = read_attempts(folder, chunk, run)
+    attempts.begin()
+    return attempts
+
+
 def test_third_attempt_is_careful_and_second_death_over_a_document_is_enough(tmp_path):
-    assert [begin_attempt(tmp_path, "chunk", "run").is_careful for _ in range(2)] == [False, False]
-    third = begin_attempt(tmp_path, "chunk", "run")
+    for _ in range(2):
+        assert not read_attempts(tmp_path, "chunk", "run").is_careful
+        begin(tmp_path)
+    third = read_attempts(tmp_path, "chunk", "run")
     assert third.is_careful
+    third.begin()
     for index in range(5):
         assert not third.is_deadly(index)
         third.note(index)
-    fourth = begin_attempt(tmp_path, "chunk", "run")
+    fourth = begin(tmp_path)
     assert fourth.deaths == {4: 1}
     assert not fourth.is_deadly(4)
     fourth.note(4)
-    fifth = begin_attempt(tmp_path, "chunk", "run")
+    fifth = begin(tmp_path)
     assert (fifth.is_deadly(4), fifth.is_deadly(3)) == (True, False)
-    assert begin_attempt(tmp_path, "chunk", "run").deaths == {4: 2}, "a death between documents is nobody's fault"
+    assert begin(tmp_path).deaths == {4: 2}, "a death between documents is nobody's fault"
 
 
 def test_attempts_of_another_run_and_of_another_chunk_do_not_count(tmp_path):
     for _ in range(4):
-        begin_attempt(tmp_path, "chunk", "run").note(0)
-    assert begin_attempt(tmp_path, "other", "run").number == 1
-    fresh = begin_attempt(tmp_path, "chunk", "another run")
+        begin(tmp_path).note(0)
+    assert read_attempts(tmp_path, "other", "run").number == 0
+    fresh = begin(tmp_path, run="another run")
     assert (fresh.number, fresh.deaths) == (1, {})
 
 
 def test_finished_attempts_are_forgotten(tmp_path):
-    begin_attempt(tmp_path, "chunk", "run").finish()
+    begin(tmp_path).finish()
     assert list(tmp_path.iterdir()) == []
 
 

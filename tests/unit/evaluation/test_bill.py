@@ -24,6 +24,7 @@ def part(run="one", started=10.0, seconds=2.0, **changes):
         "actor": "host:1",
         "started": START + started,
         "seconds": seconds,
+        "busy_seconds": seconds,
         "cpu_seconds": 3.0,
         "gpu_seconds": 0.5,
         "peak_memory_mib": 700,
