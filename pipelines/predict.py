@@ -4,7 +4,6 @@ The input is counted, then labelled in chunks, each committed once; at the end t
 command goes on with what an interrupted run has done.
 """
 
-import resource
 import sys
 import time
 import uuid
@@ -38,6 +37,7 @@ from pipelines.job import (
     lock_folder,
     prepare_output_dir,
     progress_console,
+    read_peak_memory_mib,
     run_door,
     write_json,
 )
@@ -169,7 +169,7 @@ def _close(
     files: Sequence[str],
 ) -> None:
     """Write what tells of the job, the mark of success last, and say it."""
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    peak_mib = read_peak_memory_mib()
     result = bill.to_dict(time.time(), peak_mib, config.price_per_hour)
     fingerprints = {
         "model": settings["model"],
