@@ -75,6 +75,8 @@ class ChunkLabeller:
         self.parts = PartFolder(job.work)
         self.failure: Exception | None = None
         self.turns, self.meter = Turns(), Meter()
+        for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+            os.environ.setdefault(name, "32")  # by default 1,024 shapes, each with scratch memory: it grows for hours
         torch.set_num_interop_threads(1)
         try:
             self.engine = self._load(load)
