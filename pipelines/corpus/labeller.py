@@ -1,7 +1,9 @@
 """What an actor of the offline job does with a chunk: label its documents, commit the result, and say what it took."""
 
+import gc
 import os
 import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -35,6 +37,8 @@ from pipelines.ner.errors import UserError
 KILLS_WORKER, CANNOT_LABEL = "kills_worker", "cannot_label"
 QUARANTINE_TEXT_LIMIT = 10_000
 """Characters; a longer text is not repeated in the quarantine."""
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which Python code must let the threads go on that compute, and that only want to start a product."""
 ENGINE_FACTS = ("runtime", "precision", "device", "num_threads", "max_batch_tokens")
 
 
@@ -78,8 +82,10 @@ class ChunkLabeller:
         for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
             os.environ.setdefault(name, "32")  # by default 1,024 shapes, each with scratch memory: it grows for hours
         torch.set_num_interop_threads(1)
+        sys.setswitchinterval(SWITCH_INTERVAL)
         try:
             self.engine = self._load(load)
+            gc.freeze()  # what is loaded stays: no need to look through it time and again, while all threads wait
         except Exception as error:  # of what a constructor raises, Ray keeps no more than the text
             self.failure = error
 

@@ -38,6 +38,7 @@ from pipelines.ner.runtimes.runtime import PRECISIONS
 from pipelines.ner.words import split_words
 
 MAX_STREAMS = 32
+FIRST_GROUP_TOKENS = 8192
 GROUPS_AHEAD = 2
 """Groups of documents that are encoded before the oldest is decoded."""
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -89,7 +90,8 @@ class NerEngine:
             runtime, precision, self.figures = calibrate(runtime, precision, place)
         self.runtime = open_runtime(runtime, precision, place)
         self.max_batch_tokens = max_batch_tokens or self.runtime.batch_tokens
-        self.pool = _start_threads(self.num_threads if self.device.type == "cpu" else 2, self.num_threads)
+        self.pool = _start_threads("emissions", self.num_threads if self.device.type == "cpu" else 2, self.num_threads)
+        self.decoding = _start_threads("decoding", 1, 1)
 
     @classmethod
     def load(
@@ -188,7 +190,9 @@ class NerEngine:
     def _decode(
         self, group: list[EncodedDocument], batches: "_Batches"
     ) -> Iterator[tuple[EncodedDocument, list[Span]]]:
-        return zip(group, self.decoder.decode(self._collect(group, batches)), strict=True)
+        """Spans of a group; in a thread of its own, for a second one would wait for the cores that compute."""
+        spans = self.decoding.submit(lambda: self.decoder.decode(self._collect(group, batches)))
+        return zip(group, spans.result(), strict=True)
 
     def _submit(self, documents: Sequence[EncodedDocument]) -> "_Batches":
         windows = [window for document in documents for window in document.windows]
@@ -256,12 +260,12 @@ def _find_exports(model: Path, fingerprint: str) -> Path | None:
     return folder / fingerprint
 
 
-def _start_threads(num_streams: int, num_threads: int) -> ThreadPoolExecutor:
+def _start_threads(name: str, num_streams: int, num_threads: int) -> ThreadPoolExecutor:
     """Threads that each compute a batch with their share of the CPUs: one core each, up to `MAX_STREAMS` of them."""
     num_streams = min(num_streams, MAX_STREAMS)
     share = max(1, num_threads // num_streams)
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(num_streams, "emissions", initializer=torch.set_num_threads, initargs=(share,))
+    pool = ThreadPoolExecutor(num_streams, name, initializer=_limit_threads, initargs=(share,))
     barrier = Barrier(num_streams + 1)
     for _ in range(num_streams):
         pool.submit(barrier.wait)
@@ -270,19 +274,28 @@ def _start_threads(num_streams: int, num_threads: int) -> ThreadPoolExecutor:
     return pool
 
 
+def _limit_threads(num_threads: int) -> None:
+    """Of the calling thread. A thread takes the default at its first look at it, whatever was set before."""
+    torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY)
 
 
 def _group(encoded: Iterator[EncodedDocument], max_tokens: int) -> Iterator[list[EncodedDocument]]:
+    """Documents whose windows are sorted together: few at first, so that computing starts soon, then ever more."""
     group: list[EncodedDocument] = []
     num_tokens = 0
+    enough = min(FIRST_GROUP_TOKENS, max_tokens)
     for document in encoded:
         group.append(document)
         num_tokens += document.num_tokens
-        if num_tokens >= max_tokens:
+        if num_tokens >= enough:
             yield group
             group, num_tokens = [], 0
+            enough = min(4 * enough, max_tokens)
     if group:
         yield group
 

@@ -10,7 +10,7 @@ Shapes: N rows (sub-tokens and filling), H hidden size, h heads, d head size, b 
 K tags.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from math import e, log2
 from typing import Any
@@ -26,6 +26,7 @@ from pipelines.ner.runtimes.architectures import Architecture, Layer, read_archi
 from pipelines.ner.runtimes.runtime import PRECISIONS, RuntimeUnavailable
 
 ROW_MULTIPLE = 64
+MAX_WEIGHTS = 2**20
 ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "none": ("", lambda x: x),
     "gelu": ("none", F.gelu),
@@ -40,7 +41,7 @@ class PackedRuntime:
 
     name = "packed"
     batch_tokens = 2048
-    group_tokens = 65_536
+    group_tokens = 262_144
 
     def __init__(self, model: TokenClassifier, *, device: torch.device, precision: str, pad_id: int) -> None:
         found = read_architecture(model.network)
@@ -53,7 +54,7 @@ class PackedRuntime:
             )
         self.device, self.precision, self.pad_id = device, precision, pad_id
         if device.type != "cpu":
-            self.batch_tokens, self.group_tokens = 32_768, 262_144
+            self.batch_tokens = 32_768
         dtype = PRECISIONS[precision]
         self.shape = found
         self.embeddings = [table.to(device, dtype) for table in (found.word_table, found.position_table)]
@@ -72,9 +73,12 @@ class PackedRuntime:
             if self.project is not None:
                 x_NH = self.project(x_NH)
             attend = self._plan_attention(groups)
-            for layer in self.layers:
+            for layer in self.layers[:-1]:
                 x_NH = layer(x_NH, attend)
-            return F.linear(x_NH[places_W.to(self.device)].float(), *self.classifier).cpu()
+            filling = -len(places_W) % ROW_MULTIPLE
+            wanted_N = F.pad(places_W, (0, filling)).to(self.device)
+            x_WH = self.layers[-1](x_NH, attend, wanted_N)[: len(places_W)]
+            return F.linear(x_WH.float(), *self.classifier).cpu()
 
     def _plan_attention(self, groups: Groups) -> Callable[[Tensor], Tensor]:
         heads = self.shape.num_heads
@@ -115,8 +119,11 @@ class _PackedLayer:
         self.feed_out = _Linear(layer.feed_out, device, dtype)
         self.feed_norm = _Norm(layer.feed_norm, device, dtype)
 
-    def __call__(self, x_NH: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+    def __call__(self, x_NH: Tensor, attend: Callable[[Tensor], Tensor], wanted_M: Tensor | None = None) -> Tensor:
+        """The next layer's rows; with `wanted_M` only those, for nothing reads the others after the last layer."""
         context_NH = attend(self.attention_in(x_NH))
+        if wanted_M is not None:
+            context_NH, x_NH = context_NH[wanted_M], x_NH[wanted_M]
         x_NH = self.attention_norm(self.attention_out.add(context_NH, x_NH))
         return self.feed_norm(self.feed_out.add(self.feed_in(x_NH), x_NH))
 
@@ -171,16 +178,26 @@ def _attend_by_length(qkv_N3H: Tensor, groups: Groups, num_heads: int) -> Tensor
     num_rows, width = qkv_N3H.shape
     hidden = width // 3
     size = hidden // num_heads
-    context_NH = qkv_N3H.new_zeros(num_rows, hidden)
+    context_NH = qkv_N3H.new_empty(num_rows, hidden)
     at = 0
-    for count, length in groups:
+    for count, length in _limit(groups, MAX_WEIGHTS // num_heads):
         rows = slice(at, at + count * length)
         parts = qkv_N3H[rows].view(count, length, 3, num_heads, size).permute(2, 0, 3, 1, 4)
         q_bTd, k_bTd, v_bTd = parts.reshape(3, count * num_heads, length, size)
         attended = _attend(q_bTd, k_bTd, v_bTd).view(count, num_heads, length, size).transpose(1, 2)
         context_NH[rows].view(count, length, num_heads, size).copy_(attended)
         at = rows.stop
+    context_NH[at:] = 0
     return context_NH
+
+
+def _limit(groups: Groups, max_weights: int) -> Iterator[tuple[int, int]]:
+    """The groups cut into such as have few enough attention weights to stay in a core's cache."""
+    for count, length in groups:
+        most = max(1, max_weights // length**2)
+        while count > 0:
+            yield min(count, most), length
+            count -= most
 
 
 def _attend(q_bTd: Tensor, k_bTd: Tensor, v_bTd: Tensor) -> Tensor:
@@ -190,8 +207,8 @@ def _attend(q_bTd: Tensor, k_bTd: Tensor, v_bTd: Tensor) -> Tensor:
     keys_bdT = k_bTd.transpose(1, 2)
     weights_bTT = torch.baddbmm(nothing, q_bTd, keys_bdT, beta=0, alpha=scale * log2(e)).exp2_()
     totals_bT1 = weights_bTT.sum(dim=2, keepdim=True)
-    low, high = torch.aminmax(totals_bT1)
-    if float(low) > 2.0**-60 and float(high) < 2.0**100:
+    low, high = (float(total) for total in torch.aminmax(totals_bT1))
+    if low > 2.0**-100 and (high < 2.0**100 or high * float(v_bTd.abs().max()) < 2.0**126):
         return torch.bmm(weights_bTT, v_bTd).div_(totals_bT1)
     return torch.bmm((torch.bmm(q_bTd, keys_bdT) * scale).softmax(dim=2), v_bTd)
 

@@ -373,3 +373,14 @@ def test_a_checkpoint_gives_the_same_answer_from_a_copy_elsewhere(tiny_encoder, 
     expected = NerEngine.load(folder, **EXACT).predict(TEXTS[:4])
     shutil.copytree(folder, tmp_path / "copy")
     assert NerEngine.load(str(tmp_path / "copy"), **EXACT).predict(TEXTS[:4]) == expected
+
+
+def test_each_stream_computes_on_one_core(tiny_bundle):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        engine = NerEngine.load(tiny_bundle, **EXACT, num_threads=2)
+        assert {engine.pool.submit(torch.get_num_threads).result() for _ in range(4)} == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
