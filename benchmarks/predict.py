@@ -1,6 +1,6 @@
 """Labelling speed: the engine and `rayner predict` against transformers' NER pipeline, and against the machine.
 
-    python -m benchmarks.predict [--data ../shared/data] [--model BUNDLE]
+    python -m benchmarks.predict [--data ../shared/data] [--model BUNDLE] [--parts engine job]
 
 In one run, on the same texts and threads: the machine's matrix-product rate, the pipeline (batches of 32, fp32,
 `aggregation_strategy="first"`), every runtime of the engine, equality of their entities with fp32 PyTorch, the offline
@@ -47,14 +47,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--model", type=Path, help="a bundle; default: one is trained on WNUT-17")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--parts", nargs="+", default=["engine", "job"], choices=["engine", "job"])
     parser.add_argument("--render", action="store_true", help="run nothing; only put the table into README.md")
     arguments = parser.parse_args()
     path = RESULTS / f"predict-{arguments.device}.json"
     if not arguments.render:
         with tempfile.TemporaryDirectory(prefix="predict-") as folder:
             model = arguments.model or train(arguments.data, Path(folder))
-            results = measure_engine(model, arguments.data, arguments.device)
-            if arguments.device == "cpu":
+            results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            if "engine" in arguments.parts:
+                results |= measure_engine(model, arguments.data, arguments.device)
+            if "job" in arguments.parts and arguments.device == "cpu":
                 results["job"] = measure_job(model, arguments.data, Path(folder))
         RESULTS.mkdir(exist_ok=True)
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -163,7 +166,7 @@ def count_flop_per_token(model: Path) -> int:
 def measure_job(model: Path, data: Path, folder: Path) -> dict[str, Any]:
     """`rayner predict` next to the engine alone on the same corpus, before and after it; and its memory by size."""
     sentences = read_sentences(data)
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = {"git_revision": read_git_revision()}
     for name, num_characters in JOB_CHARACTERS.items():
         corpus, output = folder / f"{name}.jsonl", folder / f"{name}-entities"
         write_jsonl(corpus, generate_documents(sentences, num_characters, seed=1))

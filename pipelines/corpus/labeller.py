@@ -37,6 +37,8 @@ from pipelines.ner.errors import UserError
 KILLS_WORKER, CANNOT_LABEL = "kills_worker", "cannot_label"
 QUARANTINE_TEXT_LIMIT = 10_000
 """Characters; a longer text is not repeated in the quarantine."""
+KERNEL_CACHES = {"LRU_CACHE_CAPACITY": 32, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": 256}
+"""Shapes that ideep and oneDNN keep kernels for; by default 1,024, with scratch memory, which grows for hours."""
 SWITCH_INTERVAL = 0.0005
 """Seconds after which Python code must let the threads go on that compute, and that only want to start a product."""
 ENGINE_FACTS = ("runtime", "precision", "device", "num_threads", "max_batch_tokens")
@@ -79,8 +81,8 @@ class ChunkLabeller:
         self.parts = PartFolder(job.work)
         self.failure: Exception | None = None
         self.turns, self.meter = Turns(), Meter()
-        for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-            os.environ.setdefault(name, "32")  # by default 1,024 shapes, each with scratch memory: it grows for hours
+        for name, shapes in KERNEL_CACHES.items():
+            os.environ.setdefault(name, str(shapes))
         torch.set_num_interop_threads(1)
         sys.setswitchinterval(SWITCH_INTERVAL)
         try:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Lock
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ from pipelines.ner.words import split_words
 
 MAX_STREAMS = 32
 FIRST_GROUP_TOKENS = 8192
+"""So few, where no batch waits, so that computing starts soon."""
 GROUPS_AHEAD = 2
 """Groups of documents that are encoded before the oldest is decoded."""
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -92,6 +93,8 @@ class NerEngine:
         self.max_batch_tokens = max_batch_tokens or self.runtime.batch_tokens
         self.pool = _start_threads("emissions", self.num_threads if self.device.type == "cpu" else 2, self.num_threads)
         self.decoding = _start_threads("decoding", 1, 1)
+        self.lock = Lock()
+        self.num_waiting = 0
 
     @classmethod
     def load(
@@ -180,7 +183,8 @@ class NerEngine:
 
     def _predict_spans(self, encoded: Iterator[EncodedDocument]) -> Iterator[tuple[EncodedDocument, list[Span]]]:
         waiting: deque[tuple[list[EncodedDocument], _Batches]] = deque()
-        for group in _group(encoded, self.runtime.group_tokens):
+        most = self.runtime.group_tokens
+        for group in _group(encoded, most if self.num_waiting else min(FIRST_GROUP_TOKENS, most), most):
             waiting.append((group, self._submit(group)))
             if len(waiting) > GROUPS_AHEAD:
                 yield from self._decode(*waiting.popleft())
@@ -198,7 +202,9 @@ class NerEngine:
         windows = [window for document in documents for window in document.windows]
         lengths = [len(window.input_ids) for window in windows]
         batches = plan_batches(lengths, self.max_batch_tokens)
-        return [(batch, self.pool.submit(self._compute, [windows[index] for index in batch])) for batch in batches]
+        with self.lock:
+            self.num_waiting += len(batches)
+        return [(batch, self.pool.submit(self._run, [windows[index] for index in batch])) for batch in batches]
 
     def _collect(self, documents: Sequence[EncodedDocument], batches: "_Batches") -> list[Tensor]:
         num_words = [len(window.word_starts) for document in documents for window in document.windows]
@@ -213,6 +219,11 @@ class NerEngine:
             parts = [next(ready) for _ in document.windows]
             joined.append(parts[0] if len(parts) == 1 else torch.cat([empty, *parts]))
         return joined
+
+    def _run(self, windows: Sequence[Window]) -> Tensor:
+        with self.lock:
+            self.num_waiting -= 1
+        return self._compute(windows)
 
     def _compute(self, windows: Sequence[Window]) -> Tensor:
         """Emissions of a batch; where memory does not suffice, of its halves, and later batches are smaller too."""
@@ -284,11 +295,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY)
 
 
-def _group(encoded: Iterator[EncodedDocument], max_tokens: int) -> Iterator[list[EncodedDocument]]:
-    """Documents whose windows are sorted together: few at first, so that computing starts soon, then ever more."""
+def _group(encoded: Iterator[EncodedDocument], enough: int, max_tokens: int) -> Iterator[list[EncodedDocument]]:
+    """Documents whose windows are sorted together: `enough` sub-tokens at first, then ever more."""
     group: list[EncodedDocument] = []
     num_tokens = 0
-    enough = min(FIRST_GROUP_TOKENS, max_tokens)
     for document in encoded:
         group.append(document)
         num_tokens += document.num_tokens
