@@ -27,8 +27,8 @@ from benchmarks.equality import measure_equality
 from benchmarks.processes import run_watched
 from benchmarks.tables import README, put_table
 from benchmarks.texts import generate_documents, read_sentences, write_jsonl
-from pipelines.job import read_git_revision, read_versions
 from pipelines.ner.engine import NerEngine
+from pipelines.run_record import read_git_revision, read_versions
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 3

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n`rayner VERB --help` lists a verb's settings. For a first run: rayner train --config quickstart")
         return 0
     if verb == "--version":
-        from pipelines.job import read_versions
+        from pipelines.run_record import read_versions
 
         print(f"rayner {read_versions().get('rayner', 'from a checkout')}")
         return 0

@@ -13,9 +13,11 @@ from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.inference import ActorResources, InferenceConfig, plan_actors, predict_records
 from pipelines.corpus.reading import CorpusConfig, find_all_files, finish_records, read_corpus
 from pipelines.evaluation.report import EvaluationReport
-from pipelines.job import RunRecord, console, prepare_output_dir, render_next, run_door
+from pipelines.folders import prepare_output_dir
+from pipelines.job import console, render_next, run_door
 from pipelines.ner.bundle import hash_mention, load_bundle
 from pipelines.ner.errors import UserError, raise_all
+from pipelines.run_record import RunRecord
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_scores
 

@@ -1,38 +1,19 @@
-"""What every door shares: exit codes and messages, logging, terminal output, the run record."""
+"""What every door shares: exit codes and messages, logging, terminal output."""
 
-import dataclasses
 import errno
-import importlib.metadata
-import json
 import logging
 import os
-import platform
 import re
-import resource
-import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
 from pipelines.ner.errors import UserError
-from pipelines.settings import ConfigError as ConfigError
-from pipelines.settings import parse_settings
+from pipelines.settings import ConfigError, parse_settings
 
-RECORDED_PACKAGES = ("rayner", "ray", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
-RUN_FILE = "run.json"
-SETTINGS_FILE = "settings.json"
-SUCCESS_FILE = "_SUCCESS"
-LOCK_FILE = ".lock"
-MARKS = (RUN_FILE, SETTINGS_FILE, "shards.json", SUCCESS_FILE)
-"""Files by which a door's output is known."""
 UNWRITABLE = (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 RAY_NOTE = re.compile(r"\nFailed to .* after \d+/\d+ attempts .*", re.DOTALL)
 """What Ray Data writes at the end of any error in a worker: advice for programmers."""
@@ -132,192 +113,12 @@ def set_up_logging(debug: bool) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def prepare_output_dir(output_dir: str) -> Path:
-    """The absolute folder, made if it is not there. Raises ConfigError if it cannot be written."""
-    folder = Path(output_dir).expanduser().absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            "the output folder cannot be written",
-            where=str(folder),
-            rule="a folder that exists or can be made, with the right to write into it",
-            value=error.strerror,
-            remedy="give another `--output_dir`",
-        ) from error
-    return folder
-
-
 def warn_of_idle(settings: Sequence[str]) -> None:
     """Say on stderr which settings change nothing in this run."""
     for setting in settings:
         progress_console.print(f"[yellow]![/] {escape(setting)}")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    staging = path.with_name(f".{path.name}.partial")
-    staging.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    staging.replace(path)
-
-
-def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool) -> bool:
-    """Prepare a run folder for a run with these settings; whether a run with them is finished there already.
-
-    Raises ConfigError if the folder holds a run with other settings, or something else.
-    """
-    path = folder / SETTINGS_FILE
-    settings = json.loads(json.dumps(settings, default=str))
-    if fresh:
-        check_replaceable(folder)
-        for old in _list_content(folder):
-            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changes = [f"`{key}`: {old!r} then, {new!r} now" for key, old, new in _compare(before, settings)]
-        if changes:
-            raise ConfigError(
-                "the output folder holds a run with other settings",
-                where=str(folder),
-                rule="the same settings go on with that run",
-                value="; ".join(changes),
-                remedy="give another `--output_dir`, or start over with `--fresh`",
-            )
-        run = folder / RUN_FILE
-        return run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("status") == "done"
-    if _list_content(folder):
-        raise ConfigError(
-            "the output folder holds something else",
-            where=str(folder),
-            rule="a new or empty folder, or one of an interrupted run",
-            remedy="give another `--output_dir`",
-        )
-    write_json(path, settings)
-    return False
-
-
-def check_replaceable(folder: Path) -> None:
-    """Raise ConfigError for a folder with files in it that no door has written: `--fresh` removes only our own."""
-    if _list_content(folder) and not any((folder / mark).exists() for mark in MARKS):
-        raise ConfigError(
-            "the output folder holds something else",
-            where=str(folder),
-            rule="`--fresh` replaces only what an earlier run has written",
-            value=", ".join(sorted(path.name for path in _list_content(folder))[:5]),
-            remedy="give another `--output_dir`, or empty the folder yourself",
-        )
-
-
-def _list_content(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.name != LOCK_FILE]
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep an output folder to this process for the time of the block. Raises ConfigError if another one has it."""
-    lock = FileLock(folder / LOCK_FILE, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ConfigError(
-            "another run writes into the output folder",
-            where=str(folder),
-            rule="one run at a time",
-            remedy="wait for it, or give another `--output_dir`",
-        ) from error
-    try:
-        yield
-    finally:
-        (folder / LOCK_FILE).unlink(missing_ok=True)
-        lock.release()
-
-
-@contextmanager
-def leave_no_trace_of_mistakes(folder: Path, has_begun: Callable[[], bool]) -> Iterator[None]:
-    """If the run cannot begin: forget its settings, so that the mended command is not taken for another run."""
-    try:
-        yield
-    except Exception as error:
-        if find_mistake(error) is not None and not has_begun():
-            (folder / SETTINGS_FILE).unlink(missing_ok=True)
-            with suppress(OSError):
-                folder.rmdir()
-        raise
-
-
 def render_next(command: str) -> str:
     """The last line a door prints: what to run next, as rich markup."""
     return f"next:   [bold]{escape(command)}[/]"
-
-
-def _compare(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in [*before, *(key for key in now if key not in before)]:
-            yield from _compare(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else key)
-    elif before != now:
-        yield prefix, before, now
-
-
-class RunRecord:
-    """What a run did and used: `run.json`."""
-
-    def __init__(self, verb: str, config: Any) -> None:
-        self.started = time.time()
-        self.data: dict[str, Any] = {
-            "verb": verb,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "config": dataclasses.asdict(config),
-            "versions": {"python": platform.python_version()} | read_versions(),
-            "git_revision": read_git_revision(),
-            "machine": {"platform": platform.platform(), "cores": len(os.sched_getaffinity(0))},
-            "phases_s": {},
-        }
-
-    @contextmanager
-    def phase(self, name: str, message: str) -> Iterator[None]:
-        """Time a phase, and say on stderr that it runs."""
-        started = time.monotonic()
-        with progress_console.status(f"{message} …"):
-            yield
-        elapsed = time.monotonic() - started
-        self.data["phases_s"][name] = round(elapsed, 3)
-        progress_console.print(f"[green]✓[/] {message} [dim]{elapsed:.1f} s[/]")
-
-    def write(self, folder: Path, **facts: Any) -> None:
-        """Write `run.json`, with these facts added."""
-        used_mib = read_peak_memory_mib()
-        self.data |= {"seconds": round(time.time() - self.started, 3), "driver_peak_memory_mib": used_mib, **facts}
-        write_json(folder / RUN_FILE, self.data)
-
-
-def read_peak_memory_mib() -> int:
-    """The largest memory that this process has had. (`ru_maxrss` begins at that of the process that started it.)"""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.partition("VmHWM:")[2].split()[0]) // 1024
-    except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-def read_versions() -> dict[str, str]:
-    """Versions of the packages that decide what a run does."""
-    versions = {}
-    for name in RECORDED_PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # a checkout that is not installed has no version of its own
-    return versions
-
-
-def read_git_revision() -> str | None:
-    """The commit of the checkout that runs, `-dirty` if it was changed; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except OSError:
-        return None
-    return found.stdout.strip() or None if found.returncode == 0 else None

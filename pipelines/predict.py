@@ -28,20 +28,17 @@ from pipelines.corpus.offline import OfflineJob
 from pipelines.corpus.parts import ChunkCounts
 from pipelines.corpus.reading import find_all_files
 from pipelines.evaluation.bill import Bill, render_bill
-from pipelines.job import (
+from pipelines.folders import (
     SUCCESS_FILE,
-    RunRecord,
     check_resumable,
-    console,
     leave_no_trace_of_mistakes,
     lock_folder,
     prepare_output_dir,
-    progress_console,
-    read_peak_memory_mib,
-    run_door,
     write_json,
 )
+from pipelines.job import console, progress_console, run_door
 from pipelines.ner.errors import UserError, raise_all
+from pipelines.run_record import RunRecord, read_peak_memory_mib
 from pipelines.settings import ConfigError
 from pipelines.terminal import LabellingView
 

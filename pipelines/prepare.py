@@ -8,10 +8,12 @@ from pipelines.cluster import ClusterConfig, connect
 from pipelines.corpus.preparation import prepare_shards
 from pipelines.corpus.reading import CorpusConfig, find_all_files
 from pipelines.corpus.summary import SPLITS
-from pipelines.job import RunRecord, check_replaceable, console, prepare_output_dir, render_next, run_door, warn_of_idle
+from pipelines.folders import check_replaceable, prepare_output_dir
+from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import raise_all
 from pipelines.ner.model import ModelConfig
+from pipelines.run_record import RunRecord
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_shards
 

@@ -33,22 +33,14 @@ from pipelines.corpus.shards import (
 from pipelines.corpus.summary import SPLITS
 from pipelines.evaluation.curves import render_curves_svg
 from pipelines.evaluation.report import EvaluationReport
-from pipelines.job import (
-    RunRecord,
-    check_resumable,
-    console,
-    leave_no_trace_of_mistakes,
-    prepare_output_dir,
-    read_versions,
-    render_next,
-    run_door,
-    warn_of_idle,
-)
+from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, prepare_output_dir
+from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import Bundle, BundleInfo, annotate_bundle, hash_mention, save_bundle
 from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.encoding import Encoder, EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig, build_token_classifier
+from pipelines.run_record import RunRecord, read_versions
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
 from pipelines.training.history import read_metrics, summarize_usage, trace_dev_f1, trace_loss

@@ -14,7 +14,7 @@ import ray.data
 
 from pipelines.corpus.chunks import count_characters, cut_chunks, read_items, to_text
 from pipelines.corpus.formats.options import FormatOptions
-from pipelines.corpus.ledger import LedgerEntry
+from pipelines.corpus.ledger import LedgerEntry, check_bad_fraction
 from pipelines.corpus.reading import UNREADABLE
 from pipelines.corpus.records import CorpusError
 from pipelines.ner.errors import UserError, raise_all
@@ -108,6 +108,7 @@ class Census:
         check_bad_fraction(
             self.num_rejected,
             self.num_documents,
+            "documents",
             [entry for file in self.files for entry in file.entries][:SHOWN_ENTRIES],
             max_bad_fraction,
         )
@@ -121,22 +122,6 @@ class Census:
                 value=f"{len(damaged) / len(self.files):.2%}",
                 remedy="mend the files named above, or raise `max_bad_fraction` to go on without what is lost in them",
             )
-
-
-def check_bad_fraction(num_bad: int, num_documents: int, entries: Sequence[str], max_bad_fraction: float) -> None:
-    """Raise CorpusError if the share of documents that cannot be used is above the limit; it shows the entries."""
-    if num_bad <= max_bad_fraction * num_documents:
-        return
-    lines = [f"{num_bad:,} of {num_documents:,} documents cannot be used:"]
-    lines += [f"    {entry}" for entry in entries]
-    if num_bad > len(entries):
-        lines.append(f"    … and {num_bad - len(entries):,} more")
-    raise CorpusError(
-        "\n".join(lines),
-        rule=f"at most {max_bad_fraction:.2%} of the documents may be rejected (`max_bad_fraction`)",
-        value=f"{num_bad / num_documents:.2%}",
-        remedy="mend the documents named above, or raise `max_bad_fraction` to go on without them",
-    )
 
 
 def take_census(

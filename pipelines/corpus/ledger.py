@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -154,19 +154,8 @@ class Ledger:
     def check(self, max_bad_fraction: float) -> None:
         """Raise CorpusError if the share of rejected records is above the limit; the message shows the first ten."""
         counts = self.counts()
-        if counts.rejected <= max_bad_fraction * counts.total:
-            return
-        rejected = self.rejected()
-        lines = [f"{counts.rejected} of {counts.total} records cannot be used:"]
-        lines += [f"    {entry.render()}" for entry in rejected[:_SHOWN_ENTRIES]]
-        if len(rejected) > _SHOWN_ENTRIES:
-            lines.append(f"    … and {len(rejected) - _SHOWN_ENTRIES} more")
-        raise CorpusError(
-            "\n".join(lines),
-            rule=f"at most {max_bad_fraction:.2%} of the records may be rejected (`max_bad_fraction`)",
-            value=f"{counts.rejected / counts.total:.2%}",
-            remedy="mend the lines named above, or raise `max_bad_fraction` to go on without them",
-        )
+        shown = [entry.render() for entry in self.rejected()[:_SHOWN_ENTRIES]]
+        check_bad_fraction(counts.rejected, counts.total, "records", shown, max_bad_fraction)
 
     def render(self) -> str:
         """Totals in a few lines of text."""
@@ -178,3 +167,18 @@ class Ledger:
             reasons = Counter(entry.reason for entry in self.entries if entry.outcome == outcome)
             lines += [f"  {outcome} {reason}: {count:,}" for reason, count in reasons.most_common()]
         return "\n".join(lines)
+
+
+def check_bad_fraction(num_bad: int, total: int, noun: str, shown: Sequence[str], max_bad_fraction: float) -> None:
+    """Raise CorpusError if a larger share than the limit cannot be used; it shows these entries of the ledger."""
+    if num_bad <= max_bad_fraction * total:
+        return
+    lines = [f"{num_bad:,} of {total:,} {noun} cannot be used:", *(f"    {entry}" for entry in shown)]
+    if num_bad > len(shown):
+        lines.append(f"    … and {num_bad - len(shown):,} more")
+    raise CorpusError(
+        "\n".join(lines),
+        rule=f"at most {max_bad_fraction:.2%} of the {noun} may be rejected (`max_bad_fraction`)",
+        value=f"{num_bad / total:.2%}",
+        remedy=f"mend the {noun} named above, or raise `max_bad_fraction` to go on without them",
+    )

@@ -17,11 +17,12 @@ from pipelines.corpus.assembly import (
     move_output,
     unify_schemas,
 )
-from pipelines.corpus.census import SHOWN_ENTRIES, Census, check_bad_fraction
+from pipelines.corpus.census import SHOWN_ENTRIES, Census
 from pipelines.corpus.chunks import parse_chunk
 from pipelines.corpus.inference import load_engine
 from pipelines.corpus.labeller import LabellingJob
 from pipelines.corpus.labelling import label_chunks
+from pipelines.corpus.ledger import check_bad_fraction
 from pipelines.corpus.parts import QUARANTINE_SCHEMA, WORK_FOLDER, ChunkCounts, PartFolder, read_quarantine
 
 CENSUS_FILE = "census.json"
@@ -99,7 +100,9 @@ class OfflineJob:
             num_bad += counts.num_quarantined
             if num_bad > max_bad_fraction * self.census.num_documents:
                 entries = [f"{row['source']}: {row['reason']}: {row['detail']}" for row in self._read_bad(counts)]
-                check_bad_fraction(num_bad, self.census.num_documents, entries[:SHOWN_ENTRIES], max_bad_fraction)
+                check_bad_fraction(
+                    num_bad, self.census.num_documents, "documents", entries[:SHOWN_ENTRIES], max_bad_fraction
+                )
 
     def finish(self, spec: OutputSpec, add: Callable[[ChunkCounts], None]) -> list[str]:
         """Make the output of the parts, in the order of the input; returns its files.

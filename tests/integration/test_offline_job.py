@@ -14,7 +14,8 @@ from pipelines import predict
 from pipelines.corpus.formats.files import read_records
 from pipelines.corpus.formats.options import NO_COLUMN, FormatOptions
 from pipelines.corpus.inference import load_engine
-from pipelines.job import lock_folder, run_door
+from pipelines.folders import lock_folder
+from pipelines.job import run_door
 from pipelines.predict import PredictConfig
 from tests.conftest import make_bundle
 from tests.integration.engines import (

@@ -8,19 +8,11 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from pipelines.corpus.reading import CorpusConfig
-from pipelines.job import (
-    ConfigError,
-    RunRecord,
-    check_resumable,
-    find_mistake,
-    leave_no_trace_of_mistakes,
-    lock_folder,
-    prepare_output_dir,
-    run_door,
-    warn_of_idle,
-    write_json,
-)
+from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, lock_folder, prepare_output_dir, write_json
+from pipelines.job import find_mistake, run_door, warn_of_idle
 from pipelines.ner.errors import UserError, UserErrors
+from pipelines.run_record import RunRecord
+from pipelines.settings import ConfigError
 
 SETTINGS = {"corpus": {"train": ["a"], "dev": []}, "training": {"seed": 1, "rate": None}}
 

@@ -123,7 +123,7 @@ def _find(pattern: str) -> list[str]:
 def _find_by_glob(pattern: str) -> list[str]:
     """What a glob matches; of files, only those named like corpora if there are any (`folder/*`)."""
     found = sorted(glob.glob(pattern, recursive=True))
-    files = [path for path in found if os.path.isfile(path)]
+    files = [path for path in found if os.path.isfile(path) or not os.path.exists(path)]  # a link to nothing is told
     named = [path for path in files if is_corpus_name(os.path.basename(path))]
     folders = [path for path in found if os.path.isdir(path)]
     inside = [file for path in folders for file in ([path] if is_dataset(path) else _walk(path))]

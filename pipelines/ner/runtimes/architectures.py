@@ -1,12 +1,11 @@
-"""A model's weights under common names, whatever transformers calls them: for the packed runtime."""
+"""A model's parts under common names, whatever transformers calls them: for what computes them without padding."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-Parameters = tuple[Tensor, Tensor]
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 _BODIES = {
     "bert": "bert",
@@ -22,26 +21,36 @@ _BODIES = {
 class Layer:
     """One block: attention, add, norm, feed-forward, add, norm."""
 
-    query_key_value: tuple[Parameters, Parameters, Parameters]
-    attention_out: Parameters
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    attention_out: nn.Linear
     attention_norm: nn.LayerNorm
-    feed_in: Parameters
-    feed_out: Parameters
+    feed_in: nn.Linear
+    feed_out: nn.Linear
     feed_norm: nn.LayerNorm
+    weights_dropout: float
+    """Of the attention weights."""
+    attention_dropout: float
+    """Of what attention gives."""
+    feed_dropout: float
 
 
 @dataclass(frozen=True)
 class Architecture:
     """An encoder with absolute positions and norms after each block, and a linear classifier on it."""
 
-    word_table: Tensor
-    position_table: Tensor
-    """Embeddings of positions, that of the only token type added."""
+    words: nn.Embedding
+    positions: nn.Embedding
     first_position: int
+    types: nn.Embedding | None
+    """Of which only the first is used."""
     norm: nn.LayerNorm
-    projection: Parameters | None
+    dropout: float
+    projection: nn.Linear | None
     layers: list[Layer]
-    classifier: Parameters
+    classifier: nn.Linear
+    classifier_dropout: float
     num_heads: int
     activation: str
 
@@ -58,50 +67,53 @@ def read_architecture(network: Any) -> Architecture | None:
     if getattr(config, "is_decoder", False):
         return None
     embeddings = body.embeddings
-    positions = embeddings.position_embeddings.weight.detach().float()
-    if hasattr(embeddings, "token_type_embeddings"):
-        positions = positions + embeddings.token_type_embeddings.weight[0].detach().float()
-    projection = getattr(body, "embeddings_project", None)
-    distilled = config.model_type == "distilbert"
-    layers = map(_read_distilbert_layer, body.transformer.layer) if distilled else map(_read_layer, body.encoder.layer)
     return Architecture(
-        word_table=embeddings.word_embeddings.weight.detach(),
-        position_table=positions,
+        words=embeddings.word_embeddings,
+        positions=embeddings.position_embeddings,
         first_position=config.pad_token_id + 1 if _BODIES[config.model_type] == "roberta" else 0,
+        types=getattr(embeddings, "token_type_embeddings", None),
         norm=embeddings.LayerNorm,
-        projection=_read(projection) if projection is not None else None,
-        layers=list(layers),
-        classifier=(classifier.weight.detach().float(), _read(classifier)[1].float()),
+        dropout=embeddings.dropout.p,
+        projection=getattr(body, "embeddings_project", None),
+        layers=list(_read_distilbert(body) if config.model_type == "distilbert" else _read_bert(body)),
+        classifier=classifier,
+        classifier_dropout=network.dropout.p,
         num_heads=config.num_attention_heads,
         activation=activation,
     )
 
 
-def _read_layer(layer: Any) -> Layer:
-    attention = layer.attention
-    heads = attention.self
-    return Layer(
-        (_read(heads.query), _read(heads.key), _read(heads.value)),
-        _read(attention.output.dense),
-        attention.output.LayerNorm,
-        _read(layer.intermediate.dense),
-        _read(layer.output.dense),
-        layer.output.LayerNorm,
-    )
+def _read_bert(body: Any) -> Iterator[Layer]:
+    for layer in body.encoder.layer:
+        attention = layer.attention
+        yield Layer(
+            query=attention.self.query,
+            key=attention.self.key,
+            value=attention.self.value,
+            attention_out=attention.output.dense,
+            attention_norm=attention.output.LayerNorm,
+            feed_in=layer.intermediate.dense,
+            feed_out=layer.output.dense,
+            feed_norm=layer.output.LayerNorm,
+            weights_dropout=attention.self.dropout.p,
+            attention_dropout=attention.output.dropout.p,
+            feed_dropout=layer.output.dropout.p,
+        )
 
 
-def _read_distilbert_layer(layer: Any) -> Layer:
-    heads = layer.attention
-    return Layer(
-        (_read(heads.q_lin), _read(heads.k_lin), _read(heads.v_lin)),
-        _read(heads.out_lin),
-        layer.sa_layer_norm,
-        _read(layer.ffn.lin1),
-        _read(layer.ffn.lin2),
-        layer.output_layer_norm,
-    )
-
-
-def _read(linear: nn.Linear) -> Parameters:
-    bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
-    return linear.weight.detach(), bias.detach()
+def _read_distilbert(body: Any) -> Iterator[Layer]:
+    for layer in body.transformer.layer:
+        attention = layer.attention
+        yield Layer(
+            query=attention.q_lin,
+            key=attention.k_lin,
+            value=attention.v_lin,
+            attention_out=attention.out_lin,
+            attention_norm=layer.sa_layer_norm,
+            feed_in=layer.ffn.lin1,
+            feed_out=layer.ffn.lin2,
+            feed_norm=layer.output_layer_norm,
+            weights_dropout=attention.dropout.p,
+            attention_dropout=0.0,
+            feed_dropout=layer.ffn.dropout.p,
+        )

@@ -57,11 +57,11 @@ class PackedRuntime:
             self.batch_tokens = 32_768
         dtype = PRECISIONS[precision]
         self.shape = found
-        self.embeddings = [table.to(device, dtype) for table in (found.word_table, found.position_table)]
+        self.embeddings = [table.to(device, dtype) for table in _read_tables(found)]
         self.norm = _Norm(found.norm, device, dtype)
-        self.project = _Linear(found.projection, device, dtype) if found.projection is not None else None
-        self.layers = [_PackedLayer(layer, found, device, dtype) for layer in found.layers]
-        self.classifier = (found.classifier[0].to(device), found.classifier[1].to(device))  # in fp32: it is small
+        self.project = _Linear(_read(found.projection), device, dtype) if found.projection is not None else None
+        self.layers = [_PackedLayer(layer, found.activation, device, dtype) for layer in found.layers]
+        self.classifier = [part.to(device, torch.float32) for part in _read(found.classifier)]  # it is small
 
     def compute(self, windows: Sequence[Window]) -> Tensor:
         """See `Runtime`."""
@@ -110,13 +110,14 @@ def pack_windows(windows: Sequence[Window], pad_id: int, first_position: int) ->
 
 
 class _PackedLayer:
-    def __init__(self, layer: Layer, shape: Architecture, device: torch.device, dtype: torch.dtype) -> None:
-        weight, bias = (torch.cat(parts) for parts in zip(*layer.query_key_value, strict=True))
+    def __init__(self, layer: Layer, activation: str, device: torch.device, dtype: torch.dtype) -> None:
+        query_key_value = (_read(linear) for linear in (layer.query, layer.key, layer.value))
+        weight, bias = (torch.cat(parts) for parts in zip(*query_key_value, strict=True))
         self.attention_in = _Linear((weight, bias), device, dtype)
-        self.attention_out = _Linear(layer.attention_out, device, dtype)
+        self.attention_out = _Linear(_read(layer.attention_out), device, dtype)
         self.attention_norm = _Norm(layer.attention_norm, device, dtype)
-        self.feed_in = _Linear(layer.feed_in, device, dtype, shape.activation)
-        self.feed_out = _Linear(layer.feed_out, device, dtype)
+        self.feed_in = _Linear(_read(layer.feed_in), device, dtype, activation)
+        self.feed_out = _Linear(_read(layer.feed_out), device, dtype)
         self.feed_norm = _Norm(layer.feed_norm, device, dtype)
 
     def __call__(self, x_NH: Tensor, attend: Callable[[Tensor], Tensor], wanted_M: Tensor | None = None) -> Tensor:
@@ -171,6 +172,19 @@ class _Norm:
 def has_fused_linear() -> bool:
     """Whether this build of PyTorch has oneDNN's fused linear operators (what inductor's frozen graphs call)."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _read(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
+    return linear.weight.detach(), bias.detach()
+
+
+def _read_tables(found: Architecture) -> tuple[Tensor, Tensor]:
+    """The embeddings of words, and those of positions with that of the only token type added."""
+    positions = found.positions.weight.detach().float()
+    if found.types is not None:
+        positions = positions + found.types.weight[0].detach().float()
+    return found.words.weight.detach(), positions
 
 
 def _attend_by_length(qkv_N3H: Tensor, groups: Groups, num_heads: int) -> Tensor:

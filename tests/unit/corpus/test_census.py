@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from pipelines.corpus.census import MAX_PARTITIONS, Census, FileCensus, check_bad_fraction, count_file
+from pipelines.corpus.census import MAX_PARTITIONS, Census, FileCensus, count_file
 from pipelines.corpus.formats.options import FormatOptions
+from pipelines.corpus.ledger import check_bad_fraction
 from pipelines.corpus.records import CorpusError
 from pipelines.ner.errors import UserErrors
 
@@ -56,9 +57,9 @@ def test_too_many_rejections_are_told_with_the_first_ten():
 
 
 def test_limit_itself_is_allowed():
-    check_bad_fraction(1, 100, [], 0.01)
+    check_bad_fraction(1, 100, "documents", [], 0.01)
     with pytest.raises(CorpusError):
-        check_bad_fraction(2, 100, [], 0.01)
+        check_bad_fraction(2, 100, "documents", [], 0.01)
 
 
 def test_damaged_files_are_judged_by_their_share_of_the_files():

@@ -225,6 +225,13 @@ def test_find_files_takes_a_file_whose_name_looks_like_a_glob(folder):
     assert find_files(["a[1].conll"]) == ["a[1].conll"]
 
 
+def test_find_files_tells_of_a_link_that_leads_nowhere(folder):
+    write(folder / "a.conll", "x")
+    (folder / "b.conll").symlink_to("gone")
+    assert find_files(["*.conll"]) == ["a.conll", "b.conll"]
+    assert "No such file" in get_message(read_records, "b.conll")
+
+
 def test_find_files_resolves_the_home_folder(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     write(folder / "a.conll", "x")

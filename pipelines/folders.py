@@ -1,0 +1,138 @@
+"""Output folders: made, marked, locked, resumed or refused, and never half-written."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipelines.job import find_mistake
+from pipelines.settings import ConfigError
+
+RUN_FILE = "run.json"
+SETTINGS_FILE = "settings.json"
+SUCCESS_FILE = "_SUCCESS"
+LOCK_FILE = ".lock"
+MARKS = (RUN_FILE, SETTINGS_FILE, "shards.json", SUCCESS_FILE)
+"""Files by which a door's output is known."""
+
+
+def prepare_output_dir(output_dir: str) -> Path:
+    """The absolute folder, made if it is not there. Raises ConfigError if it cannot be written."""
+    folder = Path(output_dir).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            "the output folder cannot be written",
+            where=str(folder),
+            rule="a folder that exists or can be made, with the right to write into it",
+            value=error.strerror,
+            remedy="give another `--output_dir`",
+        ) from error
+    return folder
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    staging = path.with_name(f".{path.name}.partial")
+    staging.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    staging.replace(path)
+
+
+def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool) -> bool:
+    """Prepare a run folder for a run with these settings; whether a run with them is finished there already.
+
+    Raises ConfigError if the folder holds a run with other settings, or something else.
+    """
+    path = folder / SETTINGS_FILE
+    settings = json.loads(json.dumps(settings, default=str))
+    if fresh:
+        check_replaceable(folder)
+        for old in _list_content(folder):
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changes = [f"`{key}`: {old!r} then, {new!r} now" for key, old, new in _compare(before, settings)]
+        if changes:
+            raise ConfigError(
+                "the output folder holds a run with other settings",
+                where=str(folder),
+                rule="the same settings go on with that run",
+                value="; ".join(changes),
+                remedy="give another `--output_dir`, or start over with `--fresh`",
+            )
+        run = folder / RUN_FILE
+        return run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("status") == "done"
+    if _list_content(folder):
+        raise ConfigError(
+            "the output folder holds something else",
+            where=str(folder),
+            rule="a new or empty folder, or one of an interrupted run",
+            remedy="give another `--output_dir`",
+        )
+    write_json(path, settings)
+    return False
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise ConfigError for a folder with files in it that no door has written: `--fresh` removes only our own."""
+    if _list_content(folder) and not any((folder / mark).exists() for mark in MARKS):
+        raise ConfigError(
+            "the output folder holds something else",
+            where=str(folder),
+            rule="`--fresh` replaces only what an earlier run has written",
+            value=", ".join(sorted(path.name for path in _list_content(folder))[:5]),
+            remedy="give another `--output_dir`, or empty the folder yourself",
+        )
+
+
+def _list_content(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name != LOCK_FILE]
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep an output folder to this process for the time of the block. Raises ConfigError if another one has it."""
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            "another run writes into the output folder",
+            where=str(folder),
+            rule="one run at a time",
+            remedy="wait for it, or give another `--output_dir`",
+        ) from error
+    try:
+        yield
+    finally:
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def leave_no_trace_of_mistakes(folder: Path, has_begun: Callable[[], bool]) -> Iterator[None]:
+    """If the run cannot begin: forget its settings, so that the mended command is not taken for another run."""
+    try:
+        yield
+    except Exception as error:
+        if find_mistake(error) is not None and not has_begun():
+            (folder / SETTINGS_FILE).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _compare(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*before, *(key for key in now if key not in before)]:
+            yield from _compare(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else key)
+    elif before != now:
+        yield prefix, before, now
