@@ -33,10 +33,12 @@ FORBIDDEN = {
     "pipelines.compression": ({"ray"} | SPINE_HTTP, set()),
 }
 FRAME = {
-    "pipelines.__main__": {"pipelines.job"},
+    "pipelines.__main__": {"pipelines.job", "pipelines.run_record"},
     "pipelines.cluster": {"pipelines.ner"},
     "pipelines.settings": {"pipelines.ner"},
     "pipelines.job": {"pipelines.ner", "pipelines.settings"},
+    "pipelines.folders": {"pipelines.ner", "pipelines.settings", "pipelines.job"},
+    "pipelines.run_record": {"pipelines.ner", "pipelines.job", "pipelines.folders"},
     "pipelines.terminal": {"pipelines.ner", "pipelines.corpus", "pipelines.evaluation", "pipelines.job"},
 }
 VAGUE = re.compile(r"(^|_)(utils?|helpers?|common|misc|managers?)($|_)")
