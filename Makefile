@@ -33,9 +33,10 @@ format: $(STAMP)  ## put the code into its standard form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## quality on the real corpora and labelling speed (an hour); writes benchmarks/results
+bench: $(STAMP)  ## quality on the real corpora and speeds (over an hour); writes benchmarks/results
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.predict
+	$(BIN)/python -m benchmarks.train
 
 clean:          ## remove what was built, not what was trained
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -241,6 +241,7 @@ def _collect_facts(
             "workers": usage["num_workers"],
             "precision": usage["precision"],
             "sub-tokens per second": f"{usage['tokens_per_s']:,.0f}",
+            "time in steps": ", ".join(f"{name} {share:.0%}" for name, share in usage["shares"].items()),
             "peak memory of a worker": f"{usage['worker_peak_memory_mib']:,} MiB",
             "seed": config.training.seed,
         },
@@ -254,7 +255,13 @@ def _render_curves(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _find_problems(config: TrainConfig) -> list[UserError]:
+    contradictions = []
+    if config.model.head == "crf" and config.training.label_smoothing:
+        rule = "a CRF scores whole tag sequences; only a linear head has a loss for each word to smooth"
+        what, value = "two settings that contradict each other", "`model.head` crf, `training.label_smoothing` above 0"
+        contradictions = [ConfigError(what, rule=rule, value=value, remedy="leave one of them out")]
     return [
+        *contradictions,
         *config.corpus.find_problems(),
         *config.model.find_problems(),
         *config.training.find_problems(),

@@ -4,6 +4,7 @@ Rows are of kind `start` (a worker group began or resumed), `step`, and `epoch`;
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 def summarize_usage(rows: Sequence[Row]) -> dict[str, Any]:
-    """What training used: real sub-tokens, seconds in steps, sub-tokens per second, peak memory of a worker in MiB."""
+    """What training used: real sub-tokens, seconds in steps, sub-tokens per second, peak memory of a worker in MiB.
+
+    Also the shares of a step's parts: making batches, forward, backward, waiting for other workers, optimizer.
+    """
     steps = [row for row in rows if row["kind"] == "step"]
     seconds = sum(row["seconds"] for row in steps)
     tokens = sum(row["num_tokens"] for row in steps)
@@ -43,9 +47,18 @@ def summarize_usage(rows: Sequence[Row]) -> dict[str, Any]:
         "step_s": round(seconds, 3),
         "tokens_per_s": round(tokens / seconds, 1) if seconds else 0.0,
         "worker_peak_memory_mib": max((row.get("peak_memory_mib", 0) for row in rows), default=0),
+        "shares": _share_parts(steps),
         "num_workers": start.get("num_workers"),
         "precision": start.get("precision"),
     }
+
+
+def _share_parts(steps: Sequence[Row]) -> dict[str, float]:
+    """The share of each part in the time of all steps; none where no parts were measured."""
+    parts = Counter[str]()
+    for row in steps:
+        parts.update(row.get("parts_s", {}))
+    return {name: round(seconds / parts.total(), 4) for name, seconds in parts.items()}
 
 
 def trace_loss(rows: Sequence[Row]) -> list[tuple[float, float]]:

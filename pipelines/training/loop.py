@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from pipelines.ner.errors import UserError
 from pipelines.ner.model import TokenClassifier
 from pipelines.training.batches import BatchPlan, TrainingWindows
+from pipelines.training.forward import build_forward
 from pipelines.training.objective import sum_loss
-from pipelines.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
+from pipelines.training.optimizer import SCHEDULES, Optimizer, OptimizerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class TrainingConfig:
     """Stop after so many epochs without a better dev F1; default: never."""
     checkpoint_every_steps: int = 200
     """A checkpoint every so many steps, besides one after every epoch."""
+    label_smoothing: float = 0.0
+    """Share of a word's weight that is spread over all tags; not with a CRF."""
     seed: int = 1
     """Seeds the new head, the order of the batches, and dropout."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -60,6 +63,7 @@ class TrainingConfig:
             ("precision", self.precision, "one of " + ", ".join(PRECISIONS), self.precision in PRECISIONS),
             ("patience", self.patience, "at least 1", self.patience is None or self.patience >= 1),
             ("checkpoint_every_steps", self.checkpoint_every_steps, "at least 1", self.checkpoint_every_steps >= 1),
+            ("label_smoothing", self.label_smoothing, "0 ≤ share < 1", 0 <= self.label_smoothing < 1),
             ("seed", self.seed, "0 ≤ seed < 2³²", 0 <= self.seed < 2**32),
             *(
                 (f"optimizer.{name}", rate, "0 < rate ≤ 1", rate is None or 0 < rate <= 1)
@@ -67,6 +71,13 @@ class TrainingConfig:
                     ("learning_rate", optimizer.learning_rate),
                     ("head_learning_rate", optimizer.head_learning_rate),
                 )
+            ),
+            ("optimizer.layer_decay", optimizer.layer_decay, "0 < factor ≤ 1", 0 < optimizer.layer_decay <= 1),
+            (
+                "optimizer.schedule",
+                optimizer.schedule,
+                "one of " + ", ".join(SCHEDULES),
+                optimizer.schedule in SCHEDULES,
             ),
             ("optimizer.weight_decay", optimizer.weight_decay, "0 ≤ decay < ∞", 0 <= optimizer.weight_decay < math.inf),
             ("optimizer.warmup_fraction", optimizer.warmup_fraction, "0 to 1", 0 <= optimizer.warmup_fraction <= 1),
@@ -94,6 +105,27 @@ class TrainingState:
     model: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     best_model: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Stopwatch:
+    """The seconds of a step, and on a CPU of its parts: a GPU works on after a call has returned."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.has_parts = device.type == "cpu"
+        self.parts: dict[str, float] = {}
+        self.started = self.lapped = time.monotonic()
+
+    @property
+    def total(self) -> float:
+        """Seconds up to now."""
+        return time.monotonic() - self.started
+
+    def lap(self, name: str) -> None:
+        """The time since the last lap went into this part."""
+        now = time.monotonic()
+        if self.has_parts:
+            self.parts[name] = self.parts.get(name, 0.0) + now - self.lapped
+        self.lapped = now
 
 
 class Listener(Protocol):
@@ -175,12 +207,13 @@ class _Run:
         self.model = model.to(device)
         if state.model:
             self.model.load_state_dict(state.model)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
+        forward = build_forward(self.model, self.precision, device)
+        self.forward: nn.Module = forward
+        self.optimizer = Optimizer(self.model, config.optimizer, forward.sparse_table)
         if state.optimizer:
             self.optimizer.load_state_dict(state.optimizer)
-        self.wrapped: nn.Module = self.model
         if self.world_size > 1:
-            self.wrapped = nn.parallel.DistributedDataParallel(self.model)
+            self.forward = nn.parallel.DistributedDataParallel(self.forward)
 
     def train_all(self, evaluate: Callable[[], float]) -> None:
         """Train and score epoch by epoch until the last one, or until patience ends."""
@@ -223,15 +256,13 @@ class _Run:
         self.model.train()
         steps = self.plan.plan_epoch(state.epoch)
         for step in steps[state.epoch_step :]:
-            started = time.monotonic()
+            self.watch = Stopwatch(self.device)
             torch.manual_seed(hash((self.config.seed, state.step, self.rank)))
-            rate = set_learning_rate(self.optimizer, state.step, self.num_steps, self.config.optimizer.warmup_fraction)
             num_words = int(self.windows.num_words[step].sum())
             loss = self.compute_gradients(step, num_words)
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
+            rate, norm = self.optimizer.step(state.step, self.num_steps)
             self.check_finite(norm, step)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.watch.lap("optimizer")
             state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
             self.listener.on_step(
                 {
@@ -242,7 +273,8 @@ class _Run:
                     "gradient_norm": float(norm),
                     "num_tokens": int(self.windows.num_tokens[step].sum()),
                     "num_words": num_words,
-                    "seconds": time.monotonic() - started,
+                    "seconds": self.watch.total,
+                    "parts_s": self.watch.parts,
                 }
             )
             if state.step % self.config.checkpoint_every_steps == 0 and state.epoch_step < len(steps):
@@ -255,16 +287,19 @@ class _Run:
         for index, indices in enumerate(shares):
             weight = 1.0 if indices else 0.0  # an idle worker computes something and counts it as nothing
             batch = self.windows.collate(indices or [int(step[0])], self.pad_id).to(self.device)
+            self.watch.lap("batch")
             last = index == len(shares) - 1
-            if isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
-                self.wrapped.require_backward_grad_sync = last
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                emissions_BWK = self.wrapped(batch.input_ids_BT, batch.attention_mask_BT, batch.word_starts_BW)
-            loss = sum_loss(self.model, emissions_BWK, batch) * weight
+            if isinstance(self.forward, nn.parallel.DistributedDataParallel):
+                self.forward.require_backward_grad_sync = last
+            emissions_BWK = self.forward(batch)
+            loss = sum_loss(self.model, emissions_BWK, batch, self.config.label_smoothing) * weight
+            self.watch.lap("forward")
             (loss * (self.world_size / num_words)).backward()  # DDP averages over workers: undo it
+            self.watch.lap("backward")
             total += loss.detach()
         if self.world_size > 1:
             dist.all_reduce(total)
+            self.watch.lap("waiting")
         self.check_finite(total, step)
         return total.item() / num_words
 

@@ -12,8 +12,11 @@ from pipelines.ner.model import TokenClassifier
 from pipelines.training.batches import Batch
 
 
-def sum_loss(model: TokenClassifier, emissions_BWK: Tensor, batch: Batch) -> Tensor:
-    """The summed negative log-likelihood of a batch in nats, in float32; a CRF's is that of whole tag sequences."""
+def sum_loss(model: TokenClassifier, emissions_BWK: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+    """The summed negative log-likelihood of a batch in nats, in float32; a CRF's is that of whole tag sequences.
+
+    With label smoothing (Szegedy et al. 2016) that share of a word's weight is spread over all tags; a CRF has none.
+    """
     emissions_BWK = emissions_BWK.float()
     if model.crf is not None:
         log_likelihood_B = model.crf.log_likelihood(
@@ -22,4 +25,5 @@ def sum_loss(model: TokenClassifier, emissions_BWK: Tensor, batch: Batch) -> Ten
         return -log_likelihood_B.sum()
     words = torch.arange(batch.tag_ids_BW.shape[1], device=batch.lengths_B.device)
     is_word_BW = words < batch.lengths_B[:, None]
-    return functional.cross_entropy(emissions_BWK[is_word_BW], batch.tag_ids_BW[is_word_BW], reduction="sum")
+    emissions_VK, tag_ids_V = emissions_BWK[is_word_BW], batch.tag_ids_BW[is_word_BW]
+    return functional.cross_entropy(emissions_VK, tag_ids_V, reduction="sum", label_smoothing=label_smoothing)

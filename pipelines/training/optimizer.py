@@ -1,10 +1,18 @@
 """AdamW in parameter groups, and the learning rate as a function of the step."""
 
+import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from pipelines.ner.model import TokenClassifier
+
+SCHEDULES = ("linear", "cosine", "constant")
+_LAYER = re.compile(r"\.layers?\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -16,10 +24,15 @@ class OptimizerConfig:
     2e-5 above."""
     head_learning_rate: float | None = None
     """Peak learning rate of the head; default: the encoder's for a linear head, 10 times the encoder's with a CRF."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer of the encoder to the one below, the embeddings last (Clark et al.
+    2020, ELECTRA); 1 for none."""
+    schedule: str = "linear"
+    """The learning rate after the warm-up: linear or cosine to zero (Loshchilov and Hutter 2017), or constant."""
     weight_decay: float = 0.01
     """AdamW's decay; not applied to biases and norms."""
     warmup_fraction: float = 0.1
-    """Share of all steps in which the learning rate rises from zero; then it falls linearly to zero."""
+    """Share of all steps in which the learning rate rises from zero."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
 
@@ -32,31 +45,86 @@ def choose_learning_rate(hidden_size: int) -> float:
     return 2e-5
 
 
-def build_optimizer(model: TokenClassifier, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW whose groups keep their peak learning rate as `peak_lr`."""
+class Optimizer:
+    """AdamW (Loshchilov and Hutter 2019), and for a table of which a step touches few rows Adam on those rows alone.
+
+    The latter, PyTorch's `SparseAdam`, leaves the other rows, their moments too, as they are; it has no weight decay.
+    """
+
+    def __init__(self, model: TokenClassifier, config: OptimizerConfig, sparse: nn.Parameter | None = None) -> None:
+        self.config = config
+        groups = _group_parameters(model, config)
+        tables = [group | {"params": [sparse]} for group in groups if any(one is sparse for one in group["params"])]
+        for group in groups:
+            group["params"] = [one for one in group["params"] if one is not sparse]
+        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, fused=True)]
+        if tables:
+            self.parts.append(torch.optim.SparseAdam(tables))
+
+    def step(self, step: int, num_steps: int) -> tuple[float, Tensor]:
+        """Move the weights by their gradients, and forget those; returns the largest learning rate and their norm.
+
+        Raises nothing for gradients that are not finite: the norm tells, and the weights stay as they are.
+        """
+        groups = [group for part in self.parts for group in part.param_groups]
+        norm = clip_gradients([one for group in groups for one in group["params"]], self.config.max_grad_norm)
+        factor = find_rate_factor(step, num_steps, self.config.warmup_fraction, self.config.schedule)
+        for group in groups:
+            group["lr"] = group["peak_lr"] * factor
+        if torch.isfinite(norm):
+            for part in self.parts:
+                part.step()
+                part.zero_grad(set_to_none=True)
+        return max(group["lr"] for group in groups), norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments and steps."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        for part, one in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(one)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale gradients, sparse ones too, down to a norm over all of them; returns what it was."""
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            gradients.append(parameter.grad._values())
+        elif parameter.grad is not None:
+            gradients.append(parameter.grad)
+    norm = nn.utils.get_total_norm(gradients)
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, factor)
+    return norm
+
+
+def find_rate_factor(step: int, num_steps: int, warmup_fraction: float, schedule: str) -> float:
+    """The share of the peak learning rate at a step (from 0): up in a line, then as the schedule has it."""
+    warmup = max(1, round(num_steps * warmup_fraction))
+    left = (num_steps - step) / max(1, num_steps - warmup)
+    after = {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2, "constant": 1.0}[schedule]
+    return max(0.0, (step + 1) / warmup if step < warmup else after)
+
+
+def _group_parameters(model: TokenClassifier, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Groups of parameters with one peak learning rate, kept as `peak_lr`, and one decay."""
     rate = config.learning_rate or choose_learning_rate(model.network.config.hidden_size)
     head_rate = config.head_learning_rate or (rate * 10 if model.crf is not None else rate)
+    num_layers = model.network.config.num_hidden_layers
     encoder_prefix = f"network.{model.network.base_model_prefix}."
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            peak = rate if name.startswith(encoder_prefix) else head_rate
+            layer = _LAYER.search(name)
+            depth = num_layers - 1 - int(layer[1]) if layer else num_layers
+            peak = rate * config.layer_decay**depth if name.startswith(encoder_prefix) else head_rate
             decay = config.weight_decay if parameter.ndim > 1 and not name.startswith("crf.") else 0.0
             groups.setdefault((peak, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": decay}
-            for (peak, decay), parameters in groups.items()
-        ],
-        fused=True,
-    )
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, num_steps: int, warmup_fraction: float) -> float:
-    """Set every group's learning rate for a step (from 0); returns the largest."""
-    warmup = max(1, round(num_steps * warmup_fraction))
-    factor = min((step + 1) / warmup, (num_steps - step) / max(1, num_steps - warmup))
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * max(0.0, factor)
-    rates: list[float] = [group["lr"] for group in optimizer.param_groups]
-    return max(rates)
+    return [
+        {"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": decay}
+        for (peak, decay), parameters in groups.items()
+    ]

@@ -217,6 +217,12 @@ def test_several_values_out_of_range_are_told_at_once(refuse):
     refusal.check("3 mistakes", "no model is given", "no corpus is given", "fraction")
 
 
+def test_settings_that_contradict_each_other_are_refused(refuse, write):
+    arguments = ("--corpus.train", write("a.conll", GOOD), "--model.head", "crf")
+    refusal = refuse("train", *arguments, "--training.label_smoothing", 0.1)
+    refusal.check("contradict", "`model.head` crf", "`training.label_smoothing`", "leave one of them out")
+
+
 def test_output_folder_below_a_file_is_refused(refuse, write, bundle):
     file = write("file", "")
     corpus = write("a.conll", GOOD)

@@ -43,6 +43,12 @@ def test_usage_counts_real_tokens_over_the_time_in_steps():
     assert summarize_usage([])["tokens_per_s"] == 0.0
 
 
+def test_usage_shares_a_steps_time_among_its_parts():
+    rows = [step(1) | {"parts_s": {"forward": 0.1, "backward": 0.2}}, step(2) | {"parts_s": {"backward": 0.1}}, step(3)]
+    assert summarize_usage(rows)["shares"] == {"forward": 0.25, "backward": 0.75}
+    assert summarize_usage([step(1)])["shares"] == {}
+
+
 def test_the_loss_curve_is_averaged_to_about_a_hundred_points():
     rows = [step(number, float(number % 2)) for number in range(1, 1001)]
     curve = trace_loss(rows)

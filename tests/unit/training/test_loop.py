@@ -41,6 +41,9 @@ def test_steps_tell_what_they_did(training_room, tiny_encoder):
         assert sum(step["num_words"] for step in steps) == windows.num_words.sum()
         assert sum(step["num_tokens"] for step in steps) == windows.num_tokens.sum()
     assert [(row["epoch"], row["dev_f1"]) for row in told.epochs] == [(1, 0.5), (2, 0.5)]
+    for row in told.steps:
+        assert set(row["parts_s"]) == {"batch", "forward", "backward", "optimizer"}
+        assert 0.5 * row["seconds"] < sum(row["parts_s"].values()) <= row["seconds"]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -194,7 +197,13 @@ def test_precision_is_taken_as_given_and_auto_is_resolved():
 
 def test_find_problems_lists_every_bad_value_at_once():
     optimizer = OptimizerConfig(
-        learning_rate=0.0, head_learning_rate=2.0, weight_decay=-0.1, warmup_fraction=1.5, max_grad_norm=0.0
+        learning_rate=0.0,
+        head_learning_rate=2.0,
+        layer_decay=0.0,
+        schedule="steps",
+        weight_decay=-0.1,
+        warmup_fraction=1.5,
+        max_grad_norm=0.0,
     )
     config = TrainingConfig(
         num_epochs=0,
@@ -203,6 +212,7 @@ def test_find_problems_lists_every_bad_value_at_once():
         precision="fp8",
         patience=0,
         checkpoint_every_steps=0,
+        label_smoothing=1.0,
         seed=-1,
         optimizer=optimizer,
     )

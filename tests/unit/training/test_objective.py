@@ -49,6 +49,18 @@ def test_linear_loss_is_the_hugging_face_loss_times_the_words(training_room, tin
     torch.testing.assert_close(loss, output.loss * batch.lengths_B.sum(), rtol=1e-5, atol=1e-5)
 
 
+def test_label_smoothing_spreads_its_share_over_all_tags(training_room, tiny_encoder):
+    model = build(training_room, tiny_encoder, "linear")
+    batch = TrainingWindows(training_room.make_table(7)).collate(range(7), pad_id=0)
+    emissions_BWK = compute_emissions(model, batch).detach()
+    log_p = emissions_BWK.log_softmax(dim=2)
+    expected = 0.0
+    for row, length in enumerate(batch.lengths_B.tolist()):
+        gold_W = log_p[row, torch.arange(length), batch.tag_ids_BW[row, :length]]
+        expected -= float((0.8 * gold_W + 0.2 * log_p[row, :length].mean(dim=1)).sum())
+    assert float(sum_loss(model, emissions_BWK, batch, 0.2)) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("scheme_name", ["BIO", "BIOES"])
 def test_crf_loss_equals_brute_force_over_all_tag_sequences(scheme_name):
     scheme = LabelScheme.from_labels(["PER", "X"] if scheme_name == "BIO" else ["PER"], scheme_name)

@@ -3,28 +3,28 @@
 import pytest
 import torch
 
-from pipelines.training.optimizer import OptimizerConfig, build_optimizer, choose_learning_rate, set_learning_rate
+from pipelines.training.optimizer import (
+    SCHEDULES,
+    Optimizer,
+    OptimizerConfig,
+    choose_learning_rate,
+    clip_gradients,
+    find_rate_factor,
+)
 
 
-def schedule(num_steps, warmup_fraction, peaks=(1.0,)):
-    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in peaks]
-    groups = [{"params": [one], "peak_lr": peak} for one, peak in zip(parameters, peaks, strict=True)]
-    optimizer = torch.optim.AdamW(groups)
-    for step in range(num_steps):
-        yield (
-            set_learning_rate(optimizer, step, num_steps, warmup_fraction),
-            [group["lr"] for group in optimizer.param_groups],
-        )
+def list_groups(optimizer):
+    return [group for part in optimizer.parts for group in part.param_groups]
 
 
 def group_of(optimizer, parameter):
-    found = [group for group in optimizer.param_groups if any(one is parameter for one in group["params"])]
+    found = [group for group in list_groups(optimizer) if any(one is parameter for one in group["params"])]
     assert len(found) == 1
     return found[0]
 
 
 def test_learning_rate_rises_over_the_warmup_and_falls_linearly_to_zero():
-    rates = [rate for rate, _ in schedule(100, 0.1)]
+    rates = [find_rate_factor(step, 100, 0.1, "linear") for step in range(100)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert rates[10:] == pytest.approx([(100 - step) / 90 for step in range(10, 100)])
     assert max(rates) == 1.0
@@ -32,16 +32,86 @@ def test_learning_rate_rises_over_the_warmup_and_falls_linearly_to_zero():
 
 @pytest.mark.parametrize("warmup_fraction", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("num_steps", [1, 2, 7])
-def test_learning_rate_is_positive_and_at_most_its_peak_in_the_shortest_runs(num_steps, warmup_fraction):
-    rates = [rate for rate, _ in schedule(num_steps, warmup_fraction)]
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_learning_rate_is_positive_and_at_most_its_peak_in_the_shortest_runs(schedule, num_steps, warmup_fraction):
+    rates = [find_rate_factor(step, num_steps, warmup_fraction, schedule) for step in range(num_steps)]
     assert all(0 < rate <= 1 for rate in rates)
     assert max(rates) == 1.0
 
 
-def test_learning_rate_scales_every_group_by_its_own_peak():
-    for rate, (small, large) in schedule(20, 0.1, peaks=(1e-4, 1e-3)):
-        assert large == pytest.approx(10 * small)
-        assert rate == large
+def test_cosine_falls_late_and_constant_never():
+    cosine = [find_rate_factor(step, 100, 0.1, "cosine") for step in range(10, 100)]
+    linear = [find_rate_factor(step, 100, 0.1, "linear") for step in range(10, 100)]
+    assert cosine == sorted(cosine, reverse=True)
+    assert cosine[20] > linear[20] + 0.05
+    assert cosine[70] < linear[70] - 0.05
+    assert (cosine[0], cosine[45]) == pytest.approx((1.0, 0.5))
+    assert {find_rate_factor(step, 100, 0.1, "constant") for step in range(10, 100)} == {1.0}
+
+
+def test_layer_decay_slows_each_layer_more_than_the_one_above(training_room, tiny_encoder):
+    model = training_room.build_model(tiny_encoder, "linear")
+    optimizer = Optimizer(model, OptimizerConfig(learning_rate=1e-3, layer_decay=0.5))
+    bert = model.network.bert
+    layers = bert.encoder.layer
+    assert len(layers) == 2
+    peaks = [group_of(optimizer, layer.output.dense.weight)["peak_lr"] for layer in layers]
+    assert peaks == pytest.approx([5e-4, 1e-3])
+    assert group_of(optimizer, bert.embeddings.word_embeddings.weight)["peak_lr"] == pytest.approx(2.5e-4)
+    assert group_of(optimizer, model.network.classifier.weight)["peak_lr"] == pytest.approx(1e-3)
+
+
+def test_a_step_scales_every_group_by_its_own_peak_and_forgets_the_gradients(training_room, tiny_encoder):
+    model = training_room.build_model(tiny_encoder, "linear")
+    optimizer = Optimizer(model, OptimizerConfig(learning_rate=1e-4, head_learning_rate=1e-3))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    rate, norm = optimizer.step(0, 20)
+    assert rate == pytest.approx(1e-3 * find_rate_factor(0, 20, 0.1, "linear"))
+    assert norm == pytest.approx(sum(one.numel() for one in model.parameters()) ** 0.5, rel=1e-4)
+    assert {group["lr"] / group["peak_lr"] for group in list_groups(optimizer)} == {
+        find_rate_factor(0, 20, 0.1, "linear")
+    }
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_gradients_that_are_not_finite_move_nothing(training_room, tiny_encoder):
+    model = training_room.build_model(tiny_encoder, "linear")
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    _, norm = Optimizer(model, OptimizerConfig()).step(0, 20)
+    assert not torch.isfinite(norm)
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+
+
+def test_a_sparse_table_moves_where_its_gradient_is_and_nowhere_else():
+    table = torch.nn.Embedding(10, 4, sparse=True)
+    dense = torch.nn.Linear(4, 1)
+    dense(table(torch.tensor([2, 2, 7]))).sum().backward()
+    norm = clip_gradients([table.weight, *dense.parameters()], 1e-3)
+    copied = [table.weight.grad.to_dense(), dense.weight.grad, dense.bias.grad]
+    assert torch.stack([one.norm() for one in copied]).norm() == pytest.approx(1e-3, rel=1e-3)
+    assert norm > 1
+
+
+def test_the_table_given_as_sparse_has_an_adam_of_its_own(training_room, tiny_encoder):
+    model = training_room.build_model(tiny_encoder, "linear")
+    words = model.network.bert.embeddings.word_embeddings
+    words.sparse = True
+    optimizer = Optimizer(model, OptimizerConfig(), words.weight)
+    before = words.weight.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    words.weight.grad = None
+    words(torch.tensor([3, 5])).sum().backward()
+    optimizer.step(0, 1)
+    moved = (words.weight != before).any(dim=1).nonzero().flatten().tolist()
+    assert moved == [3, 5]
+    assert group_of(optimizer, words.weight)["peak_lr"] == choose_learning_rate(128)
+    again = Optimizer(model, OptimizerConfig(), words.weight)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.state_dict()["parts"][1]["state"][0]["step"] == 1
 
 
 @pytest.mark.parametrize(
@@ -54,15 +124,15 @@ def test_default_learning_rate_falls_with_the_hidden_size(hidden_size, rate):
 def test_each_trainable_parameter_is_in_exactly_one_group_and_frozen_ones_in_none(training_room, tiny_encoder, head):
     model = training_room.build_model(tiny_encoder, head)
     frozen = model.network.bert.embeddings.word_embeddings.weight.requires_grad_(False)
-    optimizer = build_optimizer(model, OptimizerConfig())
-    listed = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    optimizer = Optimizer(model, OptimizerConfig())
+    listed = [id(parameter) for group in list_groups(optimizer) for parameter in group["params"]]
     assert sorted(listed) == sorted(id(one) for one in model.parameters() if one.requires_grad)
     assert id(frozen) not in listed
 
 
 def test_head_and_crf_have_the_heads_learning_rate_and_the_encoder_its_own(training_room, tiny_encoder, head):
     model = training_room.build_model(tiny_encoder, head)
-    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-4, head_learning_rate=5e-3))
+    optimizer = Optimizer(model, OptimizerConfig(learning_rate=1e-4, head_learning_rate=5e-3))
     for name, parameter in model.named_parameters():
         expected = 1e-4 if name.startswith("network.bert.") else 5e-3
         assert group_of(optimizer, parameter)["peak_lr"] == expected, name
@@ -71,14 +141,14 @@ def test_head_and_crf_have_the_heads_learning_rate_and_the_encoder_its_own(train
 @pytest.mark.parametrize(("head", "factor"), [("linear", 1), ("crf", 10)])
 def test_default_head_rate_is_the_encoders_or_tenfold_with_a_crf(training_room, tiny_encoder, head, factor):
     model = training_room.build_model(tiny_encoder, head)
-    optimizer = build_optimizer(model, OptimizerConfig())
+    optimizer = Optimizer(model, OptimizerConfig())
     assert group_of(optimizer, model.network.bert.embeddings.LayerNorm.weight)["peak_lr"] == 1e-3
     assert group_of(optimizer, model.network.classifier.weight)["peak_lr"] == pytest.approx(1e-3 * factor)
 
 
 def test_weight_decay_spares_biases_norms_and_the_crf(training_room, tiny_encoder, head):
     model = training_room.build_model(tiny_encoder, head)
-    optimizer = build_optimizer(model, OptimizerConfig(weight_decay=0.05))
+    optimizer = Optimizer(model, OptimizerConfig(weight_decay=0.05))
     decayed = set()
     for name, parameter in model.named_parameters():
         spared = name.endswith("bias") or "LayerNorm" in name or name.startswith("crf.")

@@ -1,0 +1,228 @@
+"""From a batch to emissions, with gradients: padded, by the network as it is; or packed, without padding.
+
+Packed, the sub-tokens of a batch lie one after another, and only real ones are computed; windows of equal length share
+one batched attention, and the last layer is computed only where a word begins. The parameters are the model's own, so
+that either way trains the same model. In bf16 activations and products are bf16, parameters and their gradients fp32.
+
+Shapes: B windows, T sub-tokens, W words of a window, V words of all of them, N rows (sub-tokens and filling), H hidden
+size, h heads, d head size, K tags; in attention b windows times heads, of one length T.
+"""
+
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from pipelines.ner.model import TokenClassifier
+from pipelines.ner.runtimes.architectures import Architecture, Layer, read_architecture
+from pipelines.training.batches import Batch
+
+ROW_MULTIPLE = 64
+"""oneDNN's products lose up to a fifth with other numbers of rows."""
+ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+
+
+class Forward(nn.Module):
+    """A way from a batch to emissions `[B, W, K]` in fp32."""
+
+    model: TokenClassifier
+
+    @property
+    def sparse_table(self) -> nn.Parameter | None:
+        """The parameter whose gradients are sparse, if there is one."""
+        return None
+
+
+def build_forward(model: TokenClassifier, precision: str, device: torch.device) -> Forward:
+    """Packed where the architecture and the device allow, else padded."""
+    found = read_architecture(model.network) if device.type == "cpu" else None
+    return PaddedForward(model, precision) if found is None else PackedForward(model, found, precision)
+
+
+class PaddedForward(Forward):
+    """The network as it is, under autocast."""
+
+    def __init__(self, model: TokenClassifier, precision: str) -> None:
+        super().__init__()
+        self.model, self.precision = model, precision
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Emissions `[B, W, K]`."""
+        with torch.autocast(batch.input_ids_BT.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            emissions_BWK: Tensor = self.model(batch.input_ids_BT, batch.attention_mask_BT, batch.word_starts_BW)
+        return emissions_BWK.float()
+
+
+class PackedForward(Forward):
+    """Only real sub-tokens, in an architecture that is known."""
+
+    def __init__(self, model: TokenClassifier, found: Architecture, precision: str) -> None:
+        super().__init__()
+        self.model, self.found = model, found
+        found.words.sparse = True  # a batch has few of the words, and only their rows get a gradient
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    @property
+    def sparse_table(self) -> nn.Parameter | None:
+        """The embeddings of words, unless they are frozen."""
+        table = self.found.words.weight
+        return table if isinstance(table, nn.Parameter) and table.requires_grad else None
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Emissions `[B, W, K]`; zero where a window has fewer words."""
+        found = self.found
+        ids_N, positions_N, places_V, is_word_BW, groups = pack(batch, found.first_position)
+        x_NH = found.words(ids_N) + found.positions(positions_N)
+        if found.types is not None:
+            x_NH = x_NH + found.types.weight[0]
+        norm = found.norm
+        x_NH = self._drop(F.layer_norm(x_NH, norm.normalized_shape, norm.weight, norm.bias, norm.eps), found.dropout)
+        x_NH = x_NH.to(self.dtype)
+        if found.projection is not None:
+            x_NH = self._project(x_NH, found.projection)
+        for layer in found.layers[:-1]:
+            x_NH = self._run_layer(x_NH, layer, groups, None)
+        x_VH = self._run_layer(x_NH, found.layers[-1], groups, places_V)
+        x_VH = self._drop(x_VH.float(), found.classifier_dropout)
+        emissions_VK = F.linear(x_VH, found.classifier.weight, found.classifier.bias)[: int(is_word_BW.sum())]
+        emissions_BWK = emissions_VK.new_zeros(*is_word_BW.shape, emissions_VK.shape[1])
+        return emissions_BWK.index_put((is_word_BW,), emissions_VK)
+
+    def _run_layer(self, x_NH: Tensor, layer: Layer, groups: list[tuple[int, int]], wanted_V: Tensor | None) -> Tensor:
+        parts = (layer.query, layer.key, layer.value)
+        weight, bias = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias"))
+        qkv_N3H = F.linear(x_NH, weight.to(self.dtype), bias.to(self.dtype))
+        dropout = layer.weights_dropout if self.training else 0.0
+        context_NH = _Attention.apply(qkv_N3H, groups, self.found.num_heads, dropout)
+        if wanted_V is not None:
+            context_NH, x_NH = context_NH[wanted_V], x_NH[wanted_V]
+        attended_NH = self._drop(self._project(context_NH, layer.attention_out), layer.attention_dropout)
+        x_NH = self._norm(x_NH + attended_NH, layer.attention_norm)
+        hidden_NI = ACTIVATIONS[self.found.activation](self._project(x_NH, layer.feed_in))
+        fed_NH = self._drop(self._project(hidden_NI, layer.feed_out), layer.feed_dropout)
+        return self._norm(x_NH + fed_NH, layer.feed_norm)
+
+    def _project(self, x_NI: Tensor, linear: nn.Linear) -> Tensor:
+        return F.linear(x_NI, linear.weight.to(self.dtype), linear.bias.to(self.dtype))
+
+    def _norm(self, x_NH: Tensor, norm: nn.LayerNorm) -> Tensor:
+        return F.layer_norm(x_NH, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+    def _drop(self, x: Tensor, probability: float) -> Tensor:
+        if not self.training or not probability:
+            return x
+        dropped: Tensor = _Dropout.apply(x, probability)
+        return dropped
+
+
+def pack(batch: Batch, first_position: int) -> tuple[Tensor, Tensor, Tensor, Tensor, list[tuple[int, int]]]:
+    """The layout of a batch without padding.
+
+    Returns:
+        Ids and positions `[N]`, longest windows first, filling last; the words' rows `[V]`, window after window as in
+        the batch, filled up too; which words there are, `[B, W]`; and (count, length) of windows of equal length.
+    """
+    lengths_B = batch.attention_mask_BT.sum(dim=1).numpy()
+    order_B = np.argsort(-lengths_B, kind="stable")
+    offsets_B = np.empty_like(lengths_B)
+    offsets_B[order_B] = np.cumsum(lengths_B[order_B]) - lengths_B[order_B]
+    groups = [(len(list(same)), int(length)) for length, same in groupby(lengths_B[order_B])]
+    positions = np.concatenate([np.tile(np.arange(length), count) for count, length in groups])
+    windows = np.repeat(order_B, lengths_B[order_B])
+    ids_N = batch.input_ids_BT[torch.from_numpy(windows), torch.from_numpy(positions)]
+    words = torch.arange(batch.word_starts_BW.shape[1])
+    is_word_BW = words < batch.lengths_B[:, None]
+    places_V = (batch.word_starts_BW + torch.from_numpy(offsets_B)[:, None])[is_word_BW]
+    positions_N = torch.from_numpy(positions) + first_position
+    return _fill(ids_N), _fill(positions_N), _fill(places_V), is_word_BW, groups
+
+
+def _fill(values: Tensor) -> Tensor:
+    """Values repeated at the end up to a multiple of `ROW_MULTIPLE`: their rows are computed, and reach no loss."""
+    missing = -len(values) % ROW_MULTIPLE
+    return torch.cat([values, values[:1].expand(missing)])
+
+
+class _Dropout(torch.autograd.Function):
+    """Dropout (Srivastava et al. 2014) with a byte of randomness an element: its probability is a multiple of 1/256."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
+        keep, scale = draw_mask(x.shape, probability)
+        ctx.keep, ctx.scale = keep, scale
+        return (x * keep).mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return (gradient * ctx.keep).mul_(ctx.scale), None
+
+
+def draw_mask(shape: tuple[int, ...], probability: float) -> tuple[Tensor, float]:
+    """Which elements stay, and the factor that makes up for the others.
+
+    Eight elements share one draw of the generator, whose draws cannot be shared between threads.
+    """
+    count = int(np.prod(shape))
+    limit = max(1, round(probability * 256))
+    numbers = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None)
+    return (numbers.view(torch.uint8)[:count] >= limit).view(shape), 256 / (256 - limit)
+
+
+class _Attention(torch.autograd.Function):
+    """Each window's attention to itself, with dropout of its weights, windows of equal length together."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv_N3H: Tensor, groups: list[tuple[int, int]], num_heads: int, dropout: float) -> Tensor:
+        num_rows, width = qkv_N3H.shape
+        context_NH = qkv_N3H.new_zeros(num_rows, width // 3)
+        ctx.groups, ctx.num_heads, ctx.saved, at = groups, num_heads, [], 0
+        for count, length in groups:
+            rows = slice(at, at + count * length)
+            q_bTd, k_bTd, v_bTd = _split_heads(qkv_N3H[rows], count, 3, num_heads)
+            scores_bTT = torch.bmm(q_bTd * q_bTd.shape[2] ** -0.5, k_bTd.transpose(1, 2))
+            weights_bTT = torch.softmax(scores_bTT, dim=2)
+            keep, scale = draw_mask(weights_bTT.shape, dropout) if dropout else (None, 1.0)
+            used_bTT = weights_bTT if keep is None else (weights_bTT * keep).mul_(scale)
+            context_NH[rows] = _join_heads(torch.bmm(used_bTT, v_bTd)[None], count)
+            ctx.saved.append((q_bTd, k_bTd, v_bTd, weights_bTT, used_bTT, keep, scale))
+            at = rows.stop
+        return context_NH
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_NH: Tensor) -> tuple[Tensor, None, None, None]:
+        gradient_N3H = gradient_NH.new_zeros(len(gradient_NH), 3 * gradient_NH.shape[1])
+        at = 0
+        for (count, length), saved in zip(ctx.groups, ctx.saved, strict=True):
+            q_bTd, k_bTd, v_bTd, weights_bTT, used_bTT, keep, scale = saved
+            rows = slice(at, at + count * length)
+            [gradient_bTd] = _split_heads(gradient_NH[rows], count, 1, ctx.num_heads)
+            for_weights_bTT = torch.bmm(gradient_bTd, v_bTd.transpose(1, 2))
+            if keep is not None:
+                for_weights_bTT = (for_weights_bTT * keep).mul_(scale)
+            for_scores_bTT = torch._softmax_backward_data(for_weights_bTT, weights_bTT, 2, weights_bTT.dtype)
+            for_scores_bTT *= q_bTd.shape[2] ** -0.5
+            for_q, for_k = torch.bmm(for_scores_bTT, k_bTd), torch.bmm(for_scores_bTT.transpose(1, 2), q_bTd)
+            for_v = torch.bmm(used_bTT.transpose(1, 2), gradient_bTd)
+            gradient_N3H[rows] = _join_heads(torch.stack([for_q, for_k, for_v]), count)
+            at = rows.stop
+        ctx.saved = None
+        return gradient_N3H, None, None, None
+
+
+def _split_heads(rows: Tensor, count: int, parts: int, num_heads: int) -> Tensor:
+    """`[count * T, parts * H]` to `[parts, count * h, T, d]`."""
+    split = rows.view(count, -1, parts, num_heads, rows.shape[1] // (parts * num_heads)).permute(2, 0, 3, 1, 4)
+    return split.reshape(parts, count * num_heads, -1, split.shape[4])
+
+
+def _join_heads(heads: Tensor, count: int) -> Tensor:
+    """`[parts, count * h, T, d]` to `[count * T, parts * H]`."""
+    parts, _, length, size = heads.shape
+    joined = heads.view(parts, count, -1, length, size).permute(1, 3, 0, 2, 4)
+    return joined.reshape(count * length, -1)

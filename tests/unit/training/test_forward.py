@@ -1,0 +1,116 @@
+"""Both ways from a batch to emissions train the same model: equal emissions, equal gradients."""
+
+import random
+
+import pytest
+import torch
+
+from pipelines.training.batches import Batch
+from pipelines.training.forward import PackedForward, PaddedForward, build_forward, draw_mask, pack
+from tests.unit.ner.runtimes.test_runtimes import CONFIGS, SCHEME, build
+
+CPU = torch.device("cpu")
+
+
+def make_batch(count=9, longest=30, seed=0):
+    dice = random.Random(seed)
+    lengths = [dice.randint(3, longest) for _ in range(count)]
+    starts = [sorted(dice.sample(range(1, length - 1), dice.randint(1, length - 2))) for length in lengths]
+    width, words = max(lengths), max(map(len, starts))
+    ids_BT = torch.ones(count, width, dtype=torch.long)
+    starts_BW = torch.zeros(count, words, dtype=torch.long)
+    for row, (length, places) in enumerate(zip(lengths, starts, strict=True)):
+        ids_BT[row, :length] = torch.tensor([dice.randrange(2, 99) for _ in range(length)])
+        starts_BW[row, : len(places)] = torch.tensor(places)
+    edges_B = torch.ones(count, dtype=torch.bool)
+    return Batch(
+        ids_BT,
+        (torch.arange(width) < torch.tensor(lengths)[:, None]).long(),
+        starts_BW,
+        torch.randint(len(SCHEME.tags), starts_BW.shape, generator=torch.Generator().manual_seed(seed)),
+        torch.tensor([len(places) for places in starts]),
+        edges_B,
+        edges_B,
+    )
+
+
+def run(forward, batch):
+    """Emissions of the words, and the gradient of each parameter, dense."""
+    forward.eval()  # no dropout, which the two ways draw in another order
+    is_word_BW = torch.arange(batch.word_starts_BW.shape[1]) < batch.lengths_B[:, None]
+    emissions_VK = forward(batch)[is_word_BW]
+    loss = torch.nn.functional.cross_entropy(emissions_VK, batch.tag_ids_BW[is_word_BW])
+    forward.model.zero_grad()
+    loss.backward()
+    found = {name: one.grad for name, one in forward.model.named_parameters() if one.grad is not None}
+    return emissions_VK.detach(), {name: one.to_dense().clone() for name, one in found.items()}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_emissions_and_gradients_equal_padded_ones(name):
+    model = build(CONFIGS[name])
+    packed = build_forward(model, "fp32", CPU)
+    assert isinstance(packed, PackedForward)
+    batch = make_batch()
+    expected_VK, expected = run(PaddedForward(model, "fp32"), batch)
+    found_VK, found = run(packed, batch)
+    torch.testing.assert_close(found_VK, expected_VK, atol=2e-5, rtol=2e-5)
+    assert found.keys() == expected.keys()
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(found[parameter], gradient, atol=1e-6, rtol=2e-4, msg=parameter)
+
+
+def test_bf16_gradients_point_the_same_way():
+    model = build(CONFIGS["bert"])
+    batch = make_batch()
+    _, exact = run(PaddedForward(model, "fp32"), batch)
+    _, found = run(build_forward(model, "bf16", CPU), batch)
+    for parameter, gradient in exact.items():
+        assert found[parameter].dtype == torch.float32
+        if gradient.norm() > 1e-4:  # a bias of keys changes nothing
+            assert torch.cosine_similarity(found[parameter].flatten(), gradient.flatten(), dim=0) > 0.98, parameter
+
+
+def test_packing_leaves_out_padding_and_finds_every_word_again():
+    batch = make_batch()
+    ids_N, positions_N, places_V, is_word_BW, groups = pack(batch, 2)
+    num_real = int(batch.attention_mask_BT.sum())
+    assert len(ids_N) == len(positions_N) == -(-num_real // 64) * 64
+    assert sum(count * length for count, length in groups) == num_real
+    rows = zip(batch.input_ids_BT, batch.word_starts_BW, batch.lengths_B.tolist(), strict=True)
+    expected = torch.cat([ids_T[starts_W[:count]] for ids_T, starts_W, count in rows])
+    assert torch.equal(ids_N[places_V][: len(expected)], expected)
+    assert int(is_word_BW.sum()) == len(expected)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+def test_dropout_keeps_its_share_and_makes_up_for_the_rest(probability):
+    torch.manual_seed(3)
+    keep, scale = draw_mask((64, 501), probability)
+    assert keep.shape == (64, 501)
+    assert abs(keep.float().mean() - (1 - probability)) < 0.02
+    assert scale == pytest.approx(1 / (1 - probability), rel=0.01)
+    assert keep.view(-1)[: 64 * 500].view(-1, 8).float().mean(dim=0).std() < 0.02  # every byte of a draw alike
+    again, _ = draw_mask((64, 501), probability)
+    assert not torch.equal(keep, again)
+
+
+def test_training_drops_and_evaluation_does_not():
+    forward = build_forward(build(CONFIGS["bert"]), "fp32", CPU)
+    batch = make_batch()
+    with torch.no_grad():
+        assert not torch.equal(forward(batch), forward(batch))
+        forward.eval()
+        assert torch.equal(forward(batch), forward(batch))
+
+
+def test_the_embeddings_of_words_have_sparse_gradients_unless_they_are_frozen():
+    model = build(CONFIGS["bert"])
+    words = model.network.bert.embeddings.word_embeddings.weight
+    forward = build_forward(model, "fp32", CPU)
+    assert forward.sparse_table is words
+    forward(make_batch()).sum().backward()
+    assert words.grad.is_sparse
+    words.requires_grad_(False)
+    assert forward.sparse_table is None
+    assert PaddedForward(model, "fp32").sparse_table is None
