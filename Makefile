@@ -34,6 +34,7 @@ format: $(STAMP)  ## put the code into its standard form
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## quality on the real corpora and speeds (over an hour); writes benchmarks/results
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.train
