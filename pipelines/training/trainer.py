@@ -46,6 +46,8 @@ from pipelines.training.loop import TrainingConfig, TrainingError, TrainingState
 STATE_FILE = "state.pt"
 REPORT_EVERY_STEPS = 20
 MAX_FAILURES = 3
+KERNEL_CACHES = {"LRU_CACHE_CAPACITY": 32, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": 64}
+"""Shapes that ideep and oneDNN keep kernels for; by default 1,024, each with scratch memory: gigabytes in an hour."""
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +228,8 @@ def _train_worker(config: dict[str, Any]) -> UserError | None:
 
 
 def _run_worker(job: TrainingJob, run_id: str) -> None:
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # its 1,024 shapes hold gigabytes of scratch memory
+    for name, shapes in KERNEL_CACHES.items():
+        os.environ.setdefault(name, str(shapes))
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     state = None
     checkpoint = ray.train.get_checkpoint()
