@@ -8,14 +8,11 @@ The three stages overlap: while threads compute the batches of one group of docu
 caller's thread encodes the next group and decodes the one before.
 """
 
-import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from threading import Barrier, Lock
 from typing import Any
 
 import torch
@@ -23,7 +20,7 @@ from torch import Tensor
 
 from pipelines.ner.bundle import BUNDLE_FILE, Bundle, load_bundle
 from pipelines.ner.decoding import Decoder
-from pipelines.ner.encoding import EncodedDocument, Window, plan_batches
+from pipelines.ner.encoding import EncodedDocument
 from pipelines.ner.entities import Coverage, Entity, Prediction, Span
 from pipelines.ner.errors import UserError
 from pipelines.ner.runtimes.calibration import (
@@ -35,16 +32,13 @@ from pipelines.ner.runtimes.calibration import (
     open_runtime,
 )
 from pipelines.ner.runtimes.runtime import PRECISIONS
+from pipelines.ner.streams import PendingEmissions, Streams, start_threads
 from pipelines.ner.words import split_words
 
-MAX_STREAMS = 32
 FIRST_GROUP_TOKENS = 8192
 """So few, where no batch waits, so that computing starts soon."""
 GROUPS_AHEAD = 2
 """Groups of documents that are encoded before the oldest is decoded."""
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-
-logger = logging.getLogger(__name__)
 
 
 class EngineError(UserError):
@@ -90,11 +84,9 @@ class NerEngine:
         if "auto" in (runtime, precision):
             runtime, precision, self.figures = calibrate(runtime, precision, place)
         self.runtime = open_runtime(runtime, precision, place)
-        self.max_batch_tokens = max_batch_tokens or self.runtime.batch_tokens
-        self.pool = _start_threads("emissions", self.num_threads if self.device.type == "cpu" else 2, self.num_threads)
-        self.decoding = _start_threads("decoding", 1, 1)
-        self.lock = Lock()
-        self.num_waiting = 0
+        budget = max_batch_tokens or self.runtime.batch_tokens
+        self.streams = Streams(self.runtime, self.device, self.num_threads, budget)
+        self.decoding = start_threads("decoding", 1, 1)
 
     @classmethod
     def load(
@@ -173,77 +165,43 @@ class NerEngine:
             "precision": self.runtime.precision,
             "device": str(self.device),
             "num_threads": self.num_threads,
-            "max_batch_tokens": self.max_batch_tokens,
+            "max_batch_tokens": self.streams.max_batch_tokens,
             "candidates": [asdict(figure) for figure in self.figures],
         }
 
     def compute_emissions(self, documents: Sequence[EncodedDocument]) -> list[Tensor]:
         """Emissions `[W, K]` of each document in float32 on the CPU: its windows' owned words, in order."""
-        return self._collect(documents, self._submit(documents))
+        return self._join(documents, self._submit(documents))
 
     def _predict_spans(self, encoded: Iterator[EncodedDocument]) -> Iterator[tuple[EncodedDocument, list[Span]]]:
-        waiting: deque[tuple[list[EncodedDocument], _Batches]] = deque()
+        waiting: deque[tuple[list[EncodedDocument], PendingEmissions]] = deque()
         most = self.runtime.group_tokens
-        for group in _group(encoded, most if self.num_waiting else min(FIRST_GROUP_TOKENS, most), most):
+        for group in _group(encoded, min(FIRST_GROUP_TOKENS, most) if self.streams.is_idle else most, most):
             waiting.append((group, self._submit(group)))
             if len(waiting) > GROUPS_AHEAD:
                 yield from self._decode(*waiting.popleft())
         while waiting:
             yield from self._decode(*waiting.popleft())
 
+    def _submit(self, documents: Sequence[EncodedDocument]) -> PendingEmissions:
+        return self.streams.submit([window for document in documents for window in document.windows])
+
     def _decode(
-        self, group: list[EncodedDocument], batches: "_Batches"
+        self, group: list[EncodedDocument], pending: PendingEmissions
     ) -> Iterator[tuple[EncodedDocument, list[Span]]]:
         """Spans of a group; in a thread of its own, for a second one would wait for the cores that compute."""
-        spans = self.decoding.submit(lambda: self.decoder.decode(self._collect(group, batches)))
+        spans = self.decoding.submit(lambda: self.decoder.decode(self._join(group, pending)))
         return zip(group, spans.result(), strict=True)
 
-    def _submit(self, documents: Sequence[EncodedDocument]) -> "_Batches":
-        windows = [window for document in documents for window in document.windows]
-        lengths = [len(window.input_ids) for window in windows]
-        batches = plan_batches(lengths, self.max_batch_tokens)
-        with self.lock:
-            self.num_waiting += len(batches)
-        return [(batch, self.pool.submit(self._run, [windows[index] for index in batch])) for batch in batches]
-
-    def _collect(self, documents: Sequence[EncodedDocument], batches: "_Batches") -> list[Tensor]:
-        num_words = [len(window.word_starts) for document in documents for window in document.windows]
-        rows: list[Tensor] = [torch.empty(0)] * len(num_words)
-        for batch, future in batches:
-            for index, scores_WK in zip(batch, future.result().split([num_words[i] for i in batch]), strict=True):
-                rows[index] = scores_WK
-        ready = iter(rows)
+    def _join(self, documents: Sequence[EncodedDocument], pending: PendingEmissions) -> list[Tensor]:
+        """The emissions of each document, of those of its windows."""
+        ready = iter(pending.wait())
         empty = torch.empty(0, len(self.scheme.tags))
         joined = []
         for document in documents:
             parts = [next(ready) for _ in document.windows]
             joined.append(parts[0] if len(parts) == 1 else torch.cat([empty, *parts]))
         return joined
-
-    def _run(self, windows: Sequence[Window]) -> Tensor:
-        with self.lock:
-            self.num_waiting -= 1
-        return self._compute(windows)
-
-    def _compute(self, windows: Sequence[Window]) -> Tensor:
-        """Emissions of a batch; where memory does not suffice, of its halves, and later batches are smaller too."""
-        try:
-            return self.runtime.compute(windows)
-        except (MemoryError, RuntimeError) as error:
-            if len(windows) == 1 or not _is_out_of_memory(error):
-                raise
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        longest = max(len(window.input_ids) for window in windows)
-        budget = max(1, longest * len(windows) // 2)
-        if budget < self.max_batch_tokens:
-            self.max_batch_tokens = budget
-            logger.warning("out of memory: batches have at most %d sub-tokens from now on", budget)
-        middle = len(windows) // 2
-        return torch.cat([self._compute(windows[:middle]), self._compute(windows[middle:])])
-
-
-_Batches = list[tuple[list[int], Future[Tensor]]]
 
 
 def _find_device(device: str) -> torch.device:
@@ -269,30 +227,6 @@ def _find_exports(model: Path, fingerprint: str) -> Path | None:
     beside = model.absolute().parent
     folder = beside / f"{model.absolute().name}.cache" if os.access(beside, os.W_OK) else find_cache() / "models"
     return folder / fingerprint
-
-
-def _start_threads(name: str, num_streams: int, num_threads: int) -> ThreadPoolExecutor:
-    """Threads that each compute a batch with their share of the CPUs: one core each, up to `MAX_STREAMS` of them."""
-    num_streams = min(num_streams, MAX_STREAMS)
-    share = max(1, num_threads // num_streams)
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(num_streams, name, initializer=_limit_threads, initargs=(share,))
-    barrier = Barrier(num_streams + 1)
-    for _ in range(num_streams):
-        pool.submit(barrier.wait)
-    barrier.wait()
-    torch.set_num_threads(before)  # what the threads set for themselves is also the default of later threads
-    return pool
-
-
-def _limit_threads(num_threads: int) -> None:
-    """Of the calling thread. A thread takes the default at its first look at it, whatever was set before."""
-    torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY)
 
 
 def _group(encoded: Iterator[EncodedDocument], enough: int, max_tokens: int) -> Iterator[list[EncodedDocument]]:

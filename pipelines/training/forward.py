@@ -8,7 +8,6 @@ Shapes: B windows, T sub-tokens, W words of a window, V words of all of them, N 
 size, h heads, d head size, K tags; in attention b windows times heads, of one length T.
 """
 
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import Architecture, Layer, read_architecture
+from pipelines.ner.runtimes.packed import ACTIVATIONS, Groups, fill_rows, lay_out
 from pipelines.training.batches import Batch
-
-ROW_MULTIPLE = 64
-"""oneDNN's products lose up to a fifth with other numbers of rows."""
-ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
 
 
 class Forward(nn.Module):
@@ -92,7 +88,7 @@ class PackedForward(Forward):
         emissions_BWK = emissions_VK.new_zeros(*is_word_BW.shape, emissions_VK.shape[1])
         return emissions_BWK.index_put((is_word_BW,), emissions_VK)
 
-    def _run_layer(self, x_NH: Tensor, layer: Layer, groups: list[tuple[int, int]], wanted_V: Tensor | None) -> Tensor:
+    def _run_layer(self, x_NH: Tensor, layer: Layer, groups: Groups, wanted_V: Tensor | None) -> Tensor:
         parts = (layer.query, layer.key, layer.value)
         weight, bias = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias"))
         qkv_N3H = F.linear(x_NH, weight.to(self.dtype), bias.to(self.dtype))
@@ -102,7 +98,8 @@ class PackedForward(Forward):
             context_NH, x_NH = context_NH[wanted_V], x_NH[wanted_V]
         attended_NH = self._drop(self._project(context_NH, layer.attention_out), layer.attention_dropout)
         x_NH = self._norm(x_NH + attended_NH, layer.attention_norm)
-        hidden_NI = ACTIVATIONS[self.found.activation](self._project(x_NH, layer.feed_in))
+        _, activate = ACTIVATIONS[self.found.activation]
+        hidden_NI = activate(self._project(x_NH, layer.feed_in))
         fed_NH = self._drop(self._project(hidden_NI, layer.feed_out), layer.feed_dropout)
         return self._norm(x_NH + fed_NH, layer.feed_norm)
 
@@ -119,7 +116,7 @@ class PackedForward(Forward):
         return dropped
 
 
-def pack(batch: Batch, first_position: int) -> tuple[Tensor, Tensor, Tensor, Tensor, list[tuple[int, int]]]:
+def pack(batch: Batch, first_position: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Groups]:
     """The layout of a batch without padding.
 
     Returns:
@@ -127,24 +124,15 @@ def pack(batch: Batch, first_position: int) -> tuple[Tensor, Tensor, Tensor, Ten
         the batch, filled up too; which words there are, `[B, W]`; and (count, length) of windows of equal length.
     """
     lengths_B = batch.attention_mask_BT.sum(dim=1).numpy()
-    order_B = np.argsort(-lengths_B, kind="stable")
-    offsets_B = np.empty_like(lengths_B)
-    offsets_B[order_B] = np.cumsum(lengths_B[order_B]) - lengths_B[order_B]
-    groups = [(len(list(same)), int(length)) for length, same in groupby(lengths_B[order_B])]
-    positions = np.concatenate([np.tile(np.arange(length), count) for count, length in groups])
-    windows = np.repeat(order_B, lengths_B[order_B])
-    ids_N = batch.input_ids_BT[torch.from_numpy(windows), torch.from_numpy(positions)]
+    layout = lay_out(lengths_B)
+    windows = np.repeat(layout.order_B, lengths_B[layout.order_B])
+    positions_N = torch.from_numpy(layout.positions)
+    ids_N = batch.input_ids_BT[torch.from_numpy(windows), positions_N]
     words = torch.arange(batch.word_starts_BW.shape[1])
     is_word_BW = words < batch.lengths_B[:, None]
-    places_V = (batch.word_starts_BW + torch.from_numpy(offsets_B)[:, None])[is_word_BW]
-    positions_N = torch.from_numpy(positions) + first_position
-    return _fill(ids_N), _fill(positions_N), _fill(places_V), is_word_BW, groups
-
-
-def _fill(values: Tensor) -> Tensor:
-    """Values repeated at the end up to a multiple of `ROW_MULTIPLE`: their rows are computed, and reach no loss."""
-    missing = -len(values) % ROW_MULTIPLE
-    return torch.cat([values, values[:1].expand(missing)])
+    places_V = (batch.word_starts_BW + torch.from_numpy(layout.offsets_B)[:, None])[is_word_BW]
+    rows = (fill_rows(ids_N), fill_rows(positions_N + first_position), fill_rows(places_V))
+    return *rows, is_word_BW, layout.groups
 
 
 class _Dropout(torch.autograd.Function):
@@ -177,7 +165,7 @@ class _Attention(torch.autograd.Function):
     """Each window's attention to itself, with dropout of its weights, windows of equal length together."""
 
     @staticmethod
-    def forward(ctx: Any, qkv_N3H: Tensor, groups: list[tuple[int, int]], num_heads: int, dropout: float) -> Tensor:
+    def forward(ctx: Any, qkv_N3H: Tensor, groups: Groups, num_heads: int, dropout: float) -> Tensor:
         num_rows, width = qkv_N3H.shape
         context_NH = qkv_N3H.new_zeros(num_rows, width // 3)
         ctx.groups, ctx.num_heads, ctx.saved, at = groups, num_heads, [], 0

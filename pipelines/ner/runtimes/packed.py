@@ -13,7 +13,7 @@ K tags.
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from math import e, log2
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class PackedRuntime:
 
     def compute(self, windows: Sequence[Window]) -> Tensor:
         """See `Runtime`."""
-        ids_N, positions_N, places_W, groups = pack_windows(windows, self.pad_id, self.shape.first_position)
+        ids_N, positions_N, places_W, groups = pack_windows(windows, self.shape.first_position)
         with torch.inference_mode():
             word_table, position_table = self.embeddings
             x_NH = F.embedding(ids_N.to(self.device), word_table)
@@ -75,8 +75,7 @@ class PackedRuntime:
             attend = self._plan_attention(groups)
             for layer in self.layers[:-1]:
                 x_NH = layer(x_NH, attend)
-            filling = -len(places_W) % ROW_MULTIPLE
-            wanted_N = F.pad(places_W, (0, filling)).to(self.device)
+            wanted_N = fill_rows(places_W).to(self.device)
             x_WH = self.layers[-1](x_NH, attend, wanted_N)[: len(places_W)]
             return F.linear(x_WH.float(), *self.classifier).cpu()
 
@@ -89,24 +88,44 @@ class PackedRuntime:
         return lambda qkv_N3H: _attend_varlen(qkv_N3H, edges, max(lengths), heads)
 
 
-def pack_windows(windows: Sequence[Window], pad_id: int, first_position: int) -> tuple[Tensor, Tensor, Tensor, Groups]:
-    """Ids and positions `[N]`, the words' places `[W]` in the order of `windows`, and (count, length) of equal windows.
+class Layout(NamedTuple):
+    """Where the sub-tokens of windows lie without padding: the longest windows first."""
 
-    The longest windows come first in the rows, filling comes last.
-    """
-    order = sorted(range(len(windows)), key=lambda index: -len(windows[index].input_ids))
-    offsets = [0] * len(windows)
-    ids: list[int] = []
-    for index in order:
-        offsets[index] = len(ids)
-        ids += windows[index].input_ids
-    groups = [(len(list(same)), length) for length, same in groupby(len(windows[index].input_ids) for index in order)]
-    filling = -len(ids) % ROW_MULTIPLE
-    positions = [np.tile(np.arange(first_position, first_position + length), count) for count, length in groups]
-    positions_N = np.concatenate([*positions, np.full(filling, first_position)])
+    order_B: np.ndarray
+    """The windows as they come in the rows."""
+    offsets_B: np.ndarray
+    """The first row of each window."""
+    groups: Groups
+    """Count and length of windows of equal length."""
+    positions: np.ndarray
+    """The place of each row in its window."""
+
+
+def lay_out(lengths: Sequence[int] | np.ndarray) -> Layout:
+    """The layout of windows of these lengths."""
+    lengths_B = np.asarray(lengths)
+    order_B = np.argsort(-lengths_B, kind="stable")
+    sorted_B = lengths_B[order_B]
+    offsets_B = np.empty_like(lengths_B)
+    offsets_B[order_B] = np.cumsum(sorted_B) - sorted_B
+    groups = [(len(list(same)), length) for length, same in groupby(sorted_B.tolist())]
+    positions = np.concatenate([np.tile(np.arange(length), count) for count, length in groups])
+    return Layout(order_B, offsets_B, groups, positions)
+
+
+def fill_rows(values: Tensor) -> Tensor:
+    """Values `[N]`, the first repeated up to a multiple of `ROW_MULTIPLE`: what is computed of those, nothing reads."""
+    return torch.cat([values, values[:1].expand(-len(values) % ROW_MULTIPLE)])
+
+
+def pack_windows(windows: Sequence[Window], first_position: int) -> tuple[Tensor, Tensor, Tensor, Groups]:
+    """Ids and positions `[N]`; the words' places `[W]`, in the order of `windows`; (count, length) of equal windows."""
+    layout = lay_out([len(window.input_ids) for window in windows])
+    ids = [token for index in layout.order_B.tolist() for token in windows[index].input_ids]
+    offsets = layout.offsets_B.tolist()
     places = [offset + start for window, offset in zip(windows, offsets, strict=True) for start in window.word_starts]
-    ids += [pad_id] * filling
-    return torch.tensor(ids), torch.from_numpy(positions_N), torch.tensor(places, dtype=torch.long), groups
+    ids_N, positions_N = fill_rows(torch.tensor(ids)), fill_rows(torch.from_numpy(layout.positions) + first_position)
+    return ids_N, positions_N, torch.tensor(places, dtype=torch.long), layout.groups
 
 
 class _PackedLayer:

@@ -22,7 +22,7 @@ from transformers import (
 from pipelines.ner.bundle import Bundle, BundleInfo
 from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.encoding import Encoder
-from pipelines.ner.engine import EngineError, NerEngine
+from pipelines.ner.engine import EngineError, NerEngine, _group
 from pipelines.ner.entities import Coverage, Prediction
 from pipelines.ner.labels import LabelScheme, count_illegal_tags, read_spans
 from pipelines.ner.model import ModelConfig, build_token_classifier
@@ -375,12 +375,14 @@ def test_a_checkpoint_gives_the_same_answer_from_a_copy_elsewhere(tiny_encoder, 
     assert NerEngine.load(str(tmp_path / "copy"), **EXACT).predict(TEXTS[:4]) == expected
 
 
-def test_each_stream_computes_on_one_core(tiny_bundle):
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        engine = NerEngine.load(tiny_bundle, **EXACT, num_threads=2)
-        assert {engine.pool.submit(torch.get_num_threads).result() for _ in range(4)} == {1}
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+def test_groups_begin_small_and_grow(engine):
+    documents = [engine.encoder.encode_words(["Angela"] * 10)] * 100
+    tokens = documents[0].num_tokens
+    groups = list(_group(iter(documents), 2 * tokens, 20 * tokens))
+    assert [len(group) for group in groups] == [2, 8, 20, 20, 20, 20, 10]
+    assert [one for group in groups for one in group] == documents
+
+
+def test_no_batch_waits_once_all_are_answered(engine):
+    engine.predict(TEXTS)
+    assert engine.streams.is_idle

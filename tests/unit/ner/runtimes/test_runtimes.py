@@ -128,9 +128,9 @@ def test_packing_puts_equal_lengths_together_and_words_in_the_order_of_the_windo
         Window([6] * 5, [1, 3], True, True),
         Window([7] * 3, [0, 2], True, True),
     ]
-    ids_N, positions_N, places_W, groups = pack_windows(windows, 0, 2)
+    ids_N, positions_N, places_W, groups = pack_windows(windows, 2)
     assert groups == [(1, 5), (2, 3)]
-    assert ids_N.tolist() == [6] * 5 + [5] * 3 + [7] * 3 + [0] * (64 - 11)
+    assert ids_N.tolist() == [6] * 5 + [5] * 3 + [7] * 3 + [6] * (64 - 11)  # filling: the first again
     assert positions_N.tolist()[:11] == [2, 3, 4, 5, 6, 2, 3, 4, 2, 3, 4]
     assert places_W.tolist() == [6, 1, 3, 8, 10]
 
