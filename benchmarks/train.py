@@ -32,7 +32,8 @@ from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import ModelConfig, build_token_classifier
 from pipelines.run_record import read_git_revision, read_versions
 from pipelines.training.batches import TrainingWindows
-from pipelines.training.loop import TrainingConfig, train
+from pipelines.training.config import TrainingConfig
+from pipelines.training.loop import train
 
 RESULTS = Path(__file__).parent / "results"
 ENCODER = "all-MiniLM-L6-v2"
@@ -210,7 +211,7 @@ def measure_ours(
         TrainingConfig(num_epochs=1, precision=precision),
         pad_id=encoder.pad_id,
         device=torch.device(device),
-        evaluate=lambda: 0.0,
+        evaluate=lambda _: 0.0,
         listener=Listener(),
     )
     seconds = Counter[str]()

@@ -43,8 +43,9 @@ from pipelines.ner.model import ModelConfig, build_token_classifier
 from pipelines.run_record import RunRecord, read_versions
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
+from pipelines.training.config import TrainingConfig
 from pipelines.training.history import read_metrics, summarize_usage, trace_dev_f1, trace_loss
-from pipelines.training.loop import TrainingConfig
+from pipelines.training.parallel import ParallelConfig
 from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit, plan_workers
 
 METRICS_FILE = "metrics.jsonl"
@@ -60,6 +61,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -101,6 +103,7 @@ def run(config: TrainConfig) -> None:
             stride=info.stride,
             splitter=info.splitter,
             training=config.training,
+            parallel=config.parallel,
             load_windows=partial(read_windows, shards),
             load_dev=partial(read_rows, shards, "dev"),
             corpus_scheme=info.corpus_scheme,
@@ -265,6 +268,7 @@ def _find_problems(config: TrainConfig) -> list[UserError]:
         *config.corpus.find_problems(),
         *config.model.find_problems(),
         *config.training.find_problems(),
+        *config.parallel.find_problems(),
         *config.resources.find_problems(),
         *config.inference.find_problems(),
     ]

@@ -15,11 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import Architecture, Layer, read_architecture
 from pipelines.ner.runtimes.packed import ACTIVATIONS, Groups, fill_rows, lay_out
 from pipelines.training.batches import Batch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Forward(nn.Module):
@@ -32,23 +35,36 @@ class Forward(nn.Module):
         """The parameter whose gradients are sparse, if there is one."""
         return None
 
+    def make_dense(self) -> None:
+        """Give all parameters dense gradients."""
 
-def build_forward(model: TokenClassifier, precision: str, device: torch.device) -> Forward:
-    """Packed where the architecture and the device allow, else padded."""
+
+def build_forward(
+    model: TokenClassifier, precision: str, device: torch.device, gradient_checkpointing: bool = False
+) -> Forward:
+    """Packed where the architecture and the device allow, else padded.
+
+    With gradient checkpointing (Chen et al. 2016) a layer's activations are computed again in the backward pass.
+    """
     found = read_architecture(model.network) if device.type == "cpu" else None
-    return PaddedForward(model, precision) if found is None else PackedForward(model, found, precision)
+    if found is None:
+        return PaddedForward(model, precision, gradient_checkpointing)
+    return PackedForward(model, found, precision, gradient_checkpointing)
 
 
 class PaddedForward(Forward):
     """The network as it is, under autocast."""
 
-    def __init__(self, model: TokenClassifier, precision: str) -> None:
+    def __init__(self, model: TokenClassifier, precision: str, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.model, self.precision = model, precision
+        if gradient_checkpointing:
+            model.network.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, batch: Batch) -> Tensor:
         """Emissions `[B, W, K]`."""
-        with torch.autocast(batch.input_ids_BT.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        reduced = DTYPES[self.precision]
+        with torch.autocast(batch.input_ids_BT.device.type, reduced, enabled=reduced != torch.float32):
             emissions_BWK: Tensor = self.model(batch.input_ids_BT, batch.attention_mask_BT, batch.word_starts_BW)
         return emissions_BWK.float()
 
@@ -56,17 +72,23 @@ class PaddedForward(Forward):
 class PackedForward(Forward):
     """Only real sub-tokens, in an architecture that is known."""
 
-    def __init__(self, model: TokenClassifier, found: Architecture, precision: str) -> None:
+    def __init__(
+        self, model: TokenClassifier, found: Architecture, precision: str, gradient_checkpointing: bool = False
+    ) -> None:
         super().__init__()
-        self.model, self.found = model, found
+        self.model, self.found, self.gradient_checkpointing = model, found, gradient_checkpointing
         found.words.sparse = True  # a batch has few of the words, and only their rows get a gradient
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.dtype = DTYPES[precision]
 
     @property
     def sparse_table(self) -> nn.Parameter | None:
         """The embeddings of words, unless they are frozen."""
         table = self.found.words.weight
-        return table if isinstance(table, nn.Parameter) and table.requires_grad else None
+        return table if self.found.words.sparse and isinstance(table, nn.Parameter) and table.requires_grad else None
+
+    def make_dense(self) -> None:
+        """Give the embeddings of words dense gradients."""
+        self.found.words.sparse = False
 
     def forward(self, batch: Batch) -> Tensor:
         """Emissions `[B, W, K]`; zero where a window has fewer words."""
@@ -89,6 +111,12 @@ class PackedForward(Forward):
         return emissions_BWK.index_put((is_word_BW,), emissions_VK)
 
     def _run_layer(self, x_NH: Tensor, layer: Layer, groups: Groups, wanted_V: Tensor | None) -> Tensor:
+        if self.gradient_checkpointing and self.training:
+            again: Tensor = checkpoint(self._compute_layer, x_NH, layer, groups, wanted_V, use_reentrant=False)
+            return again
+        return self._compute_layer(x_NH, layer, groups, wanted_V)
+
+    def _compute_layer(self, x_NH: Tensor, layer: Layer, groups: Groups, wanted_V: Tensor | None) -> Tensor:
         parts = (layer.query, layer.key, layer.value)
         weight, bias = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias"))
         qkv_N3H = F.linear(x_NH, weight.to(self.dtype), bias.to(self.dtype))

@@ -4,90 +4,22 @@ All randomness of a step comes from (seed, step, worker), and batches from (seed
 repeats what an undisturbed run does there.
 """
 
-import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipelines.ner.errors import UserError
 from pipelines.ner.model import TokenClassifier
 from pipelines.training.batches import BatchPlan, TrainingWindows
-from pipelines.training.forward import build_forward
-from pipelines.training.objective import sum_loss
-from pipelines.training.optimizer import SCHEDULES, Optimizer, OptimizerConfig
-
-logger = logging.getLogger(__name__)
-
-PRECISIONS = ("auto", "fp32", "bf16")
-
-
-class TrainingError(UserError):
-    """Training that cannot go on."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How long, in what steps, at what precision."""
-
-    num_epochs: int = 3
-    """Passes over the training corpus."""
-    batch_tokens: int = 1024
-    """Sub-tokens of one optimizer step over all workers; gradients are accumulated where a device takes less."""
-    device_batch_tokens: int = 4096
-    """Padded sub-tokens of one forward pass on one worker."""
-    precision: str = "auto"
-    """bf16, fp32, or auto: bf16 where the hardware computes it faster. Weights stay in fp32."""
-    patience: int | None = None
-    """Stop after so many epochs without a better dev F1; default: never."""
-    checkpoint_every_steps: int = 200
-    """A checkpoint every so many steps, besides one after every epoch."""
-    label_smoothing: float = 0.0
-    """Share of a word's weight that is spread over all tags; not with a CRF."""
-    seed: int = 1
-    """Seeds the new head, the order of the batches, and dropout."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-
-    def find_problems(self) -> list[UserError]:
-        """Every mistake in these settings."""
-        optimizer = self.optimizer
-        checks = [
-            ("num_epochs", self.num_epochs, "at least 1", self.num_epochs >= 1),
-            ("batch_tokens", self.batch_tokens, "at least 1", self.batch_tokens >= 1),
-            ("device_batch_tokens", self.device_batch_tokens, "at least 1", self.device_batch_tokens >= 1),
-            ("precision", self.precision, "one of " + ", ".join(PRECISIONS), self.precision in PRECISIONS),
-            ("patience", self.patience, "at least 1", self.patience is None or self.patience >= 1),
-            ("checkpoint_every_steps", self.checkpoint_every_steps, "at least 1", self.checkpoint_every_steps >= 1),
-            ("label_smoothing", self.label_smoothing, "0 ≤ share < 1", 0 <= self.label_smoothing < 1),
-            ("seed", self.seed, "0 ≤ seed < 2³²", 0 <= self.seed < 2**32),
-            *(
-                (f"optimizer.{name}", rate, "0 < rate ≤ 1", rate is None or 0 < rate <= 1)
-                for name, rate in (
-                    ("learning_rate", optimizer.learning_rate),
-                    ("head_learning_rate", optimizer.head_learning_rate),
-                )
-            ),
-            ("optimizer.layer_decay", optimizer.layer_decay, "0 < factor ≤ 1", 0 < optimizer.layer_decay <= 1),
-            (
-                "optimizer.schedule",
-                optimizer.schedule,
-                "one of " + ", ".join(SCHEDULES),
-                optimizer.schedule in SCHEDULES,
-            ),
-            ("optimizer.weight_decay", optimizer.weight_decay, "0 ≤ decay < ∞", 0 <= optimizer.weight_decay < math.inf),
-            ("optimizer.warmup_fraction", optimizer.warmup_fraction, "0 to 1", 0 <= optimizer.warmup_fraction <= 1),
-            ("optimizer.max_grad_norm", optimizer.max_grad_norm, "above 0", optimizer.max_grad_norm > 0),
-        ]
-        return [
-            TrainingError("a value out of range", where=f"`training.{name}`", rule=rule, value=value)
-            for name, value, rule, holds in checks
-            if not holds
-        ]
+from pipelines.training.config import TrainingConfig, TrainingError
+from pipelines.training.optimizer import Optimizer
+from pipelines.training.parallel import ParallelConfig, build_strategy
 
 
 @dataclass
@@ -157,14 +89,16 @@ def train(
     *,
     pad_id: int,
     device: torch.device,
-    evaluate: Callable[[], float],
+    evaluate: Callable[[TokenClassifier], float],
     listener: Listener,
+    parallel: ParallelConfig | None = None,
     state: TrainingState | None = None,
 ) -> TrainingState:
     """Fine-tune `model` in place, on as many workers as the default process group has.
 
     Args:
-        evaluate: scores the model as it is on dev and returns the F1 of all workers together, in [0, 1].
+        evaluate: scores a model on dev and returns the F1 of all workers together, in [0, 1].
+        parallel: how the workers share the work; default: data parallel.
         state: resume from here.
 
     Returns:
@@ -173,7 +107,7 @@ def train(
     Raises:
         TrainingError: nothing to train on, or a loss that is not a number.
     """
-    run = _Run(model, windows, config, pad_id, device, listener, state or TrainingState())
+    run = _Run(model, windows, config, parallel or ParallelConfig(), pad_id, device, listener, state or TrainingState())
     if not run.state.done:
         run.train_all(evaluate)
     return run.state
@@ -185,6 +119,7 @@ class _Run:
         model: TokenClassifier,
         windows: TrainingWindows,
         config: TrainingConfig,
+        parallel: ParallelConfig,
         pad_id: int,
         device: torch.device,
         listener: Listener,
@@ -194,8 +129,6 @@ class _Run:
             raise TrainingError("the training corpus has no words", remedy="check the files given as `--corpus.train`")
         self.windows, self.config, self.pad_id, self.device = windows, config, pad_id, device
         self.listener, self.state = listener, state
-        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.precision = resolve_precision(config.precision, device)
         self.plan = BatchPlan(
             windows.num_tokens,
@@ -207,15 +140,14 @@ class _Run:
         self.model = model.to(device)
         if state.model:
             self.model.load_state_dict(state.model)
-        forward = build_forward(self.model, self.precision, device)
-        self.forward: nn.Module = forward
-        self.optimizer = Optimizer(self.model, config.optimizer, forward.sparse_table)
+        self.strategy = build_strategy(self.model, parallel, device)
+        self.strategy.prepare(self.precision, config.label_smoothing)
+        self.optimizer = Optimizer(self.strategy, config.optimizer, self.precision)
         if state.optimizer:
             self.optimizer.load_state_dict(state.optimizer)
-        if self.world_size > 1:
-            self.forward = nn.parallel.DistributedDataParallel(self.forward)
+        self.untold: list[tuple[dict[str, Any], np.ndarray, Tensor]] = []
 
-    def train_all(self, evaluate: Callable[[], float]) -> None:
+    def train_all(self, evaluate: Callable[[TokenClassifier], float]) -> None:
         """Train and score epoch by epoch until the last one, or until patience ends."""
         state, config = self.state, self.config
         self.num_steps = sum(len(self.plan.plan_epoch(epoch)) for epoch in range(config.num_epochs))
@@ -224,7 +156,8 @@ class _Run:
                 "step": state.step,
                 "num_steps": self.num_steps,
                 "num_epochs": config.num_epochs,
-                "num_workers": self.world_size,
+                "num_workers": self.strategy.world_size,
+                "strategy": self.strategy.config.strategy if self.strategy.world_size > 1 else "none",
                 "precision": self.precision,
                 "threads": torch.get_num_threads(),
             }
@@ -232,12 +165,14 @@ class _Run:
         while not state.done:
             self.train_epoch()
             started = time.monotonic()
-            f1 = evaluate()
+            self.settle()
+            scored = self.strategy.open_model()
+            f1 = evaluate(scored)
             self.model.train()
             state.epoch, state.epoch_step = state.epoch + 1, 0
             if f1 > state.best_f1:
                 state.best_f1, state.best_epoch = f1, state.epoch
-                weights = self.model.state_dict()
+                weights = scored.state_dict()
                 state.best_model = {name: value.detach().cpu().clone() for name, value in weights.items()}
             waited = state.epoch - state.best_epoch
             state.done = state.epoch == config.num_epochs or (config.patience is not None and waited >= config.patience)
@@ -256,65 +191,84 @@ class _Run:
         self.model.train()
         steps = self.plan.plan_epoch(state.epoch)
         for step in steps[state.epoch_step :]:
-            self.watch = Stopwatch(self.device)
-            torch.manual_seed(hash((self.config.seed, state.step, self.rank)))
-            num_words = int(self.windows.num_words[step].sum())
-            loss = self.compute_gradients(step, num_words)
-            rate, norm = self.optimizer.step(state.step, self.num_steps)
-            self.check_finite(norm, step)
-            self.watch.lap("optimizer")
-            state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
-            self.listener.on_step(
-                {
-                    "step": state.step,
-                    "epoch": state.epoch,
-                    "loss": loss,
-                    "learning_rate": rate,
-                    "gradient_norm": float(norm),
-                    "num_tokens": int(self.windows.num_tokens[step].sum()),
-                    "num_words": num_words,
-                    "seconds": self.watch.total,
-                    "parts_s": self.watch.parts,
-                }
-            )
+            self.take_step(step)
             if state.step % self.config.checkpoint_every_steps == 0 and state.epoch_step < len(steps):
+                self.settle()
                 self.listener.on_checkpoint(None, self.capture_state)
 
-    def compute_gradients(self, step: Any, num_words: int) -> float:
-        """Leave the gradient of the mean loss over the global batch's words; returns that loss, in nats a word."""
-        shares = self.plan.share(step, self.rank, self.world_size)
-        total = torch.zeros((), device=self.device)
-        for index, indices in enumerate(shares):
-            weight = 1.0 if indices else 0.0  # an idle worker computes something and counts it as nothing
-            batch = self.windows.collate(indices or [int(step[0])], self.pad_id).to(self.device)
-            self.watch.lap("batch")
-            last = index == len(shares) - 1
-            if isinstance(self.forward, nn.parallel.DistributedDataParallel):
-                self.forward.require_backward_grad_sync = last
-            emissions_BWK = self.forward(batch)
-            loss = sum_loss(self.model, emissions_BWK, batch, self.config.label_smoothing) * weight
-            self.watch.lap("forward")
-            (loss * (self.world_size / num_words)).backward()  # DDP averages over workers: undo it
-            self.watch.lap("backward")
-            total += loss.detach()
-        if self.world_size > 1:
-            dist.all_reduce(total)
-            self.watch.lap("waiting")
-        self.check_finite(total, step)
-        return total.item() / num_words
+    def take_step(self, step: np.ndarray) -> None:
+        """Move the weights once."""
+        state, strategy = self.state, self.strategy
+        self.watch = Stopwatch(self.device)
+        torch.manual_seed(hash((self.config.seed, state.step, strategy.share)))
+        num_words = int(self.windows.num_words[step].sum())
+        loss = self.compute_gradients(step, num_words)
+        own_s = sum(self.watch.parts.get(part, 0.0) for part in ("batch", "forward"))
+        rate, norm = self.optimizer.step(state.step, self.num_steps)
+        self.watch.lap("optimizer")
+        state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
+        strategy.end_step(state.step)
+        row = {
+            "step": state.step,
+            "epoch": state.epoch,
+            "learning_rate": rate,
+            "gradient_norm": float(norm),
+            "num_tokens": int(self.windows.num_tokens[step].sum()),
+            "num_words": num_words,
+            "seconds": self.watch.total,
+            "parts_s": self.watch.parts,
+        }
+        told = torch.zeros(2 + strategy.world_size, dtype=torch.float64)
+        told[0], told[1], told[2 + strategy.rank] = float(loss) / strategy.copies, float(norm), own_s
+        self.untold.append((row, step, told))
+        if state.step % strategy.sync_every == 0:
+            self.tell_steps()
 
-    def check_finite(self, value: torch.Tensor, step: Any) -> None:
+    def tell_steps(self) -> None:
+        """Share what every worker saw of the steps not yet told, check it, and hand it to the listener."""
+        if not self.untold:
+            return
+        told_SX = torch.stack([told for _, _, told in self.untold])
+        if self.strategy.world_size > 1:
+            shared_SX = told_SX.to(self.device)
+            dist.all_reduce(shared_SX)
+            told_SX = shared_SX.cpu()
+        for (row, step, _), (loss, norm, *worker_s) in zip(self.untold, told_SX.tolist(), strict=True):
+            if not math.isfinite(loss) or (not math.isfinite(norm) and self.precision != "fp16"):
+                self.refuse_step(row, step)
+            row["loss"] = loss / row["num_words"]
+            if self.strategy.world_size > 1:
+                row["worker_s"] = worker_s
+            self.listener.on_step(row)
+        self.untold = []
+
+    def compute_gradients(self, step: np.ndarray, num_words: int) -> Tensor:
+        """Leave the gradient of the mean loss over the global batch's words; returns this worker's summed loss."""
+        batches = []
+        for indices in self.strategy.plan_share(self.plan, step):
+            weight = 1.0 if indices else 0.0  # an idle worker computes something and counts it as nothing
+            batches.append((self.windows.collate(indices or [int(step[0])], self.pad_id).to(self.device), weight))
+        self.watch.lap("batch")
+        # workers' gradients are averaged: undo it
+        scale = self.strategy.num_shares / num_words * self.optimizer.scale.value
+        return self.strategy.compute(batches, scale, self.watch.lap)
+
+    def refuse_step(self, row: dict[str, Any], step: np.ndarray) -> None:
         """Raise TrainingError, with the records of the step, for a loss or a gradient that is not a number."""
-        if not torch.isfinite(value):
-            raise TrainingError(
-                "the loss is not a number",
-                where=f"step {self.state.step + 1}, epoch {self.state.epoch + 1}",
-                value=f"records {', '.join(self.windows.record_ids[int(i)].as_py() for i in step[:10])}",
-                remedy="lower `--training.optimizer.learning_rate`, or set `--training.precision fp32`",
-            )
+        raise TrainingError(
+            "the loss is not a number",
+            where=f"step {row['step']}, epoch {row['epoch'] + 1}",
+            value=f"records {', '.join(self.windows.record_ids[int(i)].as_py() for i in step[:10])}",
+            remedy="lower `--training.optimizer.learning_rate`, or set `--training.precision fp32`",
+        )
+
+    def settle(self) -> None:
+        """All workers in one state, and all steps told."""
+        self.tell_steps()
+        self.strategy.settle(self.optimizer.list_moments())
 
     def capture_state(self) -> TrainingState:
-        """The state with the present weights; tensors are shared with the running model."""
-        self.state.model = self.model.state_dict()
+        """The state with the present weights, whole; tensors may be shared with the running model."""
+        self.state.model = self.strategy.gather_model()
         self.state.optimizer = self.optimizer.state_dict()
         return self.state

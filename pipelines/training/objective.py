@@ -5,11 +5,25 @@ workers nor accumulation changes a word's weight.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pipelines.ner.model import TokenClassifier
 from pipelines.training.batches import Batch
+from pipelines.training.forward import Forward
+
+
+class Objective(nn.Module):
+    """From a batch to its loss in one module, which is what parallel training wraps."""
+
+    def __init__(self, forward: Forward, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.compute_emissions, self.label_smoothing = forward, label_smoothing
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The summed loss of a batch, in nats."""
+        emissions_BWK = self.compute_emissions(batch)
+        return sum_loss(self.compute_emissions.model, emissions_BWK, batch, self.label_smoothing)
 
 
 def sum_loss(model: TokenClassifier, emissions_BWK: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:

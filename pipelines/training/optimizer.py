@@ -2,15 +2,17 @@
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pipelines.ner.model import TokenClassifier
+from pipelines.training.parallel import Strategy
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
 SCHEDULES = ("linear", "cosine", "constant")
 _LAYER = re.compile(r"\.layers?\.(\d+)\.")
 
@@ -45,14 +47,37 @@ def choose_learning_rate(hidden_size: int) -> float:
     return 2e-5
 
 
+@dataclass
+class LossScale:
+    """What keeps fp16's small gradients from vanishing (Micikevicius et al. 2018); 1 where none is needed."""
+
+    value: float = 2.0**16
+    grows_after: int = 1000
+    """Steps without overflow after which it doubles; 0: never."""
+    good_steps: int = 0
+
+    def adapt(self, fits: bool) -> None:
+        """After a step: halve it where gradients overflowed."""
+        if not self.grows_after:
+            return
+        self.good_steps = self.good_steps + 1 if fits else 0
+        if not fits:
+            self.value /= 2
+        elif self.good_steps == self.grows_after:
+            self.value, self.good_steps = self.value * 2, 0
+
+
 class Optimizer:
     """AdamW (Loshchilov and Hutter 2019), and for a table of which a step touches few rows Adam on those rows alone.
 
     The latter, PyTorch's `SparseAdam`, leaves the other rows, their moments too, as they are; it has no weight decay.
+    With fp16, gradients are scaled, and a step whose gradients overflow is left out (Micikevicius et al. 2018).
     """
 
-    def __init__(self, model: TokenClassifier, config: OptimizerConfig, sparse: nn.Parameter | None = None) -> None:
-        self.config = config
+    def __init__(self, strategy: Strategy, config: OptimizerConfig, precision: str = "fp32") -> None:
+        self.strategy, self.config = strategy, config
+        model, sparse = strategy.model, strategy.sparse_table
+        self.names = {parameter: name for name, parameter in model.named_parameters() if not parameter.is_meta}
         groups = _group_parameters(model, config)
         tables = [group | {"params": [sparse]} for group in groups if any(one is sparse for one in group["params"])]
         for group in groups:
@@ -60,46 +85,71 @@ class Optimizer:
         self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, fused=True)]
         if tables:
             self.parts.append(torch.optim.SparseAdam(tables))
+        self.groups: list[dict[str, Any]] = [group for part in self.parts for group in part.param_groups]
+        self.scale = LossScale() if precision == "fp16" else LossScale(value=1.0, grows_after=0)
 
     def step(self, step: int, num_steps: int) -> tuple[float, Tensor]:
         """Move the weights by their gradients, and forget those; returns the largest learning rate and their norm.
 
         Raises nothing for gradients that are not finite: the norm tells, and the weights stay as they are.
         """
-        groups = [group for part in self.parts for group in part.param_groups]
-        norm = clip_gradients([one for group in groups for one in group["params"]], self.config.max_grad_norm)
         factor = find_rate_factor(step, num_steps, self.config.warmup_fraction, self.config.schedule)
-        for group in groups:
+        for group in self.groups:
             group["lr"] = group["peak_lr"] * factor
-        if torch.isfinite(norm):
-            for part in self.parts:
-                part.step()
-                part.zero_grad(set_to_none=True)
-        return max(group["lr"] for group in groups), norm
+        norm = self._clip(1 / self.scale.value)
+        fits = bool(torch.isfinite(norm))
+        self.scale.adapt(fits)
+        for part in self.parts if fits else ():
+            part.step()
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+        return max(group["lr"] for group in self.groups), norm
+
+    def _clip(self, unscale: float) -> Tensor:
+        """Undo the scale, and scale gradients down to the norm allowed; returns what it was."""
+        moved = [one for group in self.groups for one in group["params"] if one.grad is not None]
+        gradients = []
+        for parameter in moved:
+            if parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+                gradients.append(parameter.grad._values())
+            else:
+                gradients.append(_get_local(parameter.grad))
+        norm = self.strategy.measure_norm(gradients, moved) * unscale
+        factor = (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) * unscale
+        torch._foreach_mul_(gradients, factor)
+        return norm
+
+    def list_moments(self) -> list[Tensor]:
+        """The running means that this worker holds, in an order that all workers share."""
+        states = [part.state[one] for part in self.parts for group in part.param_groups for one in group["params"]]
+        return [state[name] for state in states for name in MOMENTS if name in state]
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments and steps."""
-        return {"parts": [part.state_dict() for part in self.parts]}
+        """Whole moments and steps, by the names of the parameters. Every worker takes part."""
+        held = {
+            f"{self.names[one]}/{name}": value
+            for part in self.parts
+            for group in part.param_groups
+            for one in group["params"]
+            for name, value in part.state[one].items()
+        }
+        state: dict[str, Any] = {}
+        for path, value in self.strategy.gather(held.items()).items():
+            parameter, name = path.split("/")
+            state.setdefault(parameter, {})[name] = value
+        return {"moments": state, "scale": vars(self.scale).copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        for part, one in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(one)
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale gradients, sparse ones too, down to a norm over all of them; returns what it was."""
-    gradients = []
-    for parameter in parameters:
-        if parameter.grad is not None and parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()
-            gradients.append(parameter.grad._values())
-        elif parameter.grad is not None:
-            gradients.append(parameter.grad)
-    norm = nn.utils.get_total_norm(gradients)
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, factor)
-    return norm
+        """Go on from `state_dict`, of any strategy."""
+        for part in self.parts:
+            for group in part.param_groups:
+                for one in group["params"]:
+                    for name, value in state["moments"].get(self.names[one], {}).items():
+                        if isinstance(value, Tensor):
+                            value = self.strategy.take_part(value, one) if name in MOMENTS else value.to(one.device)
+                        part.state[one][name] = value
+        vars(self.scale).update(state["scale"])
 
 
 def find_rate_factor(step: int, num_steps: int, warmup_fraction: float, schedule: str) -> float:
@@ -116,15 +166,19 @@ def _group_parameters(model: TokenClassifier, config: OptimizerConfig) -> list[d
     head_rate = config.head_learning_rate or (rate * 10 if model.crf is not None else rate)
     num_layers = model.network.config.num_hidden_layers
     encoder_prefix = f"network.{model.network.base_model_prefix}."
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and not parameter.is_meta:
             layer = _LAYER.search(name)
             depth = num_layers - 1 - int(layer[1]) if layer else num_layers
             peak = rate * config.layer_decay**depth if name.startswith(encoder_prefix) else head_rate
             decay = config.weight_decay if parameter.ndim > 1 and not name.startswith("crf.") else 0.0
-            groups.setdefault((peak, decay), []).append(parameter)
+            groups.setdefault((peak, decay, isinstance(parameter, DTensor)), []).append(parameter)
     return [
         {"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": decay}
-        for (peak, decay), parameters in groups.items()
+        for (peak, decay, _), parameters in groups.items()
     ]
+
+
+def _get_local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

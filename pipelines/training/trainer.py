@@ -38,10 +38,12 @@ from pipelines.ner.encoding import Encoder
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.errors import UserError
 from pipelines.ner.labels import LabelScheme
-from pipelines.ner.model import ModelConfig, build_token_classifier
+from pipelines.ner.model import ModelConfig, TokenClassifier, build_token_classifier
 from pipelines.training.batches import TrainingWindows
+from pipelines.training.config import TrainingConfig, TrainingError
 from pipelines.training.history import append_metrics
-from pipelines.training.loop import TrainingConfig, TrainingError, TrainingState, train
+from pipelines.training.loop import TrainingState, train
+from pipelines.training.parallel import ParallelConfig
 
 STATE_FILE = "state.pt"
 REPORT_EVERY_STEPS = 20
@@ -84,6 +86,7 @@ class TrainingJob:
     stride: int
     splitter: str
     training: TrainingConfig
+    parallel: ParallelConfig
     load_windows: Callable[[], pa.Table]
     """Reads the encoded training windows (columns as `TrainingWindows` has them)."""
     load_dev: Callable[[], Sequence[Mapping[str, Any]]]
@@ -244,10 +247,9 @@ def _run_worker(job: TrainingJob, run_id: str) -> None:
     rows = job.load_dev()[context.get_world_rank() :: context.get_world_size()]
     dev = [Scored.from_row(row, job.corpus_scheme) for row in rows]
 
-    def evaluate() -> float:
-        return score_dev(
-            NerEngine(Bundle(model, encoder, info), device=str(device), runtime="torch", precision="fp32"), dev
-        )
+    def evaluate(scored: TokenClassifier) -> float:
+        bundle = Bundle(scored, encoder, info)
+        return score_dev(NerEngine(bundle, device=str(device), runtime="torch", precision="fp32"), dev)
 
     train(
         model,
@@ -257,6 +259,7 @@ def _run_worker(job: TrainingJob, run_id: str) -> None:
         device=device,
         evaluate=evaluate,
         listener=_Reporter(run_id),
+        parallel=job.parallel,
         state=state,
     )
 

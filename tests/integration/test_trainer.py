@@ -16,8 +16,9 @@ from pipelines.corpus.reading import CorpusConfig
 from pipelines.corpus.shards import load_shards_info, read_rows, read_windows
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.model import ModelConfig
+from pipelines.training.config import TrainingConfig, TrainingError
 from pipelines.training.history import read_metrics
-from pipelines.training.loop import TrainingConfig, TrainingError
+from pipelines.training.parallel import ParallelConfig
 from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit, plan_workers
 from tests.conftest import SAMPLE
 from tests.integration.processes import kill, list_descendants, wait_until
@@ -51,6 +52,7 @@ def make_job(
             stride=info.stride,
             splitter=info.splitter,
             training=TRAINING,
+            parallel=ParallelConfig(),
             load_windows=load_windows,
             load_dev=partial(read_rows, shards, "dev"),
             corpus_scheme=info.corpus_scheme,

@@ -9,7 +9,7 @@ import yaml
 from pipelines.corpus.reading import CorpusConfig
 from pipelines.ner.errors import UserError, UserErrors
 from pipelines.settings import ConfigError, list_keys, parse_settings
-from pipelines.training.loop import TrainingConfig
+from pipelines.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import torch
 from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import ModelConfig, TokenClassifier, build_token_classifier
 from pipelines.training.batches import TrainingWindows
-from pipelines.training.loop import TrainingConfig, TrainingState, train
+from pipelines.training.config import TrainingConfig
+from pipelines.training.loop import TrainingState, train
 
 SCHEME = LabelScheme.from_labels(["LOC", "PER"])
 CLS, SEP, FIRST_ID, LAST_ID = 2, 3, 10, 60
@@ -101,7 +102,7 @@ def run_loop(
         config,
         pad_id=0,
         device=torch.device("cpu"),
-        evaluate=lambda: next(scores) if f1s else 0.5,
+        evaluate=lambda _: next(scores) if f1s else 0.5,
         listener=told,
         state=state,
     )

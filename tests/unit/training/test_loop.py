@@ -10,7 +10,8 @@ import torch.multiprocessing
 
 from pipelines.ner.errors import UserError
 from pipelines.training.batches import BatchPlan, TrainingWindows
-from pipelines.training.loop import TrainingConfig, TrainingError, resolve_precision
+from pipelines.training.config import TrainingConfig, TrainingError
+from pipelines.training.loop import resolve_precision
 from pipelines.training.optimizer import OptimizerConfig
 
 BASE = {"num_epochs": 2, "batch_tokens": 120, "precision": "fp32", "checkpoint_every_steps": 3}

@@ -5,12 +5,22 @@ import torch
 
 from pipelines.training.optimizer import (
     SCHEDULES,
+    LossScale,
     Optimizer,
     OptimizerConfig,
     choose_learning_rate,
-    clip_gradients,
     find_rate_factor,
 )
+from pipelines.training.parallel import ParallelConfig, Strategy
+
+
+def build_optimizer(model, config, *, sparse=False, precision="fp32"):
+    """An optimizer for one worker; its table of words as `sparse` says."""
+    strategy = Strategy(model, ParallelConfig(), torch.device("cpu"))
+    strategy.prepare(precision, 0.0)
+    if not sparse:
+        strategy.forward.make_dense()
+    return Optimizer(strategy, config, precision)
 
 
 def list_groups(optimizer):
@@ -51,7 +61,7 @@ def test_cosine_falls_late_and_constant_never():
 
 def test_layer_decay_slows_each_layer_more_than_the_one_above(training_room, tiny_encoder):
     model = training_room.build_model(tiny_encoder, "linear")
-    optimizer = Optimizer(model, OptimizerConfig(learning_rate=1e-3, layer_decay=0.5))
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3, layer_decay=0.5))
     bert = model.network.bert
     layers = bert.encoder.layer
     assert len(layers) == 2
@@ -63,7 +73,7 @@ def test_layer_decay_slows_each_layer_more_than_the_one_above(training_room, tin
 
 def test_a_step_scales_every_group_by_its_own_peak_and_forgets_the_gradients(training_room, tiny_encoder):
     model = training_room.build_model(tiny_encoder, "linear")
-    optimizer = Optimizer(model, OptimizerConfig(learning_rate=1e-4, head_learning_rate=1e-3))
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-4, head_learning_rate=1e-3))
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     rate, norm = optimizer.step(0, 20)
@@ -80,26 +90,29 @@ def test_gradients_that_are_not_finite_move_nothing(training_room, tiny_encoder)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, torch.nan)
-    _, norm = Optimizer(model, OptimizerConfig()).step(0, 20)
+    _, norm = build_optimizer(model, OptimizerConfig()).step(0, 20)
     assert not torch.isfinite(norm)
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
 
 
-def test_a_sparse_table_moves_where_its_gradient_is_and_nowhere_else():
-    table = torch.nn.Embedding(10, 4, sparse=True)
-    dense = torch.nn.Linear(4, 1)
-    dense(table(torch.tensor([2, 2, 7]))).sum().backward()
-    norm = clip_gradients([table.weight, *dense.parameters()], 1e-3)
-    copied = [table.weight.grad.to_dense(), dense.weight.grad, dense.bias.grad]
-    assert torch.stack([one.norm() for one in copied]).norm() == pytest.approx(1e-3, rel=1e-3)
+def test_sparse_and_dense_gradients_are_clipped_to_one_norm(training_room, tiny_encoder):
+    model = training_room.build_model(tiny_encoder, "linear")
+    optimizer = build_optimizer(model, OptimizerConfig(max_grad_norm=1e-3), sparse=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    words = model.network.bert.embeddings.word_embeddings
+    words.weight.grad = None
+    words(torch.tensor([2, 2, 7])).sum().backward()
+    norm = optimizer._clip(1.0)
     assert norm > 1
+    clipped = torch.stack([parameter.grad.to_dense().norm() for parameter in model.parameters()]).norm()
+    assert clipped == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_the_table_given_as_sparse_has_an_adam_of_its_own(training_room, tiny_encoder):
+def test_the_sparse_table_has_an_adam_of_its_own(training_room, tiny_encoder):
     model = training_room.build_model(tiny_encoder, "linear")
     words = model.network.bert.embeddings.word_embeddings
-    words.sparse = True
-    optimizer = Optimizer(model, OptimizerConfig(), words.weight)
+    optimizer = build_optimizer(model, OptimizerConfig(), sparse=True)
     before = words.weight.detach().clone()
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -109,9 +122,39 @@ def test_the_table_given_as_sparse_has_an_adam_of_its_own(training_room, tiny_en
     moved = (words.weight != before).any(dim=1).nonzero().flatten().tolist()
     assert moved == [3, 5]
     assert group_of(optimizer, words.weight)["peak_lr"] == choose_learning_rate(128)
-    again = Optimizer(model, OptimizerConfig(), words.weight)
+    again = build_optimizer(model, OptimizerConfig(), sparse=True)
     again.load_state_dict(optimizer.state_dict())
-    assert again.state_dict()["parts"][1]["state"][0]["step"] == 1
+    table = again.state_dict()["moments"]["network.bert.embeddings.word_embeddings.weight"]
+    assert table["step"] == 1
+    assert (table["exp_avg"] != 0).any(dim=1).nonzero().flatten().tolist() == [3, 5]
+
+
+def test_overflow_of_fp16_halves_the_scale_and_moves_nothing(training_room, tiny_encoder):
+    model = training_room.build_model(tiny_encoder, "linear")
+    optimizer = build_optimizer(model, OptimizerConfig(), precision="fp16")
+    before, scale = [one.detach().clone() for one in model.parameters()], optimizer.scale.value
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    optimizer.step(0, 10)
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    assert optimizer.scale.value == scale / 2
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, optimizer.scale.value)
+    _, norm = optimizer.step(1, 10)
+    assert norm == pytest.approx(sum(one.numel() for one in model.parameters()) ** 0.5, rel=1e-4)
+    again = build_optimizer(model, OptimizerConfig(), precision="fp16")
+    again.load_state_dict(optimizer.state_dict())
+    assert again.scale == optimizer.scale
+
+
+def test_the_scale_doubles_after_many_good_steps_and_is_one_where_none_is_needed():
+    scale = LossScale(value=8.0, grows_after=3)
+    for fits in (True, True, False, True, True, True):
+        scale.adapt(fits)
+    assert (scale.value, scale.good_steps) == (8.0, 0)
+    fixed = LossScale(value=1.0, grows_after=0)
+    fixed.adapt(False)
+    assert fixed.value == 1.0
 
 
 @pytest.mark.parametrize(
@@ -124,7 +167,7 @@ def test_default_learning_rate_falls_with_the_hidden_size(hidden_size, rate):
 def test_each_trainable_parameter_is_in_exactly_one_group_and_frozen_ones_in_none(training_room, tiny_encoder, head):
     model = training_room.build_model(tiny_encoder, head)
     frozen = model.network.bert.embeddings.word_embeddings.weight.requires_grad_(False)
-    optimizer = Optimizer(model, OptimizerConfig())
+    optimizer = build_optimizer(model, OptimizerConfig())
     listed = [id(parameter) for group in list_groups(optimizer) for parameter in group["params"]]
     assert sorted(listed) == sorted(id(one) for one in model.parameters() if one.requires_grad)
     assert id(frozen) not in listed
@@ -132,7 +175,7 @@ def test_each_trainable_parameter_is_in_exactly_one_group_and_frozen_ones_in_non
 
 def test_head_and_crf_have_the_heads_learning_rate_and_the_encoder_its_own(training_room, tiny_encoder, head):
     model = training_room.build_model(tiny_encoder, head)
-    optimizer = Optimizer(model, OptimizerConfig(learning_rate=1e-4, head_learning_rate=5e-3))
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-4, head_learning_rate=5e-3))
     for name, parameter in model.named_parameters():
         expected = 1e-4 if name.startswith("network.bert.") else 5e-3
         assert group_of(optimizer, parameter)["peak_lr"] == expected, name
@@ -141,14 +184,14 @@ def test_head_and_crf_have_the_heads_learning_rate_and_the_encoder_its_own(train
 @pytest.mark.parametrize(("head", "factor"), [("linear", 1), ("crf", 10)])
 def test_default_head_rate_is_the_encoders_or_tenfold_with_a_crf(training_room, tiny_encoder, head, factor):
     model = training_room.build_model(tiny_encoder, head)
-    optimizer = Optimizer(model, OptimizerConfig())
+    optimizer = build_optimizer(model, OptimizerConfig())
     assert group_of(optimizer, model.network.bert.embeddings.LayerNorm.weight)["peak_lr"] == 1e-3
     assert group_of(optimizer, model.network.classifier.weight)["peak_lr"] == pytest.approx(1e-3 * factor)
 
 
 def test_weight_decay_spares_biases_norms_and_the_crf(training_room, tiny_encoder, head):
     model = training_room.build_model(tiny_encoder, head)
-    optimizer = Optimizer(model, OptimizerConfig(weight_decay=0.05))
+    optimizer = build_optimizer(model, OptimizerConfig(weight_decay=0.05))
     decayed = set()
     for name, parameter in model.named_parameters():
         spared = name.endswith("bias") or "LayerNorm" in name or name.startswith("crf.")

@@ -1,0 +1,374 @@
+"""How several workers train one model: what each holds, which part of a batch it reads, and what they exchange.
+
+A strategy hides this from the loop: it computes gradients of the global batch's loss, and gathers weights under the
+plain model's names, so that a checkpoint of one strategy resumes with another, and a bundle is an ordinary one.
+
+| strategy | a worker holds | and reads | exchanged in a step |
+|---|---|---|---|
+| ddp | the whole model (Li et al. 2020) | its share of the batch | gradients |
+| fsdp | a slice of every weight and moment (ZeRO 3, Rajbhandari et al. 2020) | its share | weights, gradients |
+| tensor | a slice of every layer's products (Shoeybi et al. 2019) | the whole batch | activations |
+| pipeline | some of the layers (1F1B, Narayanan et al. 2019) | the whole batch | activations |
+| hybrid | as fsdp or tensor within a group of workers; groups share the batch | its group's share | both |
+| local_sgd | the whole model, alone for some steps (Stich 2019; Lin et al. 2020) | its share | weights, rarely |
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from pipelines.ner.errors import UserError
+from pipelines.ner.model import TokenClassifier
+from pipelines.ner.runtimes.architectures import read_architecture
+from pipelines.training.batches import Batch, BatchPlan
+from pipelines.training.forward import Forward, PaddedForward, build_forward
+from pipelines.training.objective import Objective
+
+STRATEGIES = ("ddp", "fsdp", "tensor", "pipeline", "hybrid", "local_sgd")
+COMPRESSIONS = ("none", "bf16", "powersgd")
+INSIDE = ("shard", "tensor")
+
+Lap = Callable[[str], None]
+
+
+class ParallelError(UserError):
+    """A strategy that the workers or the model cannot do."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How workers share the training of one model."""
+
+    strategy: str = "ddp"
+    """ddp: each worker has the model, gradients are averaged; fsdp: weights, gradients and moments are sliced; tensor:
+    products are sliced; pipeline: layers are divided; hybrid: fsdp or tensor within groups, which divide the batch;
+    local_sgd: workers train alone and average their weights every few steps."""
+    gradient_compression: str = "none"
+    """What ddp sends: none (fp32), bf16 (half), powersgd (low rank, Vogels et al. 2019; an approximation)."""
+    powersgd_rank: int = 4
+    """Rank of powersgd's approximation: higher is closer and sends more."""
+    inside: str = "shard"
+    """What hybrid does within a group: shard (as fsdp) or tensor."""
+    inside_size: int = 2
+    """Workers of one group of hybrid; take those of a node, where they exchange most."""
+    sync_every: int = 8
+    """Steps between local_sgd's averages."""
+    micro_batches: int = 4
+    """Parts of a batch that are in a pipeline at once; more leave workers less idle."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them (Chen et al. 2016): less memory, a third
+    more time."""
+    cpu_offload: bool = False
+    """Keep fsdp's slices in the CPU's memory and bring them to the GPU layer by layer."""
+
+    def find_problems(self) -> list[UserError]:
+        """Every mistake in these settings alone."""
+        checks = [
+            ("strategy", self.strategy, "one of " + ", ".join(STRATEGIES), self.strategy in STRATEGIES),
+            (
+                "gradient_compression",
+                self.gradient_compression,
+                "one of " + ", ".join(COMPRESSIONS),
+                self.gradient_compression in COMPRESSIONS,
+            ),
+            ("powersgd_rank", self.powersgd_rank, "at least 1", self.powersgd_rank >= 1),
+            ("inside", self.inside, "one of " + ", ".join(INSIDE), self.inside in INSIDE),
+            ("inside_size", self.inside_size, "at least 2", self.inside_size >= 2),
+            ("sync_every", self.sync_every, "at least 1", self.sync_every >= 1),
+            ("micro_batches", self.micro_batches, "at least 1", self.micro_batches >= 1),
+        ]
+        problems: list[UserError] = [
+            ParallelError("a value out of range", where=f"`parallel.{name}`", rule=rule, value=value)
+            for name, value, rule, holds in checks
+            if not holds
+        ]
+        if self.gradient_compression != "none" and self.strategy != "ddp":
+            rule, value = "only ddp sends gradients as they are", f"{self.gradient_compression} with {self.strategy}"
+            where = "`parallel.gradient_compression`"
+            problems.append(ParallelError("nothing to compress", where=where, rule=rule, value=value))
+        return problems
+
+
+class Strategy:
+    """One worker alone; what the others add or replace."""
+
+    share, num_shares = 0, 1
+    """Which part of every global batch this worker reads, of how many."""
+    copies = 1
+    """Workers that compute the same loss."""
+    sync_every = 1
+    """Steps after which workers have exchanged what they know."""
+    holds_all = True
+    """Whether each worker has all weights, ready to be scored."""
+    may_pack = True
+
+    def __init__(self, model: TokenClassifier, config: ParallelConfig, device: torch.device) -> None:
+        self.model, self.config, self.device = model, config, device
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+
+    def prepare(self, precision: str, label_smoothing: float) -> None:
+        """Make the model ready to train; its parameters are final after this."""
+        self.forward = self._build_forward(precision)
+        self.objective: nn.Module = self._wrap(Objective(self.forward, label_smoothing))
+
+    def _build_forward(self, precision: str) -> Forward:
+        if not self.may_pack:
+            return PaddedForward(self.model, precision, self.config.gradient_checkpointing)
+        return build_forward(self.model, precision, self.device, self.config.gradient_checkpointing)
+
+    def _wrap(self, objective: Objective) -> nn.Module:
+        return objective
+
+    @property
+    def sparse_table(self) -> nn.Parameter | None:
+        """The parameter whose gradients are sparse, if there is one."""
+        return self.forward.sparse_table
+
+    def plan_share(self, plan: BatchPlan, step: Any) -> list[list[int]]:
+        """The windows of this worker's passes of a step; some passes may be empty."""
+        return plan.share(step, self.share, self.num_shares)
+
+    def compute(self, batches: Sequence[tuple[Batch, float]], scale: float, lap: Lap) -> Tensor:
+        """Add the gradients of `scale` times the loss of these weighted batches; returns the loss, summed."""
+        total = torch.zeros((), device=self.device)
+        for index, (batch, weight) in enumerate(batches):
+            with self._hold_back(index < len(batches) - 1):
+                loss = self.objective(batch) * weight
+                lap("forward")
+                (loss * scale).backward()
+                lap("backward")
+            total += loss.detach()
+        return total
+
+    def _hold_back(self, more_follows: bool) -> AbstractContextManager[Any]:
+        """Exchange nothing while more is to be added to the same gradients."""
+        return nullcontext()
+
+    def measure_norm(self, gradients: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:
+        """The norm of all gradients together, those of other workers' slices too."""
+        return nn.utils.get_total_norm(gradients)
+
+    def end_step(self, step: int) -> None:
+        """After the weights have moved; `step` counts from 1."""
+
+    def settle(self, moments: Iterable[Tensor]) -> None:
+        """Bring all workers to one state, before it is scored or kept."""
+
+    def gather(self, values: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Whole tensors of slices and parts, by name. Every worker takes part, and gets them."""
+        return dict(values)
+
+    def gather_model(self) -> dict[str, Tensor]:
+        """The plain model's state."""
+        return self.gather((name, value.detach()) for name, value in self.model.state_dict().items())
+
+    def take_part(self, whole: Tensor, like: nn.Parameter) -> Tensor:
+        """What this worker holds of a whole tensor that lies as a parameter does."""
+        return whole.to(like.device)
+
+    def open_model(self) -> TokenClassifier:
+        """The whole model with the present weights, to be scored. Every worker takes part."""
+        return self.model
+
+
+class DataParallel(Strategy):
+    """PyTorch's DistributedDataParallel (Li et al. 2020)."""
+
+    def __init__(self, model: TokenClassifier, config: ParallelConfig, device: torch.device) -> None:
+        super().__init__(model, config, device)
+        self.share, self.num_shares = self.rank, self.world_size
+
+    def _build_forward(self, precision: str) -> Forward:
+        forward = super()._build_forward(precision)
+        if self.config.gradient_compression != "none":
+            forward.make_dense()  # the hooks take no sparse gradients
+        return forward
+
+    def _wrap(self, objective: Objective) -> nn.Module:
+        wrapped = nn.parallel.DistributedDataParallel(objective)
+        if self.config.gradient_compression == "bf16":
+            wrapped.register_comm_hook(None, default_hooks.bf16_compress_hook)
+        elif self.config.gradient_compression == "powersgd":
+            state = powerSGD_hook.PowerSGDState(
+                process_group=None, matrix_approximation_rank=self.config.powersgd_rank, start_powerSGD_iter=10
+            )
+            wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+        return wrapped
+
+    def _hold_back(self, more_follows: bool) -> AbstractContextManager[Any]:
+        wrapped = self.objective
+        assert isinstance(wrapped, nn.parallel.DistributedDataParallel)
+        return wrapped.no_sync() if more_follows else nullcontext()
+
+
+class LocalSGD(Strategy):
+    """Each worker moves its own weights; they are averaged every `sync_every` steps, and with the moments when kept."""
+
+    def __init__(self, model: TokenClassifier, config: ParallelConfig, device: torch.device) -> None:
+        super().__init__(model, config, device)
+        self.share, self.num_shares = self.rank, self.world_size
+        self.sync_every = config.sync_every
+
+    def end_step(self, step: int) -> None:
+        """Average the weights when it is time."""
+        if step % self.sync_every == 0:
+            self._average(parameter.data for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def settle(self, moments: Iterable[Tensor]) -> None:
+        """Average weights and moments."""
+        self._average(parameter.data for parameter in self.model.parameters() if parameter.requires_grad)
+        self._average(moments)
+
+    def _average(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor /= self.world_size
+
+
+class Sliced(Strategy):
+    """Weights are slices of whole ones (DTensors): what fsdp, tensor and hybrid have in common."""
+
+    holds_all = False
+    may_pack = False
+
+    def __init__(self, model: TokenClassifier, config: ParallelConfig, device: torch.device) -> None:
+        super().__init__(model, config, device)
+        self.whole = deepcopy(model).cpu()
+
+    def _shard(self, module: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh) -> None:
+        offload = CPUOffloadPolicy() if self.config.cpu_offload else OffloadPolicy()
+        for block in blocks:
+            fully_shard(block, mesh=mesh, offload_policy=offload)
+        fully_shard(module, mesh=mesh, offload_policy=offload)
+
+    def _hold_back(self, more_follows: bool) -> AbstractContextManager[Any]:
+        if isinstance(self.objective, FSDPModule):
+            self.objective.set_requires_gradient_sync(not more_follows)
+        return nullcontext()
+
+    def measure_norm(self, gradients: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Each piece counts once, however many workers have it."""
+        squares = torch.zeros((), device=self.device)
+        for gradient, parameter in zip(gradients, parameters, strict=True):
+            squares += gradient.square().sum() / _count_copies(parameter, self.world_size)
+        dist.all_reduce(squares)
+        return squares.sqrt()
+
+    def gather(self, values: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """See `Strategy`."""
+        return {
+            name: value.full_tensor().cpu() if isinstance(value, DTensor) else value.cpu() for name, value in values
+        }
+
+    def take_part(self, whole: Tensor, like: nn.Parameter) -> Tensor:
+        """See `Strategy`."""
+        if not isinstance(like.data, DTensor):
+            return whole.to(like.device)
+        return distribute_tensor(whole.to(like.device), like.data.device_mesh, like.data.placements)
+
+    def open_model(self) -> TokenClassifier:
+        """See `Strategy`; a second copy, on the CPU until it is scored."""
+        self.whole.load_state_dict(self.gather_model())
+        return self.whole
+
+
+class FullySharded(Sliced):
+    """PyTorch's `fully_shard`, encoder layer by encoder layer."""
+
+    def __init__(self, model: TokenClassifier, config: ParallelConfig, device: torch.device) -> None:
+        super().__init__(model, config, device)
+        self.share, self.num_shares = self.rank, self.world_size
+        self.mesh = init_device_mesh(device.type, (self.world_size,), mesh_dim_names=("shard",))
+
+    def _wrap(self, objective: Objective) -> nn.Module:
+        self._shard(objective, _list_blocks(self.model), self.mesh)
+        return objective
+
+
+class TensorParallel(Sliced):
+    """PyTorch's `parallelize_module`: attention by heads, feed-forward by hidden units, embeddings by words."""
+
+    def __init__(self, model: TokenClassifier, config: ParallelConfig, device: torch.device) -> None:
+        super().__init__(model, config, device)
+        self.copies = self.world_size
+        mesh = init_device_mesh(device.type, (self.world_size,), mesh_dim_names=("tensor",))
+        _slice_products(model, mesh)
+
+
+class Hybrid(Sliced):
+    """A mesh of groups × workers of a group: `fully_shard` or slices of products within, data parallel across."""
+
+    def __init__(self, model: TokenClassifier, config: ParallelConfig, device: torch.device) -> None:
+        super().__init__(model, config, device)
+        num_groups = self.world_size // config.inside_size
+        self.mesh = init_device_mesh(
+            device.type, (num_groups, config.inside_size), mesh_dim_names=("across", config.inside)
+        )
+        if config.inside == "tensor":
+            self.share, self.num_shares = self.rank // config.inside_size, num_groups
+            self.copies = config.inside_size
+            _slice_products(model, self.mesh["tensor"])
+        else:
+            self.share, self.num_shares = self.rank, self.world_size
+
+    def _wrap(self, objective: Objective) -> nn.Module:
+        mesh = self.mesh["across"] if self.config.inside == "tensor" else self.mesh
+        self._shard(objective, _list_blocks(self.model), mesh)
+        return objective
+
+
+def build_strategy(model: TokenClassifier, config: ParallelConfig, device: torch.device) -> Strategy:
+    """The strategy for the default process group; one worker alone needs none."""
+    kinds: dict[str, type[Strategy]] = {
+        "ddp": DataParallel,
+        "fsdp": FullySharded,
+        "tensor": TensorParallel,
+        "hybrid": Hybrid,
+        "local_sgd": LocalSGD,
+    }
+    alone = not dist.is_initialized() or dist.get_world_size() == 1
+    return Strategy(model, config, device) if alone else kinds[config.strategy](model, config, device)
+
+
+def _slice_products(model: TokenClassifier, mesh: DeviceMesh) -> None:
+    found = read_architecture(model.network)
+    if found is None:
+        raise ParallelError(f"no tensor parallelism for `{model.network.config.model_type}`")
+    names = {module: name for name, module in model.named_modules()}
+    plan: dict[str, Any] = {names[found.words]: RowwiseParallel(input_layouts=Replicate())}
+    for layer in found.layers:
+        for module in (layer.query, layer.key, layer.value, layer.feed_in):
+            plan[names[module]] = ColwiseParallel()
+        for module in (layer.attention_out, layer.feed_out):
+            plan[names[module]] = RowwiseParallel()
+    parallelize_module(model, mesh, plan)
+
+
+def _list_blocks(model: TokenClassifier) -> list[nn.Module]:
+    """The encoder's layers: the longest list of modules in it."""
+    lists = [module for module in model.network.modules() if isinstance(module, nn.ModuleList)]
+    return max((list(blocks) for blocks in lists), key=len)
+
+
+def _count_copies(parameter: nn.Parameter, world_size: int) -> int:
+    """How many workers hold the same piece of a parameter."""
+    if not isinstance(parameter.data, DTensor):
+        return world_size
+    mesh, placements = parameter.data.device_mesh, parameter.data.placements
+    copies = world_size // mesh.size()
+    for dim, placement in enumerate(placements):
+        if placement.is_replicate():
+            copies *= mesh.size(dim)
+    return copies
