@@ -46,6 +46,7 @@ from pipelines.terminal import print_examples, print_scores, print_shards, watch
 from pipelines.training.config import TrainingConfig
 from pipelines.training.history import read_metrics, summarize_usage, trace_dev_f1, trace_loss
 from pipelines.training.parallel import ParallelConfig
+from pipelines.training.strategies import find_misfits
 from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit, plan_workers
 
 METRICS_FILE = "metrics.jsonl"
@@ -92,9 +93,10 @@ def run(config: TrainConfig) -> None:
     with connect(config.cluster):
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():
-            plan_workers(config.resources)  # want of room is told before the corpus is read
+            scaling = plan_workers(config.resources)  # want of room is told before the corpus is read
             shards, info = _get_shards(config, folder, record)
             encoder = find_shards_encoder(shards, info)
+            raise_all(find_misfits(config.parallel, scaling.num_workers, scaling.use_gpu, encoder))
         job = TrainingJob(
             encoder=encoder,
             model=config.model,

@@ -101,12 +101,22 @@ class BatchPlan:
         return [steps[index] for index in generator.permutation(len(steps))]
 
     def share(self, step: np.ndarray, rank: int, world_size: int) -> list[list[int]]:
-        """A worker's micro-batches of a step; the same number for every worker, some perhaps empty."""
+        """A worker's micro-batches of a step; the same number for every worker, some perhaps empty.
+
+        Balanced by sub-tokens: windows are dealt in the order of their lengths, to and fro.
+        """
         longest = int(self.num_tokens[step].max())
         per_pass = max(1, self.device_batch_tokens // longest)
         rounds = -(-len(step) // (per_pass * world_size))
         num_micro = rounds * world_size
-        return [step[micro::num_micro].tolist() for micro in range(rank, num_micro, world_size)]
+        return [deal(step, num_micro, micro) for micro in range(rank, num_micro, world_size)]
+
+
+def deal(step: np.ndarray, num_hands: int, hand: int) -> list[int]:
+    """What one of several hands gets of windows that are sorted by length, dealt to and fro."""
+    turns = np.arange(len(step)) % (2 * num_hands)
+    dealt: list[int] = step[(turns == hand) | (turns == 2 * num_hands - 1 - hand)].tolist()
+    return dealt
 
 
 def _cut(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:

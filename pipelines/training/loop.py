@@ -7,6 +7,7 @@ repeats what an undisturbed run does there.
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,7 +20,12 @@ from pipelines.ner.model import TokenClassifier
 from pipelines.training.batches import BatchPlan, TrainingWindows
 from pipelines.training.config import TrainingConfig, TrainingError
 from pipelines.training.optimizer import Optimizer
-from pipelines.training.parallel import ParallelConfig, build_strategy
+from pipelines.training.parallel import ParallelConfig
+from pipelines.training.strategies import build_strategy
+from pipelines.training.traffic import MIB, TrafficMeter, measure_state
+
+MEASURED_STEP = 5
+"""Of each start of several workers: what it sends is counted; the first ones are not like the others."""
 
 
 @dataclass
@@ -141,10 +147,11 @@ class _Run:
         if state.model:
             self.model.load_state_dict(state.model)
         self.strategy = build_strategy(self.model, parallel, device)
-        self.strategy.prepare(self.precision, config.label_smoothing)
+        self.strategy.prepare(self.precision, config.label_smoothing, sparse=config.optimizer.sparse_embeddings)
         self.optimizer = Optimizer(self.strategy, config.optimizer, self.precision)
         if state.optimizer:
             self.optimizer.load_state_dict(state.optimizer)
+        self.num_taken = 0
         self.untold: list[tuple[dict[str, Any], np.ndarray, Tensor]] = []
 
     def train_all(self, evaluate: Callable[[TokenClassifier], float]) -> None:
@@ -200,14 +207,17 @@ class _Run:
         """Move the weights once."""
         state, strategy = self.state, self.strategy
         self.watch = Stopwatch(self.device)
-        torch.manual_seed(hash((self.config.seed, state.step, strategy.share)))
+        torch.manual_seed(hash((self.config.seed, state.step, strategy.seed_index)))
         num_words = int(self.windows.num_words[step].sum())
-        loss = self.compute_gradients(step, num_words)
-        own_s = sum(self.watch.parts.get(part, 0.0) for part in ("batch", "forward"))
-        rate, norm = self.optimizer.step(state.step, self.num_steps)
-        self.watch.lap("optimizer")
-        state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
-        strategy.end_step(state.step)
+        self.num_taken += 1
+        is_measured = strategy.world_size > 1 and self.num_taken == MEASURED_STEP
+        with TrafficMeter() if is_measured else nullcontext() as meter:
+            loss = self.compute_gradients(step, num_words)
+            own_s = sum(self.watch.parts.get(part, 0.0) for part in ("batch", "forward"))
+            rate, norm = self.optimizer.step(state.step, self.num_steps)
+            self.watch.lap("optimizer")
+            state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
+            strategy.end_step(state.step)
         row = {
             "step": state.step,
             "epoch": state.epoch,
@@ -218,6 +228,9 @@ class _Run:
             "seconds": self.watch.total,
             "parts_s": self.watch.parts,
         }
+        if meter is not None:
+            row["sent_mib"] = {kind: round(sent / MIB, 3) for kind, sent in meter.sent.items()}
+            row["state_mib"] = measure_state(self.model.parameters(), self.optimizer.list_moments())
         told = torch.zeros(2 + strategy.world_size, dtype=torch.float64)
         told[0], told[1], told[2 + strategy.rank] = float(loss) / strategy.copies, float(norm), own_s
         self.untold.append((row, step, told))

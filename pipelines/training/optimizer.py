@@ -26,6 +26,9 @@ class OptimizerConfig:
     2e-5 above."""
     head_learning_rate: float | None = None
     """Peak learning rate of the head; default: the encoder's for a linear head, 10 times the encoder's with a CRF."""
+    sparse_embeddings: bool = True
+    """Move only the embeddings of words that a batch has, where the way of training allows: less time and memory.
+    False moves all, by their running means."""
     layer_decay: float = 1.0
     """Factor of the learning rate from each layer of the encoder to the one below, the embeddings last (Clark et al.
     2020, ELECTRA); 1 for none."""
@@ -108,13 +111,7 @@ class Optimizer:
     def _clip(self, unscale: float) -> Tensor:
         """Undo the scale, and scale gradients down to the norm allowed; returns what it was."""
         moved = [one for group in self.groups for one in group["params"] if one.grad is not None]
-        gradients = []
-        for parameter in moved:
-            if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()
-                gradients.append(parameter.grad._values())
-            else:
-                gradients.append(_get_local(parameter.grad))
+        gradients = [_open_gradient(parameter) for parameter in moved]
         norm = self.strategy.measure_norm(gradients, moved) * unscale
         factor = (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) * unscale
         torch._foreach_mul_(gradients, factor)
@@ -180,5 +177,16 @@ def _group_parameters(model: TokenClassifier, config: OptimizerConfig) -> list[d
     ]
 
 
-def _get_local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def _open_gradient(parameter: nn.Parameter) -> Tensor:
+    """The values of a gradient that this worker holds, sliced as the parameter is."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.is_sparse:
+        parameter.grad = gradient.coalesce()
+        return parameter.grad._values()
+    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
+        if gradient.placements != parameter.placements:
+            parameter.grad = gradient = gradient.redistribute(placements=parameter.placements)
+        local: Tensor = gradient.to_local()
+        return local
+    return gradient

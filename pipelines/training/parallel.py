@@ -38,6 +38,8 @@ from pipelines.training.objective import Objective
 STRATEGIES = ("ddp", "fsdp", "tensor", "pipeline", "hybrid", "local_sgd")
 COMPRESSIONS = ("none", "bf16", "powersgd")
 INSIDE = ("shard", "tensor")
+POWERSGD_STARTS = 2
+"""Step from which gradients are approximated: the first that PyTorch allows."""
 
 Lap = Callable[[str], None]
 
@@ -107,20 +109,28 @@ class Strategy:
     """Which part of every global batch this worker reads, of how many."""
     copies = 1
     """Workers that compute the same loss."""
+    seed_index = 0
+    """Workers of the same index draw the same dropout."""
     sync_every = 1
     """Steps after which workers have exchanged what they know."""
     holds_all = True
     """Whether each worker has all weights, ready to be scored."""
     may_pack = True
+    may_be_sparse = True
 
     def __init__(self, model: TokenClassifier, config: ParallelConfig, device: torch.device) -> None:
         self.model, self.config, self.device = model, config, device
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
 
-    def prepare(self, precision: str, label_smoothing: float) -> None:
-        """Make the model ready to train; its parameters are final after this."""
+    def prepare(self, precision: str, label_smoothing: float, sparse: bool = True) -> None:
+        """Make the model ready to train; its parameters are final after this.
+
+        With `sparse` the embeddings of words have sparse gradients, where the forward pass and the strategy can.
+        """
         self.forward = self._build_forward(precision)
+        if not sparse or not self.may_be_sparse:
+            self.forward.make_dense()
         self.objective: nn.Module = self._wrap(Objective(self.forward, label_smoothing))
 
     def _build_forward(self, precision: str) -> Forward:
@@ -188,23 +198,21 @@ class DataParallel(Strategy):
 
     def __init__(self, model: TokenClassifier, config: ParallelConfig, device: torch.device) -> None:
         super().__init__(model, config, device)
-        self.share, self.num_shares = self.rank, self.world_size
-
-    def _build_forward(self, precision: str) -> Forward:
-        forward = super()._build_forward(precision)
-        if self.config.gradient_compression != "none":
-            forward.make_dense()  # the hooks take no sparse gradients
-        return forward
+        self.share = self.seed_index = self.rank
+        self.num_shares = self.world_size
+        self.may_be_sparse = config.gradient_compression == "none"  # the hooks take no sparse gradients
 
     def _wrap(self, objective: Objective) -> nn.Module:
         wrapped = nn.parallel.DistributedDataParallel(objective)
         if self.config.gradient_compression == "bf16":
-            wrapped.register_comm_hook(None, default_hooks.bf16_compress_hook)
+            wrapped.register_comm_hook(None, _send_bf16)
         elif self.config.gradient_compression == "powersgd":
             state = powerSGD_hook.PowerSGDState(
-                process_group=None, matrix_approximation_rank=self.config.powersgd_rank, start_powerSGD_iter=10
+                process_group=None,
+                matrix_approximation_rank=self.config.powersgd_rank,
+                start_powerSGD_iter=POWERSGD_STARTS,
             )
-            wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+            wrapped.register_comm_hook(state, _send_low_rank)
         return wrapped
 
     def _hold_back(self, more_follows: bool) -> AbstractContextManager[Any]:
@@ -218,7 +226,8 @@ class LocalSGD(Strategy):
 
     def __init__(self, model: TokenClassifier, config: ParallelConfig, device: torch.device) -> None:
         super().__init__(model, config, device)
-        self.share, self.num_shares = self.rank, self.world_size
+        self.share = self.seed_index = self.rank
+        self.num_shares = self.world_size
         self.sync_every = config.sync_every
 
     def end_step(self, step: int) -> None:
@@ -289,7 +298,8 @@ class FullySharded(Sliced):
 
     def __init__(self, model: TokenClassifier, config: ParallelConfig, device: torch.device) -> None:
         super().__init__(model, config, device)
-        self.share, self.num_shares = self.rank, self.world_size
+        self.share = self.seed_index = self.rank
+        self.num_shares = self.world_size
         self.mesh = init_device_mesh(device.type, (self.world_size,), mesh_dim_names=("shard",))
 
     def _wrap(self, objective: Objective) -> nn.Module:
@@ -317,11 +327,13 @@ class Hybrid(Sliced):
             device.type, (num_groups, config.inside_size), mesh_dim_names=("across", config.inside)
         )
         if config.inside == "tensor":
-            self.share, self.num_shares = self.rank // config.inside_size, num_groups
+            self.share = self.seed_index = self.rank // config.inside_size
+            self.num_shares = num_groups
             self.copies = config.inside_size
             _slice_products(model, self.mesh["tensor"])
         else:
-            self.share, self.num_shares = self.rank, self.world_size
+            self.share = self.seed_index = self.rank
+            self.num_shares = self.world_size
 
     def _wrap(self, objective: Objective) -> nn.Module:
         mesh = self.mesh["across"] if self.config.inside == "tensor" else self.mesh
@@ -329,17 +341,18 @@ class Hybrid(Sliced):
         return objective
 
 
-def build_strategy(model: TokenClassifier, config: ParallelConfig, device: torch.device) -> Strategy:
-    """The strategy for the default process group; one worker alone needs none."""
-    kinds: dict[str, type[Strategy]] = {
-        "ddp": DataParallel,
-        "fsdp": FullySharded,
-        "tensor": TensorParallel,
-        "hybrid": Hybrid,
-        "local_sgd": LocalSGD,
-    }
-    alone = not dist.is_initialized() or dist.get_world_size() == 1
-    return Strategy(model, config, device) if alone else kinds[config.strategy](model, config, device)
+def _send_bf16(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    """PyTorch's hook under another name: by its own name it is refused on CPUs, where gloo can do it too."""
+    sent: torch.futures.Future[Tensor] = default_hooks.bf16_compress_hook(None, bucket)  # type: ignore[arg-type]
+    return sent
+
+
+def _send_low_rank(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    """PyTorch's hook, bucket after bucket: gloo would mix up the exchanges of several at once."""
+    sent = powerSGD_hook.powerSGD_hook(state, bucket)
+    if not bucket.buffer().is_cuda:
+        sent.wait()
+    return sent
 
 
 def _slice_products(model: TokenClassifier, mesh: DeviceMesh) -> None:

@@ -15,6 +15,7 @@ from pipelines.ner.model import ModelConfig, TokenClassifier, build_token_classi
 from pipelines.training.batches import TrainingWindows
 from pipelines.training.config import TrainingConfig
 from pipelines.training.loop import TrainingState, train
+from pipelines.training.parallel import ParallelConfig
 
 SCHEME = LabelScheme.from_labels(["LOC", "PER"])
 CLS, SEP, FIRST_ID, LAST_ID = 2, 3, 10, 60
@@ -91,6 +92,7 @@ def run_loop(
     config: TrainingConfig,
     *,
     f1s: Sequence[float] = (),
+    parallel: ParallelConfig | None = None,
     state: TrainingState | None = None,
 ) -> Told:
     """Train on a table; dev F1 is taken from `f1s`, epoch by epoch (default: always 0.5)."""
@@ -104,6 +106,7 @@ def run_loop(
         device=torch.device("cpu"),
         evaluate=lambda _: next(scores) if f1s else 0.5,
         listener=told,
+        parallel=parallel,
         state=state,
     )
     return told
@@ -114,7 +117,7 @@ def head(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def training_room() -> Any:
     """This module's functions, for tests beside it."""
     return _Room

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.training.batches import POOL_BATCHES, BatchPlan, TrainingWindows
+from pipelines.training.batches import POOL_BATCHES, BatchPlan, TrainingWindows, deal
 
 PLANS = st.fixed_dictionaries(
     {
@@ -166,3 +167,22 @@ def test_windows_do_not_depend_on_the_order_of_the_records():
     assert windows.num_tokens.tolist() == moved.num_tokens.tolist() == [3, 5, 3]
     batch, other = (one.collate([0, 1], pad_id=0) for one in (windows, moved))
     assert all(torch.equal(a, b) for a, b in zip(vars(batch).values(), vars(other).values(), strict=True))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_shares_are_balanced_by_sub_tokens_over_an_epoch_and_in_most_steps(world_size):
+    plan = plan_random(batch_tokens=6000)
+    num_tokens = plan.num_tokens
+    tokens = np.array(
+        [
+            [sum(num_tokens[micro].sum() for micro in plan.share(step, rank, world_size)) for rank in range(world_size)]
+            for step in plan.plan_epoch(0)
+        ]
+    )
+    assert tokens.sum(axis=0).max() < 1.03 * tokens.sum(axis=0).mean()
+    assert np.median(tokens.max(axis=1) / tokens.mean(axis=1)) < 1.1
+
+
+def test_windows_sorted_by_length_are_dealt_to_and_fro():
+    assert [deal(np.arange(7), 3, hand) for hand in range(3)] == [[0, 5, 6], [1, 4], [2, 3]]
+    assert deal(np.arange(4), 1, 0) == [0, 1, 2, 3]

@@ -17,9 +17,7 @@ from pipelines.training.parallel import ParallelConfig, Strategy
 def build_optimizer(model, config, *, sparse=False, precision="fp32"):
     """An optimizer for one worker; its table of words as `sparse` says."""
     strategy = Strategy(model, ParallelConfig(), torch.device("cpu"))
-    strategy.prepare(precision, 0.0)
-    if not sparse:
-        strategy.forward.make_dense()
+    strategy.prepare(precision, 0.0, sparse=sparse)
     return Optimizer(strategy, config, precision)
 
 

@@ -1,0 +1,91 @@
+"""Which strategy a run takes, and whether its workers and its model can do it."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import AutoConfig, AutoModelForTokenClassification
+
+from pipelines.ner.errors import UserError
+from pipelines.ner.model import TokenClassifier
+from pipelines.ner.runtimes.architectures import read_architecture
+from pipelines.training.parallel import (
+    DataParallel,
+    FullySharded,
+    Hybrid,
+    LocalSGD,
+    ParallelConfig,
+    ParallelError,
+    Strategy,
+    TensorParallel,
+)
+from pipelines.training.pipeline import Pipeline
+
+KINDS: dict[str, type[Strategy]] = {
+    "ddp": DataParallel,
+    "fsdp": FullySharded,
+    "tensor": TensorParallel,
+    "pipeline": Pipeline,
+    "hybrid": Hybrid,
+    "local_sgd": LocalSGD,
+}
+ELASTIC = ("ddp", "fsdp", "local_sgd")
+"""Strategies for any number of workers."""
+
+
+def build_strategy(model: TokenClassifier, config: ParallelConfig, device: torch.device) -> Strategy:
+    """The strategy for the default process group; one worker alone needs none."""
+    alone = not dist.is_initialized() or dist.get_world_size() == 1
+    return Strategy(model, config, device) if alone else KINDS[config.strategy](model, config, device)
+
+
+def find_misfits(config: ParallelConfig, num_workers: int, use_gpu: bool, encoder: str) -> list[UserError]:
+    """What the workers or the encoder (a resolved path or hub id) cannot do; told before any worker starts."""
+    problems: list[UserError] = [
+        ParallelError("a strategy that the workers cannot do", where=f"`parallel.{name}`", rule=rule, value=value)
+        for name, rule, value, holds in _list_needs(config, num_workers, use_gpu)
+        if not holds
+    ]
+    slices_products = config.strategy == "tensor" or (config.strategy == "hybrid" and config.inside == "tensor")
+    if problems or not (slices_products or config.strategy == "pipeline"):
+        return problems
+    found = read_architecture(_outline_network(encoder))
+    where = f"`parallel.strategy` {config.strategy}"
+    if found is None:
+        rule = "an encoder built like BERT, RoBERTa, ELECTRA or DistilBERT"
+        what = "a strategy that knows only some architectures"
+        return [ParallelError(what, where=where, rule=rule, value=encoder, remedy="take ddp or fsdp")]
+    if config.strategy == "pipeline":
+        rule, num_parts, holds = "at least one layer a worker", len(found.layers), len(found.layers) >= num_workers
+        value = f"{num_parts} layers, {num_workers} workers"
+    else:
+        size = num_workers if config.strategy == "tensor" else config.inside_size
+        hidden: Any = found.layers[0].feed_in.out_features
+        rule, holds = "heads and hidden units that the workers divide", not (found.num_heads % size or hidden % size)
+        value = f"{found.num_heads} heads, {hidden} hidden units, {size} workers"
+    return [] if holds else [ParallelError("the encoder cannot be divided so", where=where, rule=rule, value=value)]
+
+
+def _list_needs(config: ParallelConfig, num_workers: int, use_gpu: bool) -> list[tuple[str, str, Any, bool]]:
+    """(setting, rule, value, whether it holds) of what depends on the workers alone."""
+    needs: list[tuple[str, str, Any, bool]] = []
+    if config.strategy not in ("ddp", "local_sgd"):
+        rule, value = "at least 2 workers: `--resources.num_workers`", f"{config.strategy} with {num_workers}"
+        needs.append(("strategy", rule, value, num_workers >= 2))
+    if config.strategy == "hybrid":
+        rule = f"a multiple of the {config.inside_size} workers of a group, and at least 2 groups"
+        fits = num_workers % config.inside_size == 0 and num_workers >= 2 * config.inside_size
+        needs.append(("inside_size", rule, f"{num_workers} workers", fits))
+    if config.cpu_offload:
+        shards = config.strategy == "fsdp" or (config.strategy == "hybrid" and config.inside == "shard")
+        value = f"{config.strategy}, {'with' if use_gpu else 'without'} GPUs"
+        needs.append(("cpu_offload", "fsdp, or hybrid with shard, on GPUs", value, shards and use_gpu))
+    return needs
+
+
+def _outline_network(encoder: str) -> nn.Module:
+    """The network's modules without weights."""
+    with torch.device("meta"):
+        network: nn.Module = AutoModelForTokenClassification.from_config(AutoConfig.from_pretrained(encoder))
+    return network

@@ -1,0 +1,223 @@
+"""Every strategy trains as one process does: losses, weights, checkpoints; several gloo processes a group."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from transformers import AlbertConfig
+
+from pipelines.training.config import TrainingConfig
+from pipelines.training.optimizer import OptimizerConfig
+from pipelines.training.parallel import ParallelConfig
+from pipelines.training.strategies import find_misfits
+
+CASES = {
+    "ddp": ParallelConfig(),
+    "ddp, gradient checkpointing": ParallelConfig(gradient_checkpointing=True),
+    "ddp, bf16 gradients": ParallelConfig(gradient_compression="bf16"),
+    "ddp, powersgd": ParallelConfig(gradient_compression="powersgd"),
+    "fsdp": ParallelConfig(strategy="fsdp"),
+    "fsdp, gradient checkpointing": ParallelConfig(strategy="fsdp", gradient_checkpointing=True),
+    "tensor": ParallelConfig(strategy="tensor"),
+    "pipeline": ParallelConfig(strategy="pipeline"),
+    "pipeline, gradient checkpointing": ParallelConfig(strategy="pipeline", gradient_checkpointing=True),
+    "local_sgd": ParallelConfig(strategy="local_sgd", sync_every=2),
+}
+MESHES = {
+    "hybrid, shard": ParallelConfig(strategy="hybrid", inside="shard"),
+    "hybrid, tensor": ParallelConfig(strategy="hybrid", inside="tensor"),
+}
+TOLERANCES = {"ddp, bf16 gradients": 2e-2, "ddp, powersgd": 0.3, "local_sgd": 0.3}
+"""Of the loss, in nats a word; 1e-4 for those that compute the same sums."""
+
+
+def configure(**changes):
+    base = {"num_epochs": 2, "batch_tokens": 120, "device_batch_tokens": 60, "precision": "fp32"}
+    return TrainingConfig(
+        **(base | {"checkpoint_every_steps": 3} | changes), optimizer=OptimizerConfig(sparse_embeddings=False)
+    )
+
+
+def run_one(room, encoder, head, parallel, state=None):
+    model = room.build_model(encoder, head, seed=1 if state is None else 99)
+    return room.run_loop(model, room.make_table(30), configure(), parallel=parallel, state=state)
+
+
+def run_rank(rank, world_size, room, encoder, cases, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
+    found = {}
+    for case, parallel in cases.items():
+        for head in ("linear", "crf"):
+            whole = run_one(room, encoder, head, parallel)
+            middle = next(state for state in whole.states if state.epoch_step and state.epoch)
+            at = middle.step
+            again = run_one(room, encoder, head, parallel, state=middle)
+            found[case, head] = {
+                "losses": whole.losses,
+                "weights": whole.states[-1].model,
+                "best": whole.final.best_model,
+                "resumed": again.losses,
+                "resumed at": at,
+                "rows": whole.steps,
+            }
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def run_group(tmp_path_factory, room, encoder, cases, world_size):
+    folder = tmp_path_factory.mktemp("group")
+    torch.multiprocessing.spawn(run_rank, (world_size, room, encoder, cases, str(folder)), nprocs=world_size)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+
+@pytest.fixture(scope="module")
+def ranks(training_room, tiny_encoder, tmp_path_factory):
+    """What two processes, and four for a mesh, found in every case."""
+    pairs = run_group(tmp_path_factory, training_room, tiny_encoder, CASES, 2)
+    fours = run_group(tmp_path_factory, training_room, tiny_encoder, MESHES, 4)
+    return {case: [rank[case] for rank in group] for group in (pairs, fours) for case in group[0]}
+
+
+@pytest.fixture(scope="module", params=["linear", "crf"])
+def head(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def alone(training_room, tiny_encoder, head):
+    return run_one(training_room, tiny_encoder, head, None)
+
+
+each_case = pytest.mark.parametrize("case", [*CASES, *MESHES])
+
+
+@each_case
+def test_losses_and_weights_are_those_of_one_process(ranks, alone, head, case):
+    tolerance = TOLERANCES.get(case, 1e-4)
+    for found in ranks[case, head]:
+        assert found["losses"] == pytest.approx(alone.losses, abs=tolerance)
+        assert found["weights"].keys() == alone.states[-1].model.keys()
+        for name, weight in alone.states[-1].model.items():
+            assert found["weights"][name].shape == weight.shape
+            if case not in TOLERANCES:
+                torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=1e-3, msg=name)
+
+
+@each_case
+def test_a_resumed_run_repeats_the_rest(ranks, head, case):
+    tolerance = {"ddp, powersgd": 5e-2}.get(case, 1e-5)  # its errors of the past are not kept
+    for found in ranks[case, head]:
+        assert 0 < found["resumed at"] < len(found["losses"])
+        assert found["resumed"] == pytest.approx(found["losses"][found["resumed at"] :], abs=tolerance)
+
+
+@each_case
+def test_every_worker_holds_and_sends_what_its_strategy_says(ranks, head, case):
+    whole = sum(weight.numel() * 4 for weight in ranks[case, head][0]["weights"].values()) / 2**20
+    measured = [row for found in ranks[case, head] for row in found["rows"] if "state_mib" in row]
+    assert len(measured) == len(ranks[case, head])
+    for row in measured:
+        state, sent = row["state_mib"], row["sent_mib"]
+        assert state["gradients"] == pytest.approx(state["weights"], abs=0.01)
+        assert state["moments"] == pytest.approx(2 * state["weights"], abs=0.01)
+        if case.startswith(("ddp", "local_sgd")):
+            assert state["weights"] == pytest.approx(whole, rel=0.01)
+        elif case.startswith("fsdp") or case == "hybrid, shard":
+            assert state["weights"] == pytest.approx(whole / 2, rel=0.02)
+            assert sent["reduce-scatter"] == pytest.approx(whole / 2, rel=0.02)
+        elif case == "hybrid, tensor":
+            assert state["weights"] < whole / 3
+        else:
+            assert whole / 10 < state["weights"] < whole * 9 / 10
+        expected = {"ddp": whole, "ddp, gradient checkpointing": whole, "ddp, bf16 gradients": whole / 2}
+        if case in expected:
+            assert sent["all-reduce"] == pytest.approx(expected[case], rel=0.02)
+        if case == "ddp, powersgd":
+            assert sent["all-reduce"] < whole / 4
+        if case.startswith("pipeline"):
+            assert 0 < sent["messages"] < whole / 4
+
+
+@each_case
+def test_every_step_tells_each_workers_own_time(ranks, head, case):
+    for found in ranks[case, head]:
+        assert [len(row["worker_s"]) for row in found["rows"]] == [len(ranks[case, head])] * len(found["rows"])
+        assert found["rows"] != []
+
+
+def test_local_sgd_averages_weights_only_now_and_then(ranks, head):
+    rows = ranks["local_sgd", head][0]["rows"]
+    assert len({row["gradient_norm"] for row in rows}) == len(rows)
+    losses = [found["losses"] for found in ranks["local_sgd", head]]
+    assert losses[0] == losses[1]
+
+
+def slow_down_one(rank, room, encoder, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    model = room.build_model(encoder, "linear")
+    if rank == 1:
+        model.network.bert.embeddings.word_embeddings.register_forward_hook(lambda *_: time.sleep(0.05))
+    told = room.run_loop(model, room.make_table(16), configure())
+    torch.save([row["worker_s"] for row in told.steps], Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_straggler_is_seen_in_the_metrics(training_room, tiny_encoder, tmp_path):
+    torch.multiprocessing.spawn(slow_down_one, (training_room, tiny_encoder, str(tmp_path)), nprocs=2)
+    for rank in (0, 1):
+        worker_s = torch.tensor(torch.load(tmp_path / f"{rank}.pt", weights_only=True)).median(dim=0).values
+        assert worker_s[1] > worker_s[0] + 0.04
+
+
+@pytest.mark.parametrize(
+    ("config", "num_workers", "told"),
+    [
+        (ParallelConfig(strategy="fsdp"), 1, ["at least 2 workers", "fsdp with 1"]),
+        (ParallelConfig(strategy="tensor"), 3, ["heads and hidden units that the workers divide", "3 workers"]),
+        (ParallelConfig(strategy="pipeline"), 3, ["2 layers, 3 workers"]),
+        (ParallelConfig(strategy="hybrid"), 2, ["multiple of the 2 workers of a group, and at least 2 groups"]),
+        (ParallelConfig(strategy="hybrid", inside_size=3), 4, ["multiple of the 3 workers", "4 workers"]),
+        (ParallelConfig(strategy="hybrid", inside="tensor", inside_size=3), 6, ["heads and hidden units", "3 workers"]),
+        (ParallelConfig(strategy="fsdp", cpu_offload=True), 2, ["on GPUs", "without GPUs"]),
+        (ParallelConfig(cpu_offload=True), 2, ["fsdp, or hybrid with shard"]),
+    ],
+)
+def test_what_the_workers_or_the_encoder_cannot_do_is_refused(tiny_encoder, config, num_workers, told):
+    [problem] = find_misfits(config, num_workers, False, tiny_encoder)
+    assert [fact for fact in told if fact not in str(problem)] == []
+
+
+@pytest.mark.parametrize("config", [*CASES.values(), *MESHES.values()], ids=[*CASES, *MESHES])
+def test_what_fits_is_not_refused(tiny_encoder, config):
+    assert config.find_problems() == []
+    assert find_misfits(config, 4 if config.strategy == "hybrid" else 2, False, tiny_encoder) == []
+
+
+def test_an_architecture_that_cannot_be_sliced_is_refused(tmp_path):
+    AlbertConfig(hidden_size=32, num_attention_heads=4, intermediate_size=64).save_pretrained(tmp_path)
+    for strategy in ("tensor", "pipeline"):
+        [problem] = find_misfits(ParallelConfig(strategy=strategy), 2, False, str(tmp_path))
+        assert "knows only some architectures" in str(problem)
+        assert "take ddp or fsdp" in str(problem)
+
+
+def test_find_problems_lists_every_bad_value_at_once():
+    config = ParallelConfig(
+        strategy="async",
+        gradient_compression="fp8",
+        powersgd_rank=0,
+        inside="rows",
+        inside_size=1,
+        sync_every=0,
+        micro_batches=0,
+    )
+    found = {problem.where for problem in config.find_problems()}
+    names = {name for name in vars(config) if name not in ("gradient_checkpointing", "cpu_offload")}
+    assert found == {f"`parallel.{name}`" for name in names}
+    [problem] = ParallelConfig(strategy="fsdp", gradient_compression="bf16").find_problems()
+    assert "nothing to compress" in str(problem)
