@@ -36,10 +36,9 @@ from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, prepare_output_dir
 from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import Bundle, BundleInfo, annotate_bundle, hash_mention, save_bundle
-from pipelines.ner.encoders import load_tokenizer
-from pipelines.ner.encoding import Encoder, EncodingConfig
+from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
-from pipelines.ner.model import ModelConfig, build_token_classifier
+from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord, read_versions
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
@@ -104,6 +103,7 @@ def run(config: TrainConfig) -> None:
             window=info.window,
             stride=info.stride,
             splitter=info.splitter,
+            casing=info.casing,
             training=config.training,
             parallel=config.parallel,
             load_windows=partial(read_windows, shards),
@@ -159,6 +159,7 @@ def _check_fits_shards(config: TrainConfig, info: ShardsInfo) -> None:
     """Raise ConfigError for settings that would have had to be given to `rayner prepare`."""
     given = {
         "model.encoder": (config.model.encoder, ModelConfig().encoder, info.encoder),
+        "model.casing": (config.model.casing, None, info.casing),
         "model.scheme": (config.model.scheme, ModelConfig().scheme, info.scheme),
         "encoding.window": (config.encoding.window, None, info.window),
         "encoding.stride": (config.encoding.stride, None, info.stride),
@@ -181,11 +182,11 @@ def _check_fits_shards(config: TrainConfig, info: ShardsInfo) -> None:
 def _write_bundle(
     config: TrainConfig, job: TrainingJob, info: ShardsInfo, result: TrainingResult, shards: Path, folder: Path
 ) -> Path:
-    model = build_token_classifier(job.encoder, job.scheme, job.model)
+    model = job.build_model()
     model.load_state_dict(result.best_model)
     bundle = Bundle(
         model=model,
-        encoder=Encoder(load_tokenizer(job.encoder), window=job.window, stride=job.stride, splitter=job.splitter),
+        encoder=job.build_encoder(),
         info=BundleInfo(
             scheme=job.scheme.name,
             head=config.model.head,

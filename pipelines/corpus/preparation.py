@@ -20,6 +20,7 @@ from pipelines.corpus.records import CorpusError
 from pipelines.corpus.shards import SHARDS_FILE, ShardsInfo, SplitInfo, read_split
 from pipelines.corpus.summary import SPLITS
 from pipelines.ner.bundle import DEFAULT_WINDOW
+from pipelines.ner.casing import can_learn_cases
 from pipelines.ner.encoders import SCRATCH, build_scratch_encoder, find_encoder, load_tokenizer
 from pipelines.ner.encoding import Encoder, EncodingConfig, EncodingError, fingerprint_tokenizer
 from pipelines.ner.entities import Span
@@ -93,6 +94,7 @@ def _write_shards(
     if splitter == "auto":
         splitter = "punctuation" if read.summary.num_texts else "unicode"
     Encoder(tokenizer, window=window, stride=stride, splitter=splitter)
+    casing = resolve_casing(encoder, tokenizer, model)
     scheme = LabelScheme.from_labels(read.labels["train"], model.scheme)
     encoded = read.records.map_batches(
         _EncodeRecords,
@@ -101,6 +103,7 @@ def _write_shards(
             "window": window,
             "stride": stride,
             "splitter": splitter,
+            "casing": casing,
             "scheme": scheme,
             "corpus_scheme": read.scheme,
         },
@@ -122,6 +125,7 @@ def _write_shards(
         splitter=splitter,
         window=window,
         stride=stride,
+        casing=casing,
         splits={split: _count_split(staging, split) for split in SPLITS if read.num_records.get(split)},
         split_off=split_off,
         ledger={
@@ -152,6 +156,20 @@ def resolve_window(encoder: str, tokenizer: Any, encoding: EncodingConfig) -> tu
     return window, stride
 
 
+def resolve_casing(encoder: str, tokenizer: Any, model: ModelConfig) -> bool:
+    """Whether the model is to learn the case of words. Raises EncodingError if it is asked to and cannot."""
+    possible = can_learn_cases(AutoConfig.from_pretrained(encoder), tokenizer)
+    if model.casing and not possible:
+        raise EncodingError(
+            "the encoder cannot learn the case of words",
+            where="`model.casing`",
+            rule="an uncased tokenizer, and a network with token types (BERT, ELECTRA, ALBERT)",
+            value=encoder,
+            remedy="leave `--model.casing` out: a cased encoder reads it anyway",
+        )
+    return possible if model.casing is None else model.casing
+
+
 def split_record(
     text: str | None, words: Sequence[str] | None, spans: Sequence[dict[str, Any]], splitter: str
 ) -> tuple[list[str], list[Span]]:
@@ -176,9 +194,16 @@ class _EncodeRecords:
     """Fills in spans, counts sub-tokens, and encodes the training records into windows with tags."""
 
     def __init__(
-        self, encoder: str, window: int, stride: int, splitter: str, scheme: LabelScheme, corpus_scheme: str
+        self,
+        encoder: str,
+        window: int,
+        stride: int,
+        splitter: str,
+        casing: bool,
+        scheme: LabelScheme,
+        corpus_scheme: str,
     ) -> None:
-        self.encoder = Encoder(load_tokenizer(encoder), window=window, stride=stride, splitter=splitter)
+        self.encoder = Encoder(load_tokenizer(encoder), window=window, stride=stride, splitter=splitter, casing=casing)
         self.scheme, self.corpus_scheme = scheme, corpus_scheme
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -59,6 +59,8 @@ class ShardsInfo:
     ledger: dict[str, Any]
     duplicates: dict[str, int]
     """Pairs of splits → records that stand in both."""
+    casing: bool = False
+    """Whether ids carry the case of their word."""
     schema_version: int = SCHEMA_VERSION
 
     @property

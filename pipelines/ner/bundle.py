@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForTokenClassification
 
+from pipelines.ner.casing import has_cases
 from pipelines.ner.encoders import explain_absence, load_tokenizer
 from pipelines.ner.encoding import Encoder
 from pipelines.ner.errors import UserError
@@ -166,7 +167,13 @@ def _load_own(path: Path) -> Bundle:
     model = TokenClassifier(network, LabelScheme(info.scheme, tuple(tags)), info.head)
     if model.crf is not None:
         model.crf.load_state_dict(load_file(path / CRF_FILE))
-    encoder = Encoder(load_tokenizer(str(path)), window=info.window, stride=info.stride, splitter=info.splitter)
+    encoder = Encoder(
+        load_tokenizer(str(path)),
+        window=info.window,
+        stride=info.stride,
+        splitter=info.splitter,
+        casing=has_cases(network),
+    )
     seen = load_file(path / SEEN_FILE)["hashes"].tolist() if (path / SEEN_FILE).is_file() else []
     return Bundle(model.eval(), encoder, info, frozenset(seen))
 

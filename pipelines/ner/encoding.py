@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.ner.casing import CASE_STEP, find_case
 from pipelines.ner.errors import UserError
 from pipelines.ner.words import split_pieces
 
@@ -46,7 +47,7 @@ class Window:
     """A slice of a document, ready for the encoder."""
 
     input_ids: list[int]
-    """Sub-tokens with the tokenizer's special tokens."""
+    """Sub-tokens with the tokenizer's special tokens; where the encoder learns it, with their case."""
     word_starts: list[int]
     """Position in `input_ids` of the first sub-token of each owned word."""
     starts_document: bool
@@ -70,10 +71,12 @@ class Encoder:
         window: maximal length of `Window.input_ids`, special tokens included.
         stride: overlap of neighbouring windows, in sub-tokens; at most half of the room in a window.
         splitter: cuts the words of a corpus further (`pipelines.ner.words`), as raw text would be cut.
+        casing: whether ids carry the case of their word (`pipelines.ner.casing`).
     """
 
-    def __init__(self, tokenizer: Any, *, window: int, stride: int, splitter: str) -> None:
+    def __init__(self, tokenizer: Any, *, window: int, stride: int, splitter: str, casing: bool = False) -> None:
         self.tokenizer, self.window, self.stride, self.splitter = tokenizer, window, stride, splitter
+        self.casing = casing
         self.backend = getattr(tokenizer, "backend_tokenizer", None)
         if self.backend is not None:
             self.backend.no_truncation()
@@ -142,7 +145,8 @@ class Encoder:
             found = self.backend.encode_batch(words, is_pretokenized=True, add_special_tokens=False) if words else []
             ids = (encoding.ids for encoding in found)
         for piece, piece_ids in zip(new, ids, strict=True):
-            cache[piece] = tuple(piece_ids) or (self.unknown_id,)
+            shift = find_case(piece) * CASE_STEP if self.casing else 0
+            cache[piece] = tuple(token + shift for token in piece_ids) or (self.unknown_id + shift,)
         return [cache[piece] for piece in pieces]
 
     def _build_windows(self, units: Sequence[tuple[int, ...]], is_start: Sequence[bool]) -> EncodedDocument:

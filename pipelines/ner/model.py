@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForTokenClassification
 
+from pipelines.ner.casing import add_cases, compute_logits
 from pipelines.ner.crf import Chain, LinearChainCRF, build_legal_chain
 from pipelines.ner.encoders import EncoderError
 from pipelines.ner.errors import UserError
@@ -35,6 +36,9 @@ class ModelConfig:
     """Tag scheme that the model predicts in: BIO, BIOES, BILOU, BMES, IOB1 or IO."""
     dropout: float | None = None
     """Dropout in encoder and head; default: the encoder's own."""
+    casing: bool | None = None
+    """Whether an uncased encoder learns the case of words, as token types; default: if it can. Tools other than rayner
+    read such a model as if all were lower case."""
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
@@ -67,7 +71,7 @@ class TokenClassifier(nn.Module):
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, word_starts_BW: Tensor) -> Tensor:
         """Emissions `[B, W, K]`: the tag scores at each word's first sub-token, in nats (logits)."""
-        logits_BTK = self.network(input_ids=input_ids_BT, attention_mask=attention_mask_BT).logits
+        logits_BTK = compute_logits(self.network, input_ids_BT, attention_mask_BT)
         index_BWK = word_starts_BW[:, :, None].expand(-1, -1, logits_BTK.shape[2])
         emissions_BWK: Tensor = logits_BTK.gather(1, index_BWK)
         return emissions_BWK
@@ -78,7 +82,9 @@ class TokenClassifier(nn.Module):
         return self.crf.chain if self.crf is not None else build_legal_chain(self.scheme)
 
 
-def build_token_classifier(encoder: str, scheme: LabelScheme, config: ModelConfig) -> TokenClassifier:
+def build_token_classifier(
+    encoder: str, scheme: LabelScheme, config: ModelConfig, *, casing: bool = False
+) -> TokenClassifier:
     """A classifier on a pretrained encoder (a resolved path or hub id), with a new head. Seed torch before the call."""
     id2label = dict(enumerate(scheme.tags))
     settings: dict[str, Any] = {"id2label": id2label, "label2id": {tag: index for index, tag in id2label.items()}}
@@ -96,6 +102,8 @@ def build_token_classifier(encoder: str, scheme: LabelScheme, config: ModelConfi
             value=str(error).splitlines()[0],
             remedy="choose another encoder, or convert its weights with `save_pretrained` of transformers",
         ) from error
+    if casing:
+        add_cases(network)
     return TokenClassifier(network, scheme, config.head)
 
 

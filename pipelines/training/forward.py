@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from pipelines.ner.casing import split_cases
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import Architecture, Layer, read_architecture
 from pipelines.ner.runtimes.packed import ACTIVATIONS, Groups, fill_rows, lay_out
@@ -94,9 +95,10 @@ class PackedForward(Forward):
         """Emissions `[B, W, K]`; zero where a window has fewer words."""
         found = self.found
         ids_N, positions_N, places_V, is_word_BW, groups = pack(batch, found.first_position)
+        ids_N, cases_N = split_cases(ids_N)
         x_NH = found.words(ids_N) + found.positions(positions_N)
         if found.types is not None:
-            x_NH = x_NH + found.types.weight[0]
+            x_NH = x_NH + (found.types(cases_N) if found.casing else found.types.weight[0])
         norm = found.norm
         x_NH = self._drop(F.layer_norm(x_NH, norm.normalized_shape, norm.weight, norm.bias, norm.eps), found.dropout)
         x_NH = x_NH.to(self.dtype)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.utils.checkpoint import checkpoint
 
+from pipelines.ner.casing import split_cases
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import Architecture, Layer, read_architecture
 from pipelines.ner.runtimes.packed import ACTIVATIONS
@@ -194,9 +195,10 @@ class _Stage(nn.Module):
     def _embed(self, ids_BT: Tensor) -> Tensor:
         found = self.found
         positions_T = torch.arange(found.first_position, found.first_position + ids_BT.shape[1], device=ids_BT.device)
+        ids_BT, cases_BT = split_cases(ids_BT)
         x_BTH = found.words(ids_BT) + found.positions(positions_T)
         if found.types is not None:
-            x_BTH = x_BTH + found.types.weight[0]
+            x_BTH = x_BTH + (found.types(cases_BT) if found.casing else found.types.weight[0])
         x_BTH = self._drop(found.norm(x_BTH), found.dropout)
         return x_BTH if found.projection is None else found.projection(x_BTH)
 

@@ -85,6 +85,7 @@ class TrainingJob:
     window: int
     stride: int
     splitter: str
+    casing: bool
     training: TrainingConfig
     parallel: ParallelConfig
     load_windows: Callable[[], pa.Table]
@@ -93,6 +94,15 @@ class TrainingJob:
     """Reads the dev records with their gold (rows as `Scored.from_row` has them)."""
     corpus_scheme: str
     """Tag scheme of those records."""
+
+    def build_model(self) -> TokenClassifier:
+        """The pretrained encoder with a new head."""
+        return build_token_classifier(self.encoder, self.scheme, self.model, casing=self.casing)
+
+    def build_encoder(self) -> Encoder:
+        """What makes windows of words, as the corpus was encoded."""
+        tokenizer = load_tokenizer(self.encoder)
+        return Encoder(tokenizer, window=self.window, stride=self.stride, splitter=self.splitter, casing=self.casing)
 
 
 @dataclass(frozen=True)
@@ -240,8 +250,7 @@ def _run_worker(job: TrainingJob, run_id: str) -> None:
         with checkpoint.as_directory() as folder:
             state = _load_state(Path(folder))
     torch.manual_seed(job.training.seed)
-    model = build_token_classifier(job.encoder, job.scheme, job.model)
-    encoder = Encoder(load_tokenizer(job.encoder), window=job.window, stride=job.stride, splitter=job.splitter)
+    model, encoder = job.build_model(), job.build_encoder()
     info = BundleInfo(job.scheme.name, job.model.head, job.splitter, job.window, job.stride)
     context = ray.train.get_context()
     rows = job.load_dev()[context.get_world_rank() :: context.get_world_size()]

@@ -51,6 +51,7 @@ def make_job(
             window=info.window,
             stride=info.stride,
             splitter=info.splitter,
+            casing=info.casing,
             training=TRAINING,
             parallel=ParallelConfig(),
             load_windows=load_windows,

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from pipelines.ner.casing import has_cases
+
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 _BODIES = {
     "bert": "bert",
@@ -44,7 +46,8 @@ class Architecture:
     positions: nn.Embedding
     first_position: int
     types: nn.Embedding | None
-    """Of which only the first is used."""
+    """Of which only the first is used, unless they tell cases."""
+    casing: bool
     norm: nn.LayerNorm
     dropout: float
     projection: nn.Linear | None
@@ -72,6 +75,7 @@ def read_architecture(network: Any) -> Architecture | None:
         positions=embeddings.position_embeddings,
         first_position=config.pad_token_id + 1 if _BODIES[config.model_type] == "roberta" else 0,
         types=getattr(embeddings, "token_type_embeddings", None),
+        casing=has_cases(network),
         norm=embeddings.LayerNorm,
         dropout=embeddings.dropout.p,
         projection=getattr(body, "embeddings_project", None),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipelines.ner.casing import compute_logits
 from pipelines.ner.encoding import Window
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.runtime import RuntimeUnavailable, pad_windows
@@ -78,8 +79,7 @@ class _Logits(nn.Module):
         self.network = network
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        logits: Tensor = self.network(input_ids=input_ids, attention_mask=attention_mask).logits
-        return logits
+        return compute_logits(self.network, input_ids, attention_mask)
 
 
 def _export(model: TokenClassifier, path: Path | None) -> Any:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipelines.ner.casing import NUM_CASES, split_cases
 from pipelines.ner.encoding import Window
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import Architecture, Layer, read_architecture
@@ -67,9 +68,12 @@ class PackedRuntime:
         """See `Runtime`."""
         ids_N, positions_N, places_W, groups = pack_windows(windows, self.shape.first_position)
         with torch.inference_mode():
-            word_table, position_table = self.embeddings
+            word_table, place_table = self.embeddings
+            if self.shape.casing:
+                ids_N, cases_N = split_cases(ids_N)
+                positions_N = positions_N * NUM_CASES + cases_N
             x_NH = F.embedding(ids_N.to(self.device), word_table)
-            x_NH = self.norm(x_NH + F.embedding(positions_N.to(self.device), position_table))
+            x_NH = self.norm(x_NH + F.embedding(positions_N.to(self.device), place_table))
             if self.project is not None:
                 x_NH = self.project(x_NH)
             attend = self._plan_attention(groups)
@@ -199,11 +203,12 @@ def _read(linear: nn.Linear) -> tuple[Tensor, Tensor]:
 
 
 def _read_tables(found: Architecture) -> tuple[Tensor, Tensor]:
-    """The embeddings of words, and those of positions with that of the only token type added."""
-    positions = found.positions.weight.detach().float()
+    """The embeddings of words, and those of positions with token types added: a row a position and case."""
+    places = found.positions.weight.detach().float()
     if found.types is not None:
-        positions = positions + found.types.weight[0].detach().float()
-    return found.words.weight.detach(), positions
+        types = found.types.weight.detach().float()
+        places = (places[:, None] + (types if found.casing else types[:1])).flatten(0, 1)
+    return found.words.weight.detach(), places
 
 
 def _attend_by_length(qkv_N3H: Tensor, groups: Groups, num_heads: int) -> Tensor:

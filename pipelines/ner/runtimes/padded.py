@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.ner.casing import compute_logits
 from pipelines.ner.encoding import Window
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.runtime import PRECISIONS, RuntimeUnavailable, pad_windows
@@ -32,8 +33,8 @@ class TorchRuntime:
         """See `Runtime`."""
         ids_BT, mask_BT, places_W = pad_windows(windows, self.pad_id)
         with torch.inference_mode(), self._guard():
-            output = self.network(input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device))
-            emissions_WK: Tensor = output.logits.flatten(0, 1)[places_W.to(self.device)]
+            logits_BTK = compute_logits(self.network, ids_BT.to(self.device), mask_BT.to(self.device))
+            emissions_WK = logits_BTK.flatten(0, 1)[places_W.to(self.device)]
             return emissions_WK.float().cpu()
 
     def _guard(self) -> AbstractContextManager[Any]:

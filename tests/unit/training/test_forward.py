@@ -1,10 +1,12 @@
 """Both ways from a batch to emissions train the same model: equal emissions, equal gradients."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
+from pipelines.ner.casing import CASE_STEP, NUM_CASES, add_cases
 from pipelines.training.batches import Batch
 from pipelines.training.forward import PackedForward, PaddedForward, build_forward, draw_mask, pack
 from tests.unit.ner.runtimes.test_runtimes import CONFIGS, SCHEME, build
@@ -46,18 +48,23 @@ def run(forward, batch):
     return emissions_VK.detach(), {name: one.to_dense().clone() for name, one in found.items()}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, "bert with cases", "electra with cases"])
 def test_packed_emissions_and_gradients_equal_padded_ones(name):
-    model = build(CONFIGS[name])
+    name, _, cases = name.partition(" with ")
+    model, batch = build(CONFIGS[name]), make_batch()
+    if cases:
+        add_cases(model.network)
+        batch = replace(batch, input_ids_BT=batch.input_ids_BT + batch.input_ids_BT % NUM_CASES * CASE_STEP)
     packed = build_forward(model, "fp32", CPU)
     assert isinstance(packed, PackedForward)
-    batch = make_batch()
     expected_VK, expected = run(PaddedForward(model, "fp32"), batch)
     found_VK, found = run(packed, batch)
     torch.testing.assert_close(found_VK, expected_VK, atol=2e-5, rtol=2e-5)
     assert found.keys() == expected.keys()
     for parameter, gradient in expected.items():
         torch.testing.assert_close(found[parameter], gradient, atol=1e-6, rtol=2e-4, msg=parameter)
+        if cases and "token_type" in parameter:
+            assert (gradient != 0).any(dim=1).all()
 
 
 def test_bf16_gradients_point_the_same_way():
