@@ -42,7 +42,7 @@ from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord, read_versions
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
-from pipelines.training.config import TrainingConfig
+from pipelines.training.config import TrainingConfig, find_contradictions
 from pipelines.training.history import read_metrics, summarize_usage, trace_dev_f1, trace_loss
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.strategies import find_misfits
@@ -261,13 +261,8 @@ def _render_curves(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _find_problems(config: TrainConfig) -> list[UserError]:
-    contradictions = []
-    if config.model.head == "crf" and config.training.label_smoothing:
-        rule = "a CRF scores whole tag sequences; only a linear head has a loss for each word to smooth"
-        what, value = "two settings that contradict each other", "`model.head` crf, `training.label_smoothing` above 0"
-        contradictions = [ConfigError(what, rule=rule, value=value, remedy="leave one of them out")]
     return [
-        *contradictions,
+        *find_contradictions(config.model, config.training, config.parallel),
         *config.corpus.find_problems(),
         *config.model.find_problems(),
         *config.training.find_problems(),

@@ -36,6 +36,10 @@ class Batch:
         """The batch on a device."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
+    def repeat(self, times: int) -> "Batch":
+        """All windows, so many times one after another."""
+        return self if times == 1 else Batch(*(torch.cat([tensor] * times) for tensor in vars(self).values()))
+
 
 class TrainingWindows:
     """All encoded training windows of a corpus, as flat arrays.

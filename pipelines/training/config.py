@@ -4,7 +4,13 @@ import math
 from dataclasses import dataclass, field
 
 from pipelines.ner.errors import UserError
+from pipelines.ner.model import ModelConfig
+from pipelines.training import adversarial, averaging
+from pipelines.training.adversarial import AdversarialConfig
+from pipelines.training.averaging import AveragingConfig
+from pipelines.training.freezing import FreezingConfig
 from pipelines.training.optimizer import SCHEDULES, OptimizerConfig
+from pipelines.training.parallel import ParallelConfig
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -32,13 +38,21 @@ class TrainingConfig:
     """A checkpoint every so many steps, besides one after every epoch."""
     label_smoothing: float = 0.0
     """Share of a word's weight that is spread over all tags; not with a CRF."""
+    r_drop: float = 0.0
+    """Weight of the divergence between two passes with different dropout (R-Drop, Liang et al. 2021), which double the
+    time of a step; 0: one pass; not with a CRF."""
+    dropout_samples: int = 1
+    """Dropout masks before the classifier, whose losses are averaged (multi-sample dropout, Inoue 2019)."""
     seed: int = 1
     """Seeds the new head, the order of the batches, and dropout."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
+    freezing: FreezingConfig = field(default_factory=FreezingConfig)
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
-        optimizer = self.optimizer
+        optimizer, adversary, average, freezing = self.optimizer, self.adversarial, self.averaging, self.freezing
         checks = [
             ("num_epochs", self.num_epochs, "at least 1", self.num_epochs >= 1),
             ("batch_tokens", self.batch_tokens, "at least 1", self.batch_tokens >= 1),
@@ -47,6 +61,8 @@ class TrainingConfig:
             ("patience", self.patience, "at least 1", self.patience is None or self.patience >= 1),
             ("checkpoint_every_steps", self.checkpoint_every_steps, "at least 1", self.checkpoint_every_steps >= 1),
             ("label_smoothing", self.label_smoothing, "0 ≤ share < 1", 0 <= self.label_smoothing < 1),
+            ("r_drop", self.r_drop, "0 ≤ weight < ∞", 0 <= self.r_drop < math.inf),
+            ("dropout_samples", self.dropout_samples, "at least 1", self.dropout_samples >= 1),
             ("seed", self.seed, "0 ≤ seed < 2³²", 0 <= self.seed < 2**32),
             *(
                 (f"optimizer.{name}", rate, "0 < rate ≤ 1", rate is None or 0 < rate <= 1)
@@ -65,9 +81,88 @@ class TrainingConfig:
             ("optimizer.weight_decay", optimizer.weight_decay, "0 ≤ decay < ∞", 0 <= optimizer.weight_decay < math.inf),
             ("optimizer.warmup_fraction", optimizer.warmup_fraction, "0 to 1", 0 <= optimizer.warmup_fraction <= 1),
             ("optimizer.max_grad_norm", optimizer.max_grad_norm, "above 0", optimizer.max_grad_norm > 0),
+            (
+                "adversarial.method",
+                adversary.method,
+                "one of " + ", ".join(adversarial.METHODS),
+                adversary.method in adversarial.METHODS,
+            ),
+            (
+                "adversarial.epsilon",
+                adversary.epsilon,
+                "0 < distance < ∞",
+                adversary.epsilon is None or 0 < adversary.epsilon < math.inf,
+            ),
+            ("adversarial.steps", adversary.steps, "at least 1", adversary.steps >= 1),
+            ("adversarial.first_epoch", adversary.first_epoch, "at least 1", adversary.first_epoch >= 1),
+            (
+                "averaging.method",
+                average.method,
+                "one of " + ", ".join(averaging.METHODS),
+                average.method in averaging.METHODS,
+            ),
+            ("averaging.decay", average.decay, "0 < decay < 1", 0 < average.decay < 1),
+            ("averaging.start_fraction", average.start_fraction, "0 to 1", 0 <= average.start_fraction <= 1),
+            (
+                "averaging.every_steps",
+                average.every_steps,
+                "at least 1",
+                average.every_steps is None or average.every_steps >= 1,
+            ),
+            ("freezing.layers", freezing.layers, "at least 0", freezing.layers is None or freezing.layers >= 0),
+            (
+                "freezing.unfreeze_per_epoch",
+                freezing.unfreeze_per_epoch,
+                "at least 0",
+                freezing.unfreeze_per_epoch >= 0,
+            ),
         ]
         return [
             TrainingError("a value out of range", where=f"`training.{name}`", rule=rule, value=value)
             for name, value, rule, holds in checks
             if not holds
         ]
+
+
+def find_contradictions(model: ModelConfig, training: TrainingConfig, parallel: ParallelConfig) -> list[UserError]:
+    """Settings of training that exclude each other, or what the model or the workers are."""
+    used = {
+        "label_smoothing": training.label_smoothing > 0,
+        "r_drop": training.r_drop > 0,
+        "dropout_samples": training.dropout_samples > 1,
+        "adversarial.method": training.adversarial.method != "none",
+        "averaging.method": training.averaging.method != "none",
+        "freezing.layers": training.freezing.layers is not None,
+        "freezing.unfreeze_per_epoch": training.freezing.unfreeze_per_epoch > 0,
+    }
+    crf, no_dropout, strategy = "`model.head` crf", "`model.dropout` 0", f"`parallel.strategy` {parallel.strategy}"
+    method, all_train = f"`training.adversarial.method` {training.adversarial.method}", "no `training.freezing.layers`"
+    loss = "a CRF scores whole tag sequences; only a linear head has a loss for each word to smooth"
+    tags = "a CRF scores whole tag sequences; only a linear head gives each word a distribution of tags"
+    same = "passes differ by their dropout alone"
+    whole = "weights are moved where a worker has all of them: ddp, local_sgd, or one worker alone"
+    stages = "a worker of a pipeline has some of the layers only"
+    words = "fgm and pgd follow the gradient of the embeddings, which frozen ones do not have"
+    rules = [
+        ("label_smoothing", crf, model.head == "crf", loss),
+        ("r_drop", crf, model.head == "crf", tags),
+        ("r_drop", no_dropout, model.dropout == 0, same),
+        ("dropout_samples", no_dropout, model.dropout == 0, same),
+        ("adversarial.method", strategy, parallel.strategy not in ("ddp", "local_sgd"), whole),
+        *(
+            (name, strategy, parallel.strategy == "pipeline", stages)
+            for name in ("r_drop", "dropout_samples", "averaging.method", "freezing.layers")
+        ),
+        ("freezing.layers", method, training.adversarial.method in ("fgm", "pgd"), words),
+        ("freezing.unfreeze_per_epoch", all_train, not used["freezing.layers"], "layers unfreeze that were frozen"),
+    ]
+    return [
+        TrainingError(
+            "two settings that contradict each other",
+            rule=rule,
+            value=f"`training.{name}`, {other}",
+            remedy="leave one of them out",
+        )
+        for name, other, holds, rule in rules
+        if used[name] and holds
+    ]

@@ -5,7 +5,8 @@ one batched attention, and the last layer is computed only where a word begins. 
 that either way trains the same model. In bf16 activations and products are bf16, parameters and their gradients fp32.
 
 Shapes: B windows, T sub-tokens, W words of a window, V words of all of them, N rows (sub-tokens and filling), H hidden
-size, h heads, d head size, K tags; in attention b windows times heads, of one length T.
+size, h heads, d head size, K tags; S samples of the classifier's dropout; in attention b windows times heads, of one
+length T.
 """
 
 from typing import Any
@@ -18,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from pipelines.ner.casing import split_cases
+from pipelines.ner.errors import UserError
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import Architecture, Layer, read_architecture
 from pipelines.ner.runtimes.packed import ACTIVATIONS, Groups, fill_rows, lay_out
@@ -26,10 +28,35 @@ from pipelines.training.batches import Batch
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class ForwardError(UserError):
+    """A way to compute that a network does not have."""
+
+
 class Forward(nn.Module):
     """A way from a batch to emissions `[B, W, K]` in fp32."""
 
     model: TokenClassifier
+    dropout_samples = 1
+
+    def sample_dropout(self, count: int) -> None:
+        """Draw so many masks before the classifier in training (multi-sample dropout, Inoue 2019).
+
+        Emissions are `[S × B, W, K]` then: all windows with the first mask, all with the second, and so on. Raises
+        ForwardError for a network that does not drop out right before its classifier.
+        """
+        last = [child for child in self.model.network.children() if isinstance(child, nn.Dropout)]
+        if len(last) != 1 or not last[0].p:
+            raise ForwardError(
+                f"no dropout before the classifier of `{self.model.network.config.model_type}` to draw samples of",
+                where="`training.dropout_samples`",
+                rule="a network with one dropout, above 0, right before its classifier",
+                remedy="leave it out, or set `--model.dropout`",
+            )
+        self.dropout_samples = count
+        self._sample_before(last[0])
+
+    def _sample_before(self, dropout: nn.Dropout) -> None:
+        """Prepare the network's own dropout."""
 
     @property
     def sparse_table(self) -> nn.Parameter | None:
@@ -65,9 +92,16 @@ class PaddedForward(Forward):
     def forward(self, batch: Batch) -> Tensor:
         """Emissions `[B, W, K]`."""
         reduced = DTYPES[self.precision]
+        word_starts_XW = batch.word_starts_BW.repeat(self.dropout_samples if self.model.training else 1, 1)
         with torch.autocast(batch.input_ids_BT.device.type, reduced, enabled=reduced != torch.float32):
-            emissions_BWK: Tensor = self.model(batch.input_ids_BT, batch.attention_mask_BT, batch.word_starts_BW)
-        return emissions_BWK.float()
+            emissions_XWK: Tensor = self.model(batch.input_ids_BT, batch.attention_mask_BT, word_starts_XW)
+        return emissions_XWK.float()
+
+    def _sample_before(self, dropout: nn.Dropout) -> None:
+        def repeat(module: nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor] | None:
+            return (hidden[0].repeat(self.dropout_samples, 1, 1),) if module.training else None
+
+        dropout.register_forward_pre_hook(repeat)
 
 
 class PackedForward(Forward):
@@ -107,10 +141,12 @@ class PackedForward(Forward):
         for layer in found.layers[:-1]:
             x_NH = self._run_layer(x_NH, layer, groups, None)
         x_VH = self._run_layer(x_NH, found.layers[-1], groups, places_V)
-        x_VH = self._drop(x_VH.float(), found.classifier_dropout)
-        emissions_VK = F.linear(x_VH, found.classifier.weight, found.classifier.bias)[: int(is_word_BW.sum())]
-        emissions_BWK = emissions_VK.new_zeros(*is_word_BW.shape, emissions_VK.shape[1])
-        return emissions_BWK.index_put((is_word_BW,), emissions_VK)
+        samples = self.dropout_samples if self.training else 1
+        x_SVH = self._drop(x_VH.float().expand(samples, -1, -1), found.classifier_dropout)
+        emissions_SVK = F.linear(x_SVH, found.classifier.weight, found.classifier.bias)[:, : int(is_word_BW.sum())]
+        is_word_XW = is_word_BW.repeat(samples, 1)
+        emissions_XWK = emissions_SVK.new_zeros(*is_word_XW.shape, emissions_SVK.shape[2])
+        return emissions_XWK.index_put((is_word_XW,), emissions_SVK.flatten(0, 1))
 
     def _run_layer(self, x_NH: Tensor, layer: Layer, groups: Groups, wanted_V: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and self.training:

@@ -17,8 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.ner.model import TokenClassifier
+from pipelines.training.adversarial import Adversary
+from pipelines.training.averaging import Average
 from pipelines.training.batches import BatchPlan, TrainingWindows
 from pipelines.training.config import TrainingConfig, TrainingError
+from pipelines.training.freezing import Freezing
 from pipelines.training.optimizer import Optimizer
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.strategies import build_strategy
@@ -42,6 +45,8 @@ class TrainingState:
     done: bool = False
     model: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    average: dict[str, Any] = field(default_factory=dict)
+    """Averaged weights, as `Average` has them."""
     best_model: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -140,17 +145,28 @@ class _Run:
             windows.num_tokens,
             windows.usable,
             batch_tokens=config.batch_tokens,
-            device_batch_tokens=config.device_batch_tokens,
+            device_batch_tokens=config.device_batch_tokens // (2 if config.r_drop else 1),
             seed=config.seed,
         )
         self.model = model.to(device)
         if state.model:
             self.model.load_state_dict(state.model)
         self.strategy = build_strategy(self.model, parallel, device)
-        self.strategy.prepare(self.precision, config.label_smoothing, sparse=config.optimizer.sparse_embeddings)
+        self.strategy.prepare(
+            self.precision,
+            config.label_smoothing,
+            r_drop=config.r_drop,
+            dropout_samples=config.dropout_samples,
+            sparse=config.optimizer.sparse_embeddings,
+        )
         self.optimizer = Optimizer(self.strategy, config.optimizer, self.precision)
         if state.optimizer:
             self.optimizer.load_state_dict(state.optimizer)
+        self.average = Average(self.strategy, config.averaging)
+        self.average.load_state_dict(state.average)
+        self.freezing = Freezing(self.model, config.freezing)
+        is_adversarial = config.adversarial.method != "none"
+        self.adversary = Adversary(self.model, config.adversarial) if is_adversarial else None
         self.num_taken = 0
         self.untold: list[tuple[dict[str, Any], np.ndarray, Tensor]] = []
 
@@ -173,14 +189,16 @@ class _Run:
             self.train_epoch()
             started = time.monotonic()
             self.settle()
-            scored = self.strategy.open_model()
-            f1 = evaluate(scored)
-            self.model.train()
+            self.average.end_epoch(state.step, self.num_steps)
             state.epoch, state.epoch_step = state.epoch + 1, 0
-            if f1 > state.best_f1:
-                state.best_f1, state.best_epoch = f1, state.epoch
-                weights = scored.state_dict()
-                state.best_model = {name: value.detach().cpu().clone() for name, value in weights.items()}
+            with self.average.in_place():
+                scored = self.strategy.open_model()
+                f1 = evaluate(scored)
+                if f1 > state.best_f1:
+                    state.best_f1, state.best_epoch = f1, state.epoch
+                    weights = scored.state_dict()
+                    state.best_model = {name: value.detach().cpu().clone() for name, value in weights.items()}
+            self.model.train()
             waited = state.epoch - state.best_epoch
             state.done = state.epoch == config.num_epochs or (config.patience is not None and waited >= config.patience)
             metrics = {
@@ -196,6 +214,8 @@ class _Run:
         """Take the steps of the present epoch that are not yet done."""
         state = self.state
         self.model.train()
+        if self.freezing.begin_epoch(state.epoch):
+            self.strategy.follow_freezing()
         steps = self.plan.plan_epoch(state.epoch)
         for step in steps[state.epoch_step :]:
             self.take_step(step)
@@ -218,6 +238,7 @@ class _Run:
             self.watch.lap("optimizer")
             state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
             strategy.end_step(state.step)
+        self.average.end_step(state.step, self.num_steps)
         row = {
             "step": state.step,
             "epoch": state.epoch,
@@ -264,7 +285,14 @@ class _Run:
         self.watch.lap("batch")
         # workers' gradients are averaged: undo it
         scale = self.strategy.num_shares / num_words * self.optimizer.scale.value
-        return self.strategy.compute(batches, scale, self.watch.lap)
+
+        def compute() -> Tensor:
+            return self.strategy.compute(batches, scale, self.watch.lap)
+
+        loss = compute()
+        if self.adversary is not None and self.state.epoch + 1 >= self.config.adversarial.first_epoch:
+            self.adversary.add_gradients(compute)
+        return loss
 
     def refuse_step(self, row: dict[str, Any], step: np.ndarray) -> None:
         """Raise TrainingError, with the records of the step, for a loss or a gradient that is not a number."""
@@ -278,10 +306,11 @@ class _Run:
     def settle(self) -> None:
         """All workers in one state, and all steps told."""
         self.tell_steps()
-        self.strategy.settle(self.optimizer.list_moments())
+        self.strategy.settle([*self.optimizer.list_moments(), *self.average.weights.values()])
 
     def capture_state(self) -> TrainingState:
         """The state with the present weights, whole; tensors may be shared with the running model."""
         self.state.model = self.strategy.gather_model()
         self.state.optimizer = self.optimizer.state_dict()
+        self.state.average = self.average.state_dict()
         return self.state

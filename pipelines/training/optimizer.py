@@ -157,6 +157,12 @@ def find_rate_factor(step: int, num_steps: int, warmup_fraction: float, schedule
     return max(0.0, (step + 1) / warmup if step < warmup else after)
 
 
+def find_layer(name: str) -> int | None:
+    """Which of the encoder's layers a parameter belongs to, from 0, by its name."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else None
+
+
 def _group_parameters(model: TokenClassifier, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Groups of parameters with one peak learning rate, kept as `peak_lr`, and one decay."""
     rate = config.learning_rate or choose_learning_rate(model.network.config.hidden_size)
@@ -166,8 +172,8 @@ def _group_parameters(model: TokenClassifier, config: OptimizerConfig) -> list[d
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not parameter.is_meta:
-            layer = _LAYER.search(name)
-            depth = num_layers - 1 - int(layer[1]) if layer else num_layers
+            layer = find_layer(name)
+            depth = num_layers if layer is None else num_layers - 1 - layer
             peak = rate * config.layer_decay**depth if name.startswith(encoder_prefix) else head_rate
             decay = config.weight_decay if parameter.ndim > 1 and not name.startswith("crf.") else 0.0
             groups.setdefault((peak, decay, isinstance(parameter, DTensor)), []).append(parameter)
@@ -175,6 +181,11 @@ def _group_parameters(model: TokenClassifier, config: OptimizerConfig) -> list[d
         {"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": decay}
         for (peak, decay, _), parameters in groups.items()
     ]
+
+
+def get_local(tensor: Tensor) -> Tensor:
+    """What this worker holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _open_gradient(parameter: nn.Parameter) -> Tensor:
@@ -185,8 +196,5 @@ def _open_gradient(parameter: nn.Parameter) -> Tensor:
         parameter.grad = gradient.coalesce()
         return parameter.grad._values()
     if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
-        if gradient.placements != parameter.placements:
-            parameter.grad = gradient = gradient.redistribute(placements=parameter.placements)
-        local: Tensor = gradient.to_local()
-        return local
-    return gradient
+        parameter.grad = gradient = gradient.redistribute(placements=parameter.placements)
+    return get_local(gradient)

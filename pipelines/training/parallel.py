@@ -123,15 +123,28 @@ class Strategy:
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
 
-    def prepare(self, precision: str, label_smoothing: float, sparse: bool = True) -> None:
+    def prepare(
+        self,
+        precision: str,
+        label_smoothing: float,
+        *,
+        r_drop: float = 0.0,
+        dropout_samples: int = 1,
+        sparse: bool = True,
+    ) -> None:
         """Make the model ready to train; its parameters are final after this.
 
         With `sparse` the embeddings of words have sparse gradients, where the forward pass and the strategy can.
         """
         self.forward = self._build_forward(precision)
+        if dropout_samples > 1:
+            self.forward.sample_dropout(dropout_samples)
         if not sparse or not self.may_be_sparse:
             self.forward.make_dense()
-        self.objective: nn.Module = self._wrap(Objective(self.forward, label_smoothing))
+        self.objective: nn.Module = self._wrap(Objective(self.forward, label_smoothing, r_drop))
+
+    def follow_freezing(self) -> None:
+        """Go on with another set of parameters that train."""
 
     def _build_forward(self, precision: str) -> Forward:
         if not self.may_pack:
@@ -214,6 +227,11 @@ class DataParallel(Strategy):
             )
             wrapped.register_comm_hook(state, _send_low_rank)
         return wrapped
+
+    def follow_freezing(self) -> None:
+        """See `Strategy`; the wrapper knows only what trained when it was made."""
+        assert isinstance(self.objective, nn.parallel.DistributedDataParallel)
+        self.objective = self._wrap(self.objective.module)
 
     def _hold_back(self, more_follows: bool) -> AbstractContextManager[Any]:
         wrapped = self.objective

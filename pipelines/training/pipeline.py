@@ -69,8 +69,18 @@ class Pipeline(Strategy):
                 if parameter not in own:
                     module.register_parameter(name, nn.Parameter(torch.empty_like(parameter, device="meta")))
 
-    def prepare(self, precision: str, label_smoothing: float, sparse: bool = False) -> None:
-        """See `Strategy`."""
+    def prepare(
+        self,
+        precision: str,
+        label_smoothing: float,
+        *,
+        r_drop: float = 0.0,
+        dropout_samples: int = 1,
+        sparse: bool = False,
+    ) -> None:
+        """See `Strategy`; one pass a window, dense."""
+        assert not r_drop, "refused before"
+        assert dropout_samples == 1, "refused before"
         layers = [self.found.layers[index] for index in self.layers]
         self.stage = _Stage(self.found, layers, self.rank == 0, self.is_last, precision, self.config)
         self.label_smoothing, self.pad_id = label_smoothing, self.model.network.config.pad_token_id or 0

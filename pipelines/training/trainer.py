@@ -301,7 +301,8 @@ def _load_state(folder: Path) -> TrainingState:
 
 def _is_best(content: Mapping[str, Any]) -> bool:
     """Whether the present weights are those of the best epoch, just finished."""
-    return bool(content["epoch"] and content["epoch"] == content["best_epoch"] and content["epoch_step"] == 0)
+    just_finished = content["epoch"] and content["epoch"] == content["best_epoch"] and content["epoch_step"] == 0
+    return bool(just_finished and not content.get("average"))
 
 
 def _render_needs(needs: dict[str, float]) -> str:

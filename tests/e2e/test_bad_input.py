@@ -219,8 +219,10 @@ def test_several_values_out_of_range_are_told_at_once(refuse):
 
 def test_settings_that_contradict_each_other_are_refused(refuse, write):
     arguments = ("--corpus.train", write("a.conll", GOOD), "--model.head", "crf")
+    arguments += ("--training.adversarial.method", "fgm", "--parallel.strategy", "fsdp")
     refusal = refuse("train", *arguments, "--training.label_smoothing", 0.1)
-    refusal.check("contradict", "`model.head` crf", "`training.label_smoothing`", "leave one of them out")
+    refusal.check("2 mistakes", "`training.label_smoothing`, `model.head` crf", "leave one of them out")
+    refusal.check("`training.adversarial.method`, `parallel.strategy` fsdp", "ddp, local_sgd, or one worker alone")
 
 
 def test_output_folder_below_a_file_is_refused(refuse, write, bundle):

@@ -18,8 +18,17 @@ from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.model import ModelConfig
 from pipelines.training.config import TrainingConfig, TrainingError
 from pipelines.training.history import read_metrics
+from pipelines.training.loop import TrainingState
 from pipelines.training.parallel import ParallelConfig
-from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit, plan_workers
+from pipelines.training.trainer import (
+    ResourcesConfig,
+    TrainingJob,
+    TrainingResult,
+    _load_state,
+    _save_state,
+    fit,
+    plan_workers,
+)
 from tests.conftest import SAMPLE
 from tests.integration.processes import kill, list_descendants, wait_until
 
@@ -148,6 +157,19 @@ def test_mistake_found_by_a_worker_arrives_as_such_and_is_not_retried(make_job, 
         fit(make_job(load_nothing), ResourcesConfig(num_workers=1, cpus_per_worker=1), tmp_path)
     assert caught.value.remedy == "check the files given as `--corpus.train`"
     assert calls.read_text() == "called\n"
+
+
+@pytest.mark.parametrize("average", [{}, {"weights": {"w": torch.ones(9)}, "count": 3}])
+def test_saved_state_has_the_best_weights_once_where_they_are_the_present_ones(average, tmp_path):
+    present = {"w": torch.zeros(9)}
+    best = average.get("weights", present)
+    state = TrainingState(epoch=2, best_epoch=2, best_f1=0.5, model=present, average=average, best_model=best)
+    _save_state(state, tmp_path)
+    found = _load_state(tmp_path)
+    assert torch.equal(found.best_model["w"], best["w"])
+    assert torch.equal(found.model["w"], present["w"])
+    assert found.average.keys() == average.keys()
+    assert (found.best_model is found.model) == (not average)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import XLNetConfig
 
 from pipelines.ner.casing import CASE_STEP, NUM_CASES, add_cases
 from pipelines.training.batches import Batch
-from pipelines.training.forward import PackedForward, PaddedForward, build_forward, draw_mask, pack
+from pipelines.training.forward import ForwardError, PackedForward, PaddedForward, build_forward, draw_mask, pack
 from tests.unit.ner.runtimes.test_runtimes import CONFIGS, SCHEME, build
 
 CPU = torch.device("cpu")
@@ -121,3 +122,45 @@ def test_the_embeddings_of_words_have_sparse_gradients_unless_they_are_frozen():
     words.requires_grad_(False)
     assert forward.sparse_table is None
     assert PaddedForward(model, "fp32").sparse_table is None
+
+
+def build_sampling(name, way, *, count=64):
+    """A forward that drops out before the classifier alone, and there `count` times."""
+    model = build(CONFIGS[name]).train()
+    for parent in model.network.modules():
+        for child in parent.children():
+            if isinstance(child, torch.nn.Dropout) and parent is not model.network:
+                child.p = 0.0
+    forward = PaddedForward(model, "fp32") if way == "padded" else build_forward(model, "fp32", CPU)
+    forward.sample_dropout(count)
+    return forward
+
+
+@pytest.mark.parametrize("way", ["padded", "packed"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_samples_of_the_classifiers_dropout_differ_and_their_mean_is_the_undropped(name, way):
+    forward, batch = build_sampling(name, way), make_batch()
+    assert isinstance(forward, PackedForward) == (way == "packed")
+    is_word_BW = torch.arange(batch.word_starts_BW.shape[1]) < batch.lengths_B[:, None]
+    with torch.no_grad():
+        samples_SVK = forward(batch).unflatten(0, (64, -1))[:, is_word_BW]
+        forward.eval()
+        whole_BWK = forward(batch)
+    assert len(whole_BWK) == len(batch.lengths_B)
+    expected_VK = whole_BWK[is_word_BW]
+    spread = samples_SVK.std(dim=0)
+    assert spread.min() > 0
+    assert ((samples_SVK.mean(dim=0) - expected_VK).abs() < 5 * spread / 8 + 1e-5).all()
+
+
+@pytest.mark.parametrize("way", ["padded", "packed"])
+def test_a_network_without_dropout_before_its_classifier_has_no_samples(way):
+    forward = PaddedForward if way == "padded" else lambda model, precision: build_forward(model, precision, CPU)
+    still = build(CONFIGS["bert"])
+    still.network.dropout.p = 0.0
+    none = build(XLNetConfig(vocab_size=99, d_model=32, n_layer=2, n_head=4, d_inner=64))
+    for model in (still, none):
+        with pytest.raises(
+            ForwardError, match=f"no dropout before the classifier of `{model.network.config.model_type}`"
+        ):
+            forward(model, "fp32").sample_dropout(4)

@@ -9,10 +9,15 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from pipelines.ner.errors import UserError
+from pipelines.ner.model import ModelConfig
+from pipelines.training.adversarial import AdversarialConfig
+from pipelines.training.averaging import AveragingConfig
 from pipelines.training.batches import BatchPlan, TrainingWindows
-from pipelines.training.config import TrainingConfig, TrainingError
+from pipelines.training.config import TrainingConfig, TrainingError, find_contradictions
+from pipelines.training.freezing import FreezingConfig
 from pipelines.training.loop import resolve_precision
 from pipelines.training.optimizer import OptimizerConfig
+from pipelines.training.parallel import ParallelConfig
 
 BASE = {"num_epochs": 2, "batch_tokens": 120, "precision": "fp32", "checkpoint_every_steps": 3}
 
@@ -103,6 +108,43 @@ def test_resumed_run_repeats_the_rest_bit_for_bit_from_every_checkpoint(training
         assert (resumed.final.best_f1, resumed.final.best_epoch) == (0.7, 1)
         if resumed.states:
             assert are_equal(resumed.states[-1].model, whole.states[-1].model)
+
+
+OPTIONS = {
+    "pgd, ema, dropout samples": {
+        "adversarial": AdversarialConfig("pgd", steps=2, first_epoch=2),
+        "averaging": AveragingConfig("ema"),
+        "dropout_samples": 3,
+    },
+    "awp, swa, r-drop, unfreezing": {
+        "adversarial": AdversarialConfig("awp"),
+        "averaging": AveragingConfig("swa", every_steps=2, start_fraction=0.2),
+        "freezing": FreezingConfig(1, unfreeze_per_epoch=1),
+        "r_drop": 0.5,
+    },
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_resumed_run_with_options_repeats_the_rest_bit_for_bit(training_room, tiny_encoder, options):
+    table, f1s = training_room.make_table(36), [0.7, 0.3]
+
+    def run(state=None, seed=1, f1s=f1s):
+        model = training_room.build_model(tiny_encoder, "linear", dropout=0.2, seed=seed)
+        return training_room.run_loop(model, table, configure(**options), f1s=f1s, state=state)
+
+    whole = run()
+    assert {state.epoch for state in whole.states if state.epoch_step} == {0, 1}
+    for state in whole.states[:-1]:
+        step, epoch = state.step, state.epoch
+        resumed = run(state, seed=99, f1s=f1s[epoch:])
+        assert resumed.losses == whole.losses[step:]
+        assert are_equal(resumed.final.best_model, whole.final.best_model)
+        last, expected = resumed.states[-1], whole.states[-1]
+        assert are_equal(last.model, expected.model)
+        assert are_equal(last.average["weights"], expected.average["weights"])
+        assert last.average["count"] == expected.average["count"] > 1
+        assert not are_equal(last.average["weights"], last.model)
 
 
 def test_checkpoints_come_within_epochs_and_after_each(training_room, tiny_encoder):
@@ -206,6 +248,12 @@ def test_find_problems_lists_every_bad_value_at_once():
         warmup_fraction=1.5,
         max_grad_norm=0.0,
     )
+    groups = {
+        "optimizer": optimizer,
+        "adversarial": AdversarialConfig(method="fgsm", epsilon=0.0, steps=0, first_epoch=0),
+        "averaging": AveragingConfig(method="mean", decay=1.0, start_fraction=1.1, every_steps=0),
+        "freezing": FreezingConfig(layers=-1, unfreeze_per_epoch=-1),
+    }
     config = TrainingConfig(
         num_epochs=0,
         batch_tokens=0,
@@ -214,12 +262,15 @@ def test_find_problems_lists_every_bad_value_at_once():
         patience=0,
         checkpoint_every_steps=0,
         label_smoothing=1.0,
+        r_drop=-1.0,
+        dropout_samples=0,
         seed=-1,
-        optimizer=optimizer,
+        **groups,
     )
     problems = config.find_problems()
-    names = [f"`training.{name}`" for name in vars(config) if name != "optimizer"]
-    names += [f"`training.optimizer.{name}`" for name in vars(optimizer) if name != "sparse_embeddings"]
+    names = [f"`training.{name}`" for name in vars(config) if name not in groups]
+    names += [f"`training.{group}.{name}`" for group, settings in groups.items() for name in vars(settings)]
+    names.remove("`training.optimizer.sparse_embeddings`")  # yes or no
     assert sorted(problem.where for problem in problems) == sorted(names)
     assert all(isinstance(problem, UserError) and problem.rule for problem in problems)
     assert {problem.where: problem.value for problem in problems}["`training.precision`"] == "fp8"
@@ -227,6 +278,44 @@ def test_find_problems_lists_every_bad_value_at_once():
 
 def test_find_problems_has_nothing_against_the_defaults():
     assert TrainingConfig().find_problems() == []
+
+
+CRF, NO_DROPOUT = ModelConfig(head="crf"), ModelConfig(dropout=0.0)
+CONTRADICTIONS = [
+    ({"label_smoothing": 0.1}, CRF, "ddp"),
+    ({"r_drop": 1.0}, CRF, "ddp"),
+    ({"r_drop": 1.0}, NO_DROPOUT, "ddp"),
+    ({"r_drop": 1.0}, ModelConfig(), "pipeline"),
+    ({"dropout_samples": 4}, NO_DROPOUT, "ddp"),
+    ({"dropout_samples": 4}, ModelConfig(), "pipeline"),
+    *(({"adversarial": AdversarialConfig("awp")}, ModelConfig(), one) for one in ("fsdp", "tensor", "hybrid")),
+    ({"averaging": AveragingConfig("ema")}, ModelConfig(), "pipeline"),
+    ({"freezing": FreezingConfig(1)}, ModelConfig(), "pipeline"),
+    ({"freezing": FreezingConfig(0), "adversarial": AdversarialConfig("pgd")}, ModelConfig(), "ddp"),
+    ({"freezing": FreezingConfig(None, 1)}, ModelConfig(), "ddp"),
+]
+
+
+@pytest.mark.parametrize(("changes", "model", "strategy"), CONTRADICTIONS)
+def test_each_contradiction_is_refused_and_names_both_settings(changes, model, strategy):
+    [problem] = find_contradictions(model, TrainingConfig(**changes), ParallelConfig(strategy=strategy))
+    assert problem.what == "two settings that contradict each other"
+    assert f"`training.{next(iter(changes))}" in problem.value
+    assert problem.value.count("`") == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "model", "strategy"),
+    [
+        ({}, CRF, "pipeline"),
+        ({"dropout_samples": 4, "averaging": AveragingConfig("swa"), "freezing": FreezingConfig(2, 1)}, CRF, "fsdp"),
+        ({"r_drop": 1.0, "averaging": AveragingConfig("ema")}, ModelConfig(dropout=0.1), "tensor"),
+        ({"adversarial": AdversarialConfig("fgm"), "averaging": AveragingConfig("ema")}, CRF, "local_sgd"),
+        ({"adversarial": AdversarialConfig("awp"), "freezing": FreezingConfig(2)}, NO_DROPOUT, "ddp"),
+    ],
+)
+def test_settings_that_go_together_are_not_refused(changes, model, strategy):
+    assert find_contradictions(model, TrainingConfig(**changes), ParallelConfig(strategy=strategy)) == []
 
 
 def test_find_problems_refuses_numbers_that_are_not_finite():
@@ -237,28 +326,46 @@ def test_find_problems_refuses_numbers_that_are_not_finite():
 
 
 # Steps of one window leave one of two workers idle; the small device budget makes them accumulate too.
+SEVERAL = {"batch_tokens": 120, "device_batch_tokens": 40}
+ONE = {"batch_tokens": 1, "device_batch_tokens": 4096}
+UNFREEZING = SEVERAL | {"freezing": FreezingConfig(1, 1), "averaging": AveragingConfig("ema"), "r_drop": 1.0}
 DISTRIBUTED = {
-    "several windows a step": {"batch_tokens": 120, "device_batch_tokens": 40},
-    "one window a step": {"batch_tokens": 1, "device_batch_tokens": 4096},
+    "several windows a step": (16, SEVERAL, "ddp"),
+    "one window a step": (4, ONE, "ddp"),
+    "pgd": (16, SEVERAL | {"adversarial": AdversarialConfig("pgd", steps=2)}, "ddp"),
+    "awp": (16, SEVERAL | {"adversarial": AdversarialConfig("awp")}, "ddp"),
+    "unfreezing": (16, UNFREEZING, "ddp"),
+    "unfreezing, sliced": (16, UNFREEZING, "fsdp"),
+    "unfreezing, sliced products": (16, UNFREEZING, "tensor"),
+    "swa": (16, SEVERAL | {"averaging": AveragingConfig("swa"), "num_epochs": 3}, "ddp"),
 }
+HEADS = {"several windows a step": ("linear", "crf"), "one window a step": ("linear", "crf")}
 
 
 def run_distributed_cases(room, encoder):
     found = {}
-    for head in ("linear", "crf"):
-        for case, changes in DISTRIBUTED.items():
+    for case, (num_windows, changes, strategy) in DISTRIBUTED.items():
+        for head in HEADS.get(case, ("linear",)):
             model = room.build_model(encoder, head)
-            table = room.make_table(16 if case == "several windows a step" else 4)
             config = configure(**changes, optimizer=OptimizerConfig(learning_rate=3e-4))
-            told = room.run_loop(model, table, config)
-            found[f"{head}, {case}"] = (told.losses, told.states[-1].model)
+            told = room.run_loop(model, room.make_table(num_windows), config, parallel=ParallelConfig(strategy))
+            found[f"{head}, {case}"] = (told.losses, told.states[-1].model, told.final.best_model)
     return found
+
+
+def run_alone_together(room, encoder):
+    """Workers that seldom meet, with weights moved and averaged."""
+    config = configure(**SEVERAL, adversarial=AdversarialConfig("fgm"), averaging=AveragingConfig("ema"))
+    parallel = ParallelConfig("local_sgd", sync_every=3)
+    told = room.run_loop(room.build_model(encoder, "linear"), room.make_table(16), config, parallel=parallel)
+    return told.losses, told.states[-1].model, told.states[-1].average["weights"]
 
 
 def run_rank(rank, room, encoder, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    torch.save(run_distributed_cases(room, encoder), Path(folder) / f"{rank}.pt")
+    found = run_distributed_cases(room, encoder) | {"local_sgd": run_alone_together(room, encoder)}
+    torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -269,9 +376,17 @@ def test_two_processes_train_as_one_does_also_when_one_is_idle(training_room, ti
     torch.multiprocessing.spawn(run_rank, (training_room, tiny_encoder, str(tmp_path)), nprocs=2)
     alone = run_distributed_cases(training_room, tiny_encoder)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for case, (losses, weights) in alone.items():
-        for found_losses, found_weights in (rank[case] for rank in ranks):
+    for case, (losses, weights, best) in alone.items():
+        for found_losses, found_weights, found_best in (rank[case] for rank in ranks):
             assert found_losses == pytest.approx(losses, abs=1e-4), case
             for name, tensor in weights.items():
                 torch.testing.assert_close(found_weights[name], tensor, rtol=0, atol=1e-4, msg=f"{case}: {name}")
+            for name, tensor in best.items():
+                torch.testing.assert_close(found_best[name], tensor, rtol=0, atol=1e-4, msg=f"{case}: {name}")
         assert are_equal(ranks[0][case][1], ranks[1][case][1]), case
+    (losses, weights, average), (other_losses, other_weights, other_average) = (rank["local_sgd"] for rank in ranks)
+    assert losses == other_losses
+    assert sum(losses[-3:]) < sum(losses[:3])
+    assert are_equal(weights, other_weights)
+    assert are_equal(average, other_average)
+    assert not are_equal(weights, average)

@@ -9,7 +9,8 @@ import torch
 from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import TokenClassifier
 from pipelines.training.batches import Batch, TrainingWindows
-from pipelines.training.objective import sum_loss
+from pipelines.training.forward import Forward, build_forward
+from pipelines.training.objective import Objective, find_words, sum_divergence, sum_loss
 
 IGNORED = -100
 
@@ -126,3 +127,68 @@ def test_loss_is_float32_for_emissions_in_bf16(training_room, tiny_encoder, head
     loss = sum_loss(model, emissions_BWK, batch)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, sum_loss(model, emissions_BWK.float(), batch), rtol=0, atol=0)
+
+
+class Given(Forward):
+    """Emissions as given, whatever the batch."""
+
+    def __init__(self, model, emissions_XWK):
+        super().__init__()
+        self.model, self.emissions_XWK, self.batches = model, emissions_XWK, []
+
+    def forward(self, batch):
+        self.batches.append(batch)
+        return self.emissions_XWK
+
+
+def test_divergence_is_the_mean_of_both_ways_over_words_alone():
+    one_BWK, other_BWK = torch.randn(2, 2, 4, 5)
+    is_word_BW = torch.tensor([[True] * 4, [True, False, False, False]])
+    log_p, log_q = one_BWK[is_word_BW].log_softmax(1), other_BWK[is_word_BW].log_softmax(1)
+    both = [
+        torch.nn.functional.kl_div(a, b, reduction="sum", log_target=True) for a, b in ((log_p, log_q), (log_q, log_p))
+    ]
+    found = sum_divergence(one_BWK[None], other_BWK[None], is_word_BW)
+    torch.testing.assert_close(found, sum(both) / 2)
+    assert sum_divergence(one_BWK[None], one_BWK[None], is_word_BW) == 0
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_r_drop_adds_the_divergence_of_two_passes_to_their_mean_loss(training_room, tiny_encoder, samples):
+    model = build(training_room, tiny_encoder, "linear")
+    batch = make_batch([[1, 2, 0, 3], [3]], [True, True], [True, True])
+    emissions_S2BWK = torch.randn(samples, 2, 2, 4, 5)
+    forward = Given(model, emissions_S2BWK.flatten(0, 2))
+    losses = [sum_loss(model, one, batch, 0.1) for one in emissions_S2BWK.flatten(0, 1)]
+    divergences = [sum_divergence(a[None], b[None], find_words(batch)) for a, b in emissions_S2BWK]
+    expected = sum(losses) / len(losses) + 0.7 * sum(divergences) / samples
+    torch.testing.assert_close(Objective(forward, 0.1, 0.7)(batch), expected)
+    assert forward.batches[0].tag_ids_BW.tolist() == batch.tag_ids_BW.tolist() * 2
+
+
+def test_samples_of_dropout_are_averaged(training_room, tiny_encoder, head):
+    model = build(training_room, tiny_encoder, head)
+    batch = make_batch([[1, 2, 0, 3], [3]], [True, True], [True, True])
+    emissions_SBWK = torch.randn(3, 2, 4, 5)
+    losses = [sum_loss(model, one, batch) for one in emissions_SBWK]
+    torch.testing.assert_close(Objective(Given(model, emissions_SBWK.flatten(0, 1)))(batch), sum(losses) / 3)
+
+
+def test_r_drop_pulls_passes_together(training_room, tiny_encoder):
+    """Both passes have a gradient; where they agree, it is that of the plain loss."""
+    model = training_room.build_model(tiny_encoder, "linear")
+    batch = TrainingWindows(training_room.make_table(5)).collate(range(5), pad_id=0)
+    gradients = []
+    for r_drop in (0.0, 5.0):
+        forward = build_forward(model, "fp32", torch.device("cpu"))
+        model.zero_grad()
+        Objective(forward, r_drop=r_drop)(batch).backward()
+        gradients.append(model.network.classifier.weight.grad.clone())
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    one, other = torch.randn(2, 1, 1, 3, 5, requires_grad=True)
+    leaves = [one.detach().requires_grad_(), other.detach().requires_grad_()]
+    before = sum_divergence(*leaves, torch.ones(1, 3, dtype=torch.bool))
+    before.backward()
+    assert all(leaf.grad.abs().max() > 0 for leaf in leaves)
+    moved = [leaf.detach() - 0.05 * leaf.grad for leaf in leaves]
+    assert sum_divergence(*moved, torch.ones(1, 3, dtype=torch.bool)) < before

@@ -1,0 +1,74 @@
+"""Which of the encoder's layers train, and from which epoch on."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from pipelines.ner.errors import UserError
+from pipelines.ner.model import TokenClassifier
+from pipelines.training.optimizer import find_layer
+
+
+class FreezingError(UserError):
+    """Layers that cannot be frozen."""
+
+
+@dataclass(frozen=True)
+class FreezingConfig:
+    """Layers that keep their weights; nothing is computed backward below the lowest that trains."""
+
+    layers: int | None = None
+    """So many of the encoder's lowest layers do not train, nor do its embeddings; 0: the embeddings alone; default: all
+    train."""
+    unfreeze_per_epoch: int = 0
+    """So many of them train in addition with each further epoch, the highest first, the embeddings last (gradual
+    unfreezing, Howard and Ruder 2018)."""
+
+
+class Freezing:
+    """The layers of one model that do not train."""
+
+    def __init__(self, model: TokenClassifier, config: FreezingConfig) -> None:
+        self.config = config
+        self.depths = _find_depths(model) if config.layers is not None else {}
+        num_layers = max(self.depths.values(), default=0)
+        if config.layers is not None and config.layers > num_layers:
+            raise FreezingError(
+                "more layers to freeze than the encoder has",
+                where="`training.freezing.layers`",
+                rule=f"0 to {num_layers}",
+                value=config.layers,
+            )
+
+    def begin_epoch(self, epoch: int) -> bool:
+        """Freeze what does not train in an epoch (from 0); returns whether another set trains than before."""
+        if self.config.layers is None:
+            return False
+        num_frozen = self.config.layers - epoch * self.config.unfreeze_per_epoch
+        changed = [one for one, depth in self.depths.items() if one.requires_grad == (depth <= num_frozen)]
+        for parameter in changed:
+            parameter.requires_grad_(not parameter.requires_grad)
+        return bool(changed)
+
+
+def _find_depths(model: TokenClassifier) -> dict[nn.Parameter, int]:
+    """0 for the parameters of the embeddings, 1 for those of the lowest layer, and so on; none for what is above."""
+    encoder = model.network.base_model
+    tables = {one for module in encoder.modules() if isinstance(module, nn.Embedding) for one in module.parameters()}
+    depths: dict[nn.Parameter, int] = {}
+    layers: set[int] = set()
+    for name, parameter in encoder.named_parameters():
+        layer = find_layer(f".{name}")
+        if layer is not None:
+            depths[parameter] = layer + 1
+            layers.add(layer)
+        elif parameter in tables or not layers:
+            depths[parameter] = 0
+    if layers != set(range(model.network.config.num_hidden_layers)):
+        raise FreezingError(
+            f"the layers of `{model.network.config.model_type}` cannot be told apart",
+            where="`training.freezing.layers`",
+            rule="an encoder whose layers have weights of their own",
+            remedy="leave it out",
+        )
+    return depths
