@@ -333,11 +333,10 @@ DISTRIBUTED = {
     "several windows a step": (16, SEVERAL, "ddp"),
     "one window a step": (4, ONE, "ddp"),
     "pgd": (16, SEVERAL | {"adversarial": AdversarialConfig("pgd", steps=2)}, "ddp"),
-    "awp": (16, SEVERAL | {"adversarial": AdversarialConfig("awp")}, "ddp"),
+    "awp, swa": (16, SEVERAL | {"adversarial": AdversarialConfig("awp"), "averaging": AveragingConfig("swa")}, "ddp"),
     "unfreezing": (16, UNFREEZING, "ddp"),
     "unfreezing, sliced": (16, UNFREEZING, "fsdp"),
     "unfreezing, sliced products": (16, UNFREEZING, "tensor"),
-    "swa": (16, SEVERAL | {"averaging": AveragingConfig("swa"), "num_epochs": 3}, "ddp"),
 }
 HEADS = {"several windows a step": ("linear", "crf"), "one window a step": ("linear", "crf")}
 
