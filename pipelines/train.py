@@ -44,7 +44,7 @@ from pipelines.run_record import RunRecord, read_versions
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
 from pipelines.training.config import TrainingConfig
-from pipelines.training.history import read_metrics, summarize_usage, trace_dev_f1, trace_loss
+from pipelines.training.history import MetricsTail, read_metrics, summarize_usage, trace_dev_f1, trace_loss
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit, plan_workers
 
@@ -108,7 +108,7 @@ def run(config: TrainConfig) -> None:
             load_dev=partial(read_rows, shards, "dev"),
             corpus_scheme=info.corpus_scheme,
         )
-        with record.phase("train", "training"), watch_training(partial(read_metrics, folder / METRICS_FILE)):
+        with record.phase("train", "training"), watch_training(MetricsTail(folder / METRICS_FILE).read):
             result = fit(job, config.resources, folder)
         with record.phase("bundle", "writing the bundle"):
             bundle = _write_bundle(config, job, info, result, shards, folder)
