@@ -43,6 +43,7 @@ from pipelines.ner.model import ModelConfig, build_token_classifier
 from pipelines.run_record import RunRecord, read_versions
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
+from pipelines.tracking import Tracking, TrackingConfig
 from pipelines.training.config import TrainingConfig
 from pipelines.training.history import MetricsTail, read_metrics, summarize_usage, trace_dev_f1, trace_loss
 from pipelines.training.parallel import ParallelConfig
@@ -65,6 +66,7 @@ class TrainConfig:
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     output_dir: str = "out/run"
     """The run folder: bundle, report, metrics, checkpoints. On a cluster of several machines, one that all see."""
     fresh: bool = False
@@ -84,12 +86,13 @@ def run(config: TrainConfig) -> None:
     if check_resumable(folder, settings, config.fresh):
         console.print(f"this run is finished: {escape(str(folder / 'bundle'))}; [bold]--fresh[/] starts it over")
         return
-    warn_of_idle(config.corpus.find_idle())
+    warn_of_idle(config.corpus.find_idle() + config.tracking.find_idle())
     record = RunRecord("train", config)
     can_forget = partial(leave_no_trace_of_mistakes, folder, (folder / "shards").exists)
     with can_forget():  # what needs no cluster is told before one is started
         find_all_files({split: getattr(config.corpus, split) for split in SPLITS})
-    with connect(config.cluster):
+        config.tracking.check_servers()
+    with connect(config.cluster), Tracking(config.tracking, folder, asdict(config)) as tracking:
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():
             plan_workers(config.resources)  # want of room is told before the corpus is read
@@ -108,13 +111,15 @@ def run(config: TrainConfig) -> None:
             load_dev=partial(read_rows, shards, "dev"),
             corpus_scheme=info.corpus_scheme,
         )
+        tracking.start(folder / METRICS_FILE)
         with record.phase("train", "training"), watch_training(MetricsTail(folder / METRICS_FILE).read):
             result = fit(job, config.resources, folder)
         with record.phase("bundle", "writing the bundle"):
             bundle = _write_bundle(config, job, info, result, shards, folder)
         with record.phase("evaluate", "scoring the test split"):
             report, examples = _evaluate(config, bundle, shards, info, folder)
-    scores = report.to_dict()
+        scores = report.to_dict()
+        tracking.log_scores(scores, result.num_steps)
     strict, intervals = scores["strict"]["micro"], scores["intervals"]["strict"]["micro"]
     annotate_bundle(bundle, {"test_strict_micro": strict, "test_intervals": intervals})
     history = read_metrics(folder / METRICS_FILE)
@@ -271,6 +276,7 @@ def _find_problems(config: TrainConfig) -> list[UserError]:
         *config.parallel.find_problems(),
         *config.resources.find_problems(),
         *config.inference.find_problems(),
+        *config.tracking.find_problems(),
     ]
 
 
