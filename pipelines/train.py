@@ -31,10 +31,12 @@ from pipelines.corpus.shards import (
     read_windows,
 )
 from pipelines.corpus.summary import SPLITS
+from pipelines.evaluation.card import write_card
 from pipelines.evaluation.curves import render_curves_svg
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, prepare_output_dir
-from pipelines.job import console, render_next, run_door, warn_of_idle
+from pipelines.hub import find_push_problems, push_bundle
+from pipelines.job import console, progress_console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import Bundle, BundleInfo, annotate_bundle, hash_mention, save_bundle
 from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.encoding import Encoder, EncodingConfig
@@ -69,6 +71,10 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     output_dir: str = "out/run"
     """The run folder: bundle, report, metrics, checkpoints. On a cluster of several machines, one that all see."""
+    push_to_hub: str | None = None
+    """Upload the bundle to the Hugging Face hub as this `user/name`, with the login of `hf auth login` or HF_TOKEN."""
+    push_private: bool = False
+    """Make the repository on the hub a private one."""
     fresh: bool = False
     """Start over, removing what an earlier run left in the output folder."""
 
@@ -85,6 +91,7 @@ def run(config: TrainConfig) -> None:
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     if check_resumable(folder, settings, config.fresh):
         console.print(f"this run is finished: {escape(str(folder / 'bundle'))}; [bold]--fresh[/] starts it over")
+        _push(config, folder / "bundle")
         return
     warn_of_idle(config.corpus.find_idle() + config.tracking.find_idle())
     record = RunRecord("train", config)
@@ -124,6 +131,7 @@ def run(config: TrainConfig) -> None:
     annotate_bundle(bundle, {"test_strict_micro": strict, "test_intervals": intervals})
     history = read_metrics(folder / METRICS_FILE)
     usage = summarize_usage(history)
+    write_card(bundle, asdict(info), usage, scores, datasets=config.corpus.find_datasets(), hub_id=config.push_to_hub)
     facts = _collect_facts(config, info, result, usage)
     paths = report.write(folder, f"Training of {folder.name}", facts, _render_curves(history))
     record.write(
@@ -138,6 +146,14 @@ def run(config: TrainConfig) -> None:
     print_examples(examples)
     console.print(escape(f"\nbundle: {bundle}\nreport: {paths['report.html']}"))
     console.print(render_next(f"rayner predict --model {bundle} --input YOUR_TEXTS.txt --output_dir out/entities"))
+    _push(config, bundle)
+
+
+def _push(config: TrainConfig, bundle: Path) -> None:
+    if config.push_to_hub:
+        with progress_console.status("uploading …"):
+            url = push_bundle(bundle, config.push_to_hub, config.push_private)
+        console.print(f"uploaded: {escape(url)}")
 
 
 def _get_shards(config: TrainConfig, folder: Path, record: RunRecord) -> tuple[Path, ShardsInfo]:
@@ -277,6 +293,7 @@ def _find_problems(config: TrainConfig) -> list[UserError]:
         *config.resources.find_problems(),
         *config.inference.find_problems(),
         *config.tracking.find_problems(),
+        *find_push_problems(config.push_to_hub, config.push_private),
     ]
 
 

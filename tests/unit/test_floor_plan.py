@@ -39,6 +39,7 @@ FRAME = {
     "pipelines.job": {"pipelines.ner", "pipelines.settings"},
     "pipelines.folders": {"pipelines.ner", "pipelines.settings", "pipelines.job"},
     "pipelines.run_record": {"pipelines.ner", "pipelines.job", "pipelines.folders"},
+    "pipelines.hub": {"pipelines.ner"},
     "pipelines.trackers": set(),
     "pipelines.tracking": {
         "pipelines.ner",
