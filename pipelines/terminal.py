@@ -5,11 +5,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +22,7 @@ TOTAL = "all (micro)"
 COLORS = ("green", "blue", "magenta", "yellow", "cyan", "red")
 POLL_S = 0.3
 LINE_EVERY_S = 10.0
+RECENT_STEPS = 20
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n")
 
 
@@ -84,19 +86,15 @@ def print_examples(rows: Sequence[dict[str, Any]], limit: int = 5) -> None:
 
 @contextmanager
 def watch_training(read_metrics: Callable[[], list[dict[str, Any]]]) -> Iterator[None]:
-    """Show how far training is while the block runs: a bar on a terminal, a line an epoch elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
-    facts = TextColumn("{task.fields[facts]}")
-    quiet = not progress_console.is_interactive
-    bar = Progress(*columns, TimeRemainingColumn(), facts, console=progress_console, transient=True, disable=quiet)
-    view = _TrainingView(bar)
+    """Show how far training is while the block runs: a bar on a terminal, a line now and then elsewhere."""
+    view = _TrainingView()
     stop = threading.Event()
 
     def follow() -> None:
         while not stop.wait(POLL_S):
             view.update(read_metrics())
 
-    with bar:
+    with view.bar:
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
         try:
@@ -153,28 +151,48 @@ def format_duration(seconds: float) -> str:
 
 
 class _TrainingView:
-    def __init__(self, bar: Progress) -> None:
-        self.bar = bar
-        self.task = bar.add_task("starting workers", total=None, facts="")
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+        facts = TextColumn("{task.fields[facts]}")
+        self.is_quiet = not progress_console.is_interactive
+        self.bar = Progress(*columns, facts, console=progress_console, transient=True, disable=self.is_quiet)
+        self.task = self.bar.add_task("starting workers", total=None, facts="")
+        self.latest: dict[str, Any] | None = None
         self.epochs_told = 0
+        self.told = time.monotonic()
 
     def update(self, rows: list[dict[str, Any]]) -> None:
         """Show what the history holds by now."""
-        starts = [row for row in rows if row["kind"] == "start"]
-        steps = [row for row in rows if row["kind"] == "step"]
+        if not rows or rows[-1] == self.latest:
+            return
+        self.latest = rows[-1]
+        start = next((row for row in reversed(rows) if row["kind"] == "start"), None)
+        recent = list(islice((row for row in reversed(rows) if row["kind"] == "step"), RECENT_STEPS))
+        if start is not None and recent:
+            epoch, step = f"epoch {recent[0]['epoch'] + 1} of {start['num_epochs']}", recent[0]["step"]
+            facts = describe_training(start, recent)
+            self.bar.update(self.task, description=epoch, total=start["num_steps"], completed=step, facts=facts)
+            if self.is_quiet and time.monotonic() - self.told >= LINE_EVERY_S:
+                self.told = time.monotonic()
+                progress_console.print(f"  {epoch}, step {step:,} of {start['num_steps']:,}: {facts}")
         epochs = [row for row in rows if row["kind"] == "epoch"]
-        if starts and steps:
-            recent = steps[-20:]
-            rate = sum(row["num_tokens"] for row in recent) / max(1e-9, sum(row["seconds"] for row in recent))
-            loss = sum(row["loss"] for row in recent) / len(recent)
-            facts = f"loss {loss:.3f}  {rate:,.0f} sub-tokens/s"
-            title = f"epoch {steps[-1]['epoch'] + 1} of {starts[-1]['num_epochs']}"
-            num_steps, done = starts[-1]["num_steps"], steps[-1]["step"]
-            self.bar.update(self.task, description=title, total=num_steps, completed=done, facts=facts)
         for row in epochs[self.epochs_told :]:
             best = " (best so far)" if row["dev_f1"] == row["best_dev_f1"] else ""
             progress_console.print(f"  epoch {row['epoch']}: dev F1 {row['dev_f1']:.4f}{best}")
         self.epochs_told = max(self.epochs_told, len(epochs))
+
+
+def describe_training(start: dict[str, Any], recent: list[dict[str, Any]]) -> str:
+    """Loss and rate of the recent steps (the last one first), and the remaining time by what passed since the start.
+
+    That time has scoring and checkpoints in it. Where a group has only just resumed, steps alone tell.
+    """
+    loss = sum(row["loss"] for row in recent) / len(recent)
+    seconds = max(1e-9, sum(row["seconds"] for row in recent))
+    rate = sum(row["num_tokens"] for row in recent) / seconds
+    num_done, num_left = recent[0]["step"] - start["step"], start["num_steps"] - recent[0]["step"]
+    step_s = (recent[0]["time"] - start["time"]) / num_done if num_done > len(recent) else seconds / len(recent)
+    return f"loss {loss:.3f}, {rate:,.0f} sub-tokens/s, {format_duration(step_s * num_left)} left"
 
 
 def _show(label: str) -> str:

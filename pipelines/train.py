@@ -31,10 +31,12 @@ from pipelines.corpus.shards import (
     read_windows,
 )
 from pipelines.corpus.summary import SPLITS
+from pipelines.evaluation.card import write_card
 from pipelines.evaluation.curves import render_curves_svg
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, prepare_output_dir
-from pipelines.job import console, render_next, run_door, warn_of_idle
+from pipelines.hub import find_push_problems, push_bundle
+from pipelines.job import console, progress_console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import Bundle, BundleInfo, annotate_bundle, hash_mention, save_bundle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
@@ -42,8 +44,9 @@ from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord, read_versions
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
+from pipelines.tracking import Tracking, TrackingConfig
 from pipelines.training.config import TrainingConfig, find_contradictions
-from pipelines.training.history import read_metrics, summarize_usage, trace_dev_f1, trace_loss
+from pipelines.training.history import MetricsTail, read_metrics, summarize_usage, trace_dev_f1, trace_loss
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.strategies import find_misfits
 from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit, plan_workers
@@ -65,8 +68,13 @@ class TrainConfig:
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     output_dir: str = "out/run"
     """The run folder: bundle, report, metrics, checkpoints. On a cluster of several machines, one that all see."""
+    push_to_hub: str | None = None
+    """Upload the bundle to the Hugging Face hub as this `user/name`, with the login of `hf auth login` or HF_TOKEN."""
+    push_private: bool = False
+    """Make the repository on the hub a private one."""
     fresh: bool = False
     """Start over, removing what an earlier run left in the output folder."""
 
@@ -83,13 +91,15 @@ def run(config: TrainConfig) -> None:
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     if check_resumable(folder, settings, config.fresh):
         console.print(f"this run is finished: {escape(str(folder / 'bundle'))}; [bold]--fresh[/] starts it over")
+        _push(config, folder / "bundle")
         return
-    warn_of_idle(config.corpus.find_idle())
+    warn_of_idle(config.corpus.find_idle() + config.tracking.find_idle())
     record = RunRecord("train", config)
     can_forget = partial(leave_no_trace_of_mistakes, folder, (folder / "shards").exists)
     with can_forget():  # what needs no cluster is told before one is started
         find_all_files({split: getattr(config.corpus, split) for split in SPLITS})
-    with connect(config.cluster):
+        config.tracking.check_servers()
+    with connect(config.cluster), Tracking(config.tracking, folder, asdict(config)) as tracking:
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():
             scaling = plan_workers(config.resources)  # want of room is told before the corpus is read
@@ -110,17 +120,20 @@ def run(config: TrainConfig) -> None:
             load_dev=partial(read_rows, shards, "dev"),
             corpus_scheme=info.corpus_scheme,
         )
-        with record.phase("train", "training"), watch_training(partial(read_metrics, folder / METRICS_FILE)):
+        tracking.start(folder / METRICS_FILE)
+        with record.phase("train", "training"), watch_training(MetricsTail(folder / METRICS_FILE).read):
             result = fit(job, config.resources, folder)
         with record.phase("bundle", "writing the bundle"):
             bundle = _write_bundle(config, job, info, result, shards, folder)
         with record.phase("evaluate", "scoring the test split"):
             report, examples = _evaluate(config, bundle, shards, info, folder)
-    scores = report.to_dict()
+        scores = report.to_dict()
+        tracking.log_scores(scores, result.num_steps)
     strict, intervals = scores["strict"]["micro"], scores["intervals"]["strict"]["micro"]
     annotate_bundle(bundle, {"test_strict_micro": strict, "test_intervals": intervals})
     history = read_metrics(folder / METRICS_FILE)
     usage = summarize_usage(history)
+    write_card(bundle, asdict(info), usage, scores, datasets=config.corpus.find_datasets(), hub_id=config.push_to_hub)
     facts = _collect_facts(config, info, result, usage)
     paths = report.write(folder, f"Training of {folder.name}", facts, _render_curves(history))
     record.write(
@@ -135,6 +148,14 @@ def run(config: TrainConfig) -> None:
     print_examples(examples)
     console.print(escape(f"\nbundle: {bundle}\nreport: {paths['report.html']}"))
     console.print(render_next(f"rayner predict --model {bundle} --input YOUR_TEXTS.txt --output_dir out/entities"))
+    _push(config, bundle)
+
+
+def _push(config: TrainConfig, bundle: Path) -> None:
+    if config.push_to_hub:
+        with progress_console.status("uploading …"):
+            url = push_bundle(bundle, config.push_to_hub, config.push_private)
+        console.print(f"uploaded: {escape(url)}")
 
 
 def _get_shards(config: TrainConfig, folder: Path, record: RunRecord) -> tuple[Path, ShardsInfo]:
@@ -269,6 +290,8 @@ def _find_problems(config: TrainConfig) -> list[UserError]:
         *config.parallel.find_problems(),
         *config.resources.find_problems(),
         *config.inference.find_problems(),
+        *config.tracking.find_problems(),
+        *find_push_problems(config.push_to_hub, config.push_private),
     ]
 
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from pipelines.corpus.formats.files import find_files, read_records
+from pipelines.corpus.formats.hub import PREFIX, split_id
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import RECORD_SCHEMA, CorpusError, Record, to_table
@@ -83,6 +84,11 @@ class CorpusConfig:
                     CorpusError("a fraction out of range", where=f"`corpus.{name}`", rule=rule, value=value)
                 )
         return problems
+
+    def find_datasets(self) -> list[str]:
+        """The names of those of its files that are datasets on the hub."""
+        files = [*self.train, *self.dev, *self.test]
+        return sorted({split_id(file)[0] for file in files if file.startswith(PREFIX)})
 
     def find_idle(self) -> list[str]:
         """Settings given that change nothing in this run, each with its reason."""

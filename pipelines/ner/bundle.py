@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForTokenClassification
@@ -26,6 +28,8 @@ from pipelines.ner.model import TokenClassifier, get_max_window
 BUNDLE_FILE = "bundle.json"
 CRF_FILE = "crf.safetensors"
 SEEN_FILE = "seen_mentions.safetensors"
+FILE_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
+"""Of the files that make a bundle what it is: those its fingerprint covers."""
 FORMAT_VERSION = 1
 DEFAULT_WINDOW = 256
 
@@ -115,7 +119,8 @@ def load_bundle(model: str | Path, *, scheme: str | None = None) -> Bundle:
         absence = explain_absence(str(model))
     if absence is not None:
         raise _not_a_bundle(model, absence)
-    return _load_foreign(str(model), scheme)
+    fetched = None if path.exists() else _fetch_own(str(model))
+    return _load_foreign(str(model), scheme) if fetched is None else _load_own(fetched)
 
 
 def compute_fingerprint(folder: Path, info: dict[str, Any]) -> str:
@@ -123,7 +128,7 @@ def compute_fingerprint(folder: Path, info: dict[str, Any]) -> str:
     read_back = json.loads(json.dumps(info | {"fingerprint": ""}))  # a key that is a number becomes a string
     digest = hashlib.sha256(json.dumps(read_back, sort_keys=True).encode())
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors", ".txt", ".model") and file.name != BUNDLE_FILE:
+        if file.suffix in FILE_SUFFIXES and file.name != BUNDLE_FILE:
             digest.update(file.name.encode())
             digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:32]
@@ -176,6 +181,15 @@ def _load_own(path: Path) -> Bundle:
     )
     seen = load_file(path / SEEN_FILE)["hashes"].tolist() if (path / SEEN_FILE).is_file() else []
     return Bundle(model.eval(), encoder, info, frozenset(seen))
+
+
+def _fetch_own(name: str) -> Path | None:
+    """A copy in the hub's cache of a bundle on the hub; None for a checkpoint of others."""
+    try:
+        hf_hub_download(name, BUNDLE_FILE)
+    except EntryNotFoundError:  # also offline, where it is not in the cache
+        return None
+    return Path(snapshot_download(name, allow_patterns=[f"*{suffix}" for suffix in FILE_SUFFIXES]))
 
 
 def _load_foreign(name: str, scheme: str | None) -> Bundle:

@@ -76,6 +76,12 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
+def is_uncased(tokenizer: Any) -> bool:
+    """Whether a tokenizer takes capitals for small letters."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    return normalizer is not None and normalizer.normalize_str("A") == "a"
+
+
 def build_scratch_encoder(words: Iterable[str], folder: Path, seed: int) -> str:
     """Write a small BERT with random weights and a WordPiece vocabulary learned from `words`; returns the folder."""
     vocabulary = _learn_vocabulary(words)

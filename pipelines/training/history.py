@@ -4,10 +4,11 @@ Rows are of kind `start` (a worker group began or resumed), `step`, and `epoch`;
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 Row = dict[str, Any]
 CURVE_POINTS = 100
@@ -27,28 +28,65 @@ def append_metrics(path: Path, rows: Sequence[Row]) -> None:
 
 def read_metrics(path: Path) -> list[Row]:
     """The whole rows of a metrics file, also one that is being written; empty if there is none yet."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    return _parse(path.read_bytes())[0] if path.exists() else []
+
+
+class MetricsTail:
+    """A metrics file read again and again while it grows: each time only what is new is parsed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: BinaryIO | None = None
+        self.rows: list[Row] = []
+
+    def read(self) -> list[Row]:
+        """All whole rows that the file holds by now, in a list that the next call may change."""
+        if self.file is None or self._is_replaced(self.file):
+            if self.file is not None:
+                self.file.close()
+            self.file, self.rows = None, []
+            if not self.path.exists():
+                return self.rows
+            self.file = self.path.open("rb")
+        rows, num_left = _parse(self.file.read())
+        self.file.seek(-num_left, os.SEEK_CUR)
+        self.rows += rows
+        return self.rows
+
+    def _is_replaced(self, file: BinaryIO) -> bool:
+        """Whether a restart has put another file in its place. (A file that is open keeps its number to itself.)"""
+        try:
+            return self.path.stat().st_ino != os.fstat(file.fileno()).st_ino
+        except FileNotFoundError:
+            return True
+
+
+def _parse(content: bytes) -> tuple[list[Row], int]:
+    """The rows of whole lines, and how many bytes are left of one that is still being written."""
+    whole, _, rest = content.rpartition(b"\n")
+    return [json.loads(line) for line in whole.split(b"\n") if line], len(rest)
 
 
 def summarize_usage(rows: Sequence[Row]) -> dict[str, Any]:
-    """What training used: real sub-tokens, seconds in steps, sub-tokens per second, peak memory of a worker in MiB.
+    """What training used: real sub-tokens, seconds in steps and on dev, sub-tokens per second, peak memory in MiB.
 
     Also the shares of a step's parts: making batches, forward, backward, waiting for other workers, optimizer.
     """
     steps = [row for row in rows if row["kind"] == "step"]
     seconds = sum(row["seconds"] for row in steps)
+    evaluation_s = sum(row.get("evaluation_s", 0.0) for row in rows)
     tokens = sum(row["num_tokens"] for row in steps)
     start: Row = next((row for row in reversed(rows) if row["kind"] == "start"), {})
     return {
         "num_tokens": tokens,
         "step_s": round(seconds, 3),
+        "evaluation_s": round(evaluation_s, 3),
         "tokens_per_s": round(tokens / seconds, 1) if seconds else 0.0,
         "worker_peak_memory_mib": max((row.get("peak_memory_mib", 0) for row in rows), default=0),
+        "gpu_peak_memory_mib": max((row.get("gpu_peak_memory_mib", 0) for row in rows), default=0),
         "shares": _share_parts(steps),
         "num_workers": start.get("num_workers"),
+        "device": start.get("device"),
         "precision": start.get("precision"),
     }
 

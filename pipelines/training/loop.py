@@ -93,6 +93,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
+def describe_device(device: torch.device) -> str:
+    """A GPU's name, or what vector instructions a CPU has: `CPU, AVX512`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def train(
     model: TokenClassifier,
     windows: TrainingWindows,
@@ -182,6 +189,7 @@ class _Run:
                 "num_workers": self.strategy.world_size,
                 "strategy": self.strategy.config.strategy if self.strategy.world_size > 1 else "none",
                 "precision": self.precision,
+                "device": describe_device(self.device),
                 "threads": torch.get_num_threads(),
             }
         )

@@ -214,7 +214,8 @@ class _Reporter:
         """Report what has gathered, with a checkpoint written by the first worker."""
         if metrics is not None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-            self._add("epoch", {**metrics, "peak_memory_mib": peak})
+            gpu_peak = torch.cuda.max_memory_allocated() >> 20 if torch.cuda.is_available() else 0
+            self._add("epoch", {**metrics, "peak_memory_mib": peak, "gpu_peak_memory_mib": gpu_peak})
         state = get_state()
         if not self.is_first:
             self.flush(None)

@@ -39,6 +39,15 @@ FRAME = {
     "pipelines.job": {"pipelines.ner", "pipelines.settings"},
     "pipelines.folders": {"pipelines.ner", "pipelines.settings", "pipelines.job"},
     "pipelines.run_record": {"pipelines.ner", "pipelines.job", "pipelines.folders"},
+    "pipelines.hub": {"pipelines.ner"},
+    "pipelines.trackers": set(),
+    "pipelines.tracking": {
+        "pipelines.ner",
+        "pipelines.training",
+        "pipelines.folders",
+        "pipelines.job",
+        "pipelines.trackers",
+    },
     "pipelines.terminal": {"pipelines.ner", "pipelines.corpus", "pipelines.evaluation", "pipelines.job"},
 }
 VAGUE = re.compile(r"(^|_)(utils?|helpers?|common|misc|managers?)($|_)")

@@ -149,17 +149,18 @@ def test_print_shards_shows_paths_and_labels_with_brackets_literally(capsys, tri
 
 
 def make_metrics(num_epochs):
-    rows = [{"kind": "start", "step": 0, "num_steps": 4, "num_epochs": 2}]
+    rows = [{"kind": "start", "time": 100.0, "step": 0, "num_steps": 4, "num_epochs": 2}]
     for epoch in range(num_epochs):
         for step in (1, 2):
             row = {"kind": "step", "epoch": epoch, "step": 2 * epoch + step}
-            rows.append(row | {"num_tokens": 100, "seconds": 0.1, "loss": 0.5})
+            rows.append(row | {"time": 100.0 + row["step"], "num_tokens": 100, "seconds": 0.1, "loss": 0.5})
         f1 = (0.25, 0.125)[epoch]
-        rows.append({"kind": "epoch", "epoch": epoch + 1, "step": 2 * epoch + 2, "dev_f1": f1, "best_dev_f1": 0.25})
+        row = {"kind": "epoch", "epoch": epoch + 1, "step": 2 * epoch + 2, "dev_f1": f1, "best_dev_f1": 0.25}
+        rows.append(row | {"time": 103.0})
     return rows
 
 
-def test_watch_training_without_a_terminal_prints_a_line_an_epoch_and_nothing_else(capsys, monkeypatch):
+def test_watch_training_without_a_terminal_prints_a_line_an_epoch_and_nothing_else_in_a_short_time(capsys, monkeypatch):
     monkeypatch.setattr(terminal, "POLL_S", 0.01)
     num_epochs = 0
     with watch_training(lambda: make_metrics(num_epochs)):
@@ -169,6 +170,22 @@ def test_watch_training_without_a_terminal_prints_a_line_an_epoch_and_nothing_el
     assert printed.err.splitlines() == ["  epoch 1: dev F1 0.2500 (best so far)", "  epoch 2: dev F1 0.1250"]
     assert printed.out == ""
     assert all(character.isprintable() or character == "\n" for character in printed.err)
+
+
+def test_watch_training_without_a_terminal_tells_now_and_then_loss_rate_and_what_is_left(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "POLL_S", 0.01)
+    monkeypatch.setattr(terminal, "LINE_EVERY_S", 0)
+    with watch_training(lambda: make_metrics(1)):
+        time.sleep(0.1)
+    told, epoch = capsys.readouterr().err.splitlines()  # once, though it was asked for all the time
+    assert told == "  epoch 1 of 2, step 2 of 4: loss 0.500, 1,000 sub-tokens/s, 0 s left"
+    assert epoch.startswith("  epoch 1: dev F1")
+
+
+def test_what_is_left_of_training_is_told_by_the_time_that_passed_with_scoring_and_checkpoints():
+    start = {"step": 100, "time": 0.0, "num_steps": 400}
+    steps = [{"step": 200 - at, "time": 200.0 - 2 * at, "loss": 1, "seconds": 1, "num_tokens": 9} for at in range(20)]
+    assert terminal.describe_training(start, steps) == "loss 1.000, 9 sub-tokens/s, 7 min left"
 
 
 def test_watch_training_tells_the_last_epoch_also_when_the_run_fails(capsys):

@@ -1,6 +1,7 @@
 """Where encoders come from, and how it is told when one is not to be had."""
 
 import hashlib
+import json
 import subprocess
 import sys
 import time
@@ -9,10 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import AutoModel
 
 from pipelines.ner import encoders
-from pipelines.ner.encoders import EncoderError, build_scratch_encoder, explain_absence, find_encoder, load_tokenizer
+from pipelines.ner.encoders import (
+    EncoderError,
+    build_scratch_encoder,
+    explain_absence,
+    find_encoder,
+    is_uncased,
+    load_tokenizer,
+)
 
 TEXTS = [
     "Angela Merkel visited Utrecht.",
@@ -155,3 +164,15 @@ def test_scratch_keeps_case_and_accents(tmp_path):
     tokenizer = load_tokenizer(build_scratch_encoder(TEXTS, tmp_path / "e", seed=0))
     assert "".join(tokenizer.tokenize("naïve")).replace("##", "") == "naïve"
     assert tokenizer.tokenize("Angela") != tokenizer.tokenize("angela")
+
+
+def test_uncased_tokenizers_are_known(tiny_encoder):
+    tokenizer = load_tokenizer(tiny_encoder)
+    assert not is_uncased(tokenizer)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["normalizer"]["lowercase"] = True
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    assert is_uncased(tokenizer)
+    state["normalizer"] = None
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    assert not is_uncased(tokenizer)

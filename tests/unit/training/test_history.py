@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from pipelines.training.history import append_metrics, read_metrics, summarize_usage, trace_dev_f1, trace_loss
+from pipelines.training.history import (
+    MetricsTail,
+    append_metrics,
+    read_metrics,
+    summarize_usage,
+    trace_dev_f1,
+    trace_loss,
+)
 
 
 def step(number: int, loss: float = 1.0) -> dict:
@@ -35,11 +42,41 @@ def test_a_line_that_is_still_being_written_is_not_read(tmp_path: Path):
     assert read_metrics(tmp_path / "none.jsonl") == []
 
 
+def test_a_tail_has_at_any_time_what_reading_the_whole_file_gives(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    tail = MetricsTail(path)
+    assert tail.read() == []
+    for rows in ([start(0)], [step(1), step(2)], [], [step(3, 9.0)], [start(2)], [step(3)], [start(0)], [step(1)]):
+        append_metrics(path, rows)
+        assert tail.read() == read_metrics(path)
+    whole = '{"kind": "step", "step": 2, "loss": "é"}\n'.encode()
+    for cut in (10, len(whole) - 4):  # also in the middle of a character
+        with path.open("ab") as file:
+            file.write(whole[:cut])
+        assert tail.read() == read_metrics(path)
+        with path.open("ab") as file:
+            file.write(whole[cut:])
+        assert tail.read()[-1]["loss"] == "é"
+        assert tail.read() == read_metrics(path)
+    path.unlink()
+    assert tail.read() == []
+
+
+def test_a_tail_parses_each_row_once(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    append_metrics(path, [step(1), step(2)])
+    tail = MetricsTail(path)
+    (first, _), again = tail.read(), tail.read()
+    assert again[0] is first
+    assert len(again) == 2
+
+
 def test_usage_counts_real_tokens_over_the_time_in_steps():
-    rows = [start(0), step(1), step(2), {"kind": "epoch", "step": 2, "epoch": 1, "dev_f1": 0.5, "peak_memory_mib": 700}]
-    usage = summarize_usage(rows)
+    epoch = {"kind": "epoch", "step": 2, "epoch": 1, "dev_f1": 0.5, "peak_memory_mib": 700, "evaluation_s": 1.5}
+    usage = summarize_usage([start(0) | {"device": "CPU, AVX2"}, step(1), step(2), epoch])
     assert (usage["num_tokens"], usage["tokens_per_s"], usage["worker_peak_memory_mib"]) == (200, 200.0, 700)
-    assert (usage["num_workers"], usage["precision"]) == (2, "bf16")
+    assert (usage["num_workers"], usage["precision"], usage["device"]) == (2, "bf16", "CPU, AVX2")
+    assert (usage["step_s"], usage["evaluation_s"], usage["gpu_peak_memory_mib"]) == (1.0, 1.5, 0)
     assert summarize_usage([])["tokens_per_s"] == 0.0
 
 
