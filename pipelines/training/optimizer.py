@@ -22,10 +22,10 @@ class OptimizerConfig:
     """How weights move."""
 
     learning_rate: float | None = None
-    """Peak learning rate of the encoder; default by its hidden size: 1e-3 up to 256, 3e-4 up to 512, 5e-5 up to 768,
+    """Peak learning rate of the encoder; default by its hidden size: 1e-3 up to 256, 2e-4 up to 512, 5e-5 up to 768,
     2e-5 above."""
     head_learning_rate: float | None = None
-    """Peak learning rate of the head; default: the encoder's for a linear head, 10 times the encoder's with a CRF."""
+    """Peak learning rate of the head, which begins at nothing; default: 10 times the encoder's, up to 2e-3."""
     sparse_embeddings: bool = True
     """Move only the embeddings of words that a batch has, where the way of training allows: less time and memory.
     False moves all, by their running means."""
@@ -44,7 +44,7 @@ class OptimizerConfig:
 
 def choose_learning_rate(hidden_size: int) -> float:
     """The default peak learning rate for an encoder of this hidden size."""
-    for limit, rate in ((256, 1e-3), (512, 3e-4), (768, 5e-5)):
+    for limit, rate in ((256, 1e-3), (512, 2e-4), (768, 5e-5)):
         if hidden_size <= limit:
             return rate
     return 2e-5
@@ -166,7 +166,7 @@ def find_layer(name: str) -> int | None:
 def _group_parameters(model: TokenClassifier, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Groups of parameters with one peak learning rate, kept as `peak_lr`, and one decay."""
     rate = config.learning_rate or choose_learning_rate(model.network.config.hidden_size)
-    head_rate = config.head_learning_rate or (rate * 10 if model.crf is not None else rate)
+    head_rate = config.head_learning_rate or max(rate, min(10 * rate, 2e-3))
     num_layers = model.network.config.num_hidden_layers
     encoder_prefix = f"network.{model.network.base_model_prefix}."
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
