@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import README, put_table
+from pipelines.training.config import TrainingConfig
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 CORPORA = {
@@ -104,7 +105,7 @@ def summarize(runs: dict[str, Any]) -> dict[str, Any]:
     scores = [run["test_strict_f1"] for run in runs.values()]
     return {
         "encoder": ENCODER,
-        "num_epochs": 3,
+        "num_epochs": TrainingConfig().num_epochs,
         "test_strict_f1_mean": statistics.mean(scores),
         "test_strict_f1_stdev": statistics.stdev(scores) if len(scores) > 1 else 0.0,
         "dev_strict_f1_mean": statistics.mean(run["dev_strict_f1"] for run in runs.values()),

@@ -23,7 +23,7 @@ class TrainingError(UserError):
 class TrainingConfig:
     """How long, in what steps, at what precision."""
 
-    num_epochs: int = 3
+    num_epochs: int = 4
     """Passes over the training corpus."""
     batch_tokens: int = 1024
     """Sub-tokens of one optimizer step over all workers; gradients are accumulated where a device takes less."""
