@@ -275,3 +275,13 @@ def test_settings_without_effect_are_told(capsys: pytest.CaptureFixture[str]):
     assert prepared == ["`corpus.scheme` has no effect: the shards are prepared"]
     warn_of_idle(prepared)
     assert "`corpus.scheme` has no effect" in capsys.readouterr().err
+
+
+def test_hub_datasets_of_a_corpus_are_named_once():
+    files = {
+        "train": ["hf:me/data:train", "a.conll"],
+        "dev": ["hf:conll2003:en:validation"],
+        "test": ["hf:me/data:test"],
+    }
+    assert CorpusConfig(**files).find_datasets() == ["conll2003", "me/data"]
+    assert CorpusConfig(shards="s").find_datasets() == []
