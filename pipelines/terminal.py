@@ -89,7 +89,7 @@ def watch_training(read_metrics: Callable[[], list[dict[str, Any]]]) -> Iterator
     facts = TextColumn("{task.fields[facts]}")
     quiet = not progress_console.is_interactive
     bar = Progress(*columns, TimeRemainingColumn(), facts, console=progress_console, transient=True, disable=quiet)
-    view = _TrainingView(bar)
+    view = _TrainingView(bar, read_metrics())
     stop = threading.Event()
 
     def follow() -> None:
@@ -153,13 +153,22 @@ def format_duration(seconds: float) -> str:
 
 
 class _TrainingView:
-    def __init__(self, bar: Progress) -> None:
+    def __init__(self, bar: Progress, before: list[dict[str, Any]]) -> None:
         self.bar = bar
         self.task = bar.add_task("starting workers", total=None, facts="")
         self.epochs_told = 0
+        self.notices_told = sum(row["kind"] == "notice" for row in before)  # those of an earlier try
+        self.has_rows = bool(before)
 
     def update(self, rows: list[dict[str, Any]]) -> None:
         """Show what the history holds by now."""
+        if self.has_rows and not rows:
+            _tell_notice("the run folder cannot be read: training goes on for a while, and tries again to write to it")
+        self.has_rows = bool(rows)
+        notices = [row["text"] for row in rows if row["kind"] == "notice"]
+        for text in notices[self.notices_told :]:
+            _tell_notice(text)
+        self.notices_told = max(self.notices_told, len(notices))
         starts = [row for row in rows if row["kind"] == "start"]
         steps = [row for row in rows if row["kind"] == "step"]
         epochs = [row for row in rows if row["kind"] == "epoch"]
@@ -175,6 +184,10 @@ class _TrainingView:
             best = " (best so far)" if row["dev_f1"] == row["best_dev_f1"] else ""
             progress_console.print(f"  epoch {row['epoch']}: dev F1 {row['dev_f1']:.4f}{best}")
         self.epochs_told = max(self.epochs_told, len(epochs))
+
+
+def _tell_notice(text: str) -> None:
+    progress_console.print(f"  [yellow]![/] {escape(text)}")
 
 
 def _show(label: str) -> str:

@@ -269,7 +269,7 @@ def _find_problems(config: TrainConfig) -> list[UserError]:
         *config.model.find_problems(),
         *config.training.find_problems(),
         *config.parallel.find_problems(),
-        *config.resources.find_problems(),
+        *config.resources.find_problems(config.parallel.strategy),
         *config.inference.find_problems(),
     ]
 
