@@ -87,7 +87,7 @@ def print_examples(rows: Sequence[dict[str, Any]], limit: int = 5) -> None:
 @contextmanager
 def watch_training(read_metrics: Callable[[], list[dict[str, Any]]]) -> Iterator[None]:
     """Show how far training is while the block runs: a bar on a terminal, a line now and then elsewhere."""
-    view = _TrainingView()
+    view = _TrainingView(read_metrics())
     stop = threading.Event()
 
     def follow() -> None:
@@ -151,7 +151,7 @@ def format_duration(seconds: float) -> str:
 
 
 class _TrainingView:
-    def __init__(self) -> None:
+    def __init__(self, before: list[dict[str, Any]]) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
         facts = TextColumn("{task.fields[facts]}")
         self.is_quiet = not progress_console.is_interactive
@@ -159,13 +159,22 @@ class _TrainingView:
         self.task = self.bar.add_task("starting workers", total=None, facts="")
         self.latest: dict[str, Any] | None = None
         self.epochs_told = 0
+        self.notices_told = sum(row["kind"] == "notice" for row in before)  # those of an earlier try
+        self.has_rows = bool(before)
         self.told = time.monotonic()
 
     def update(self, rows: list[dict[str, Any]]) -> None:
         """Show what the history holds by now."""
+        if self.has_rows and not rows:
+            _tell_notice("the run folder cannot be read: training goes on for a while, and tries again to write to it")
+        self.has_rows = bool(rows)
         if not rows or rows[-1] == self.latest:
             return
         self.latest = rows[-1]
+        notices = [row["text"] for row in rows if row["kind"] == "notice"]
+        for text in notices[self.notices_told :]:
+            _tell_notice(text)
+        self.notices_told = max(self.notices_told, len(notices))
         start = next((row for row in reversed(rows) if row["kind"] == "start"), None)
         recent = list(islice((row for row in reversed(rows) if row["kind"] == "step"), RECENT_STEPS))
         if start is not None and recent:
@@ -193,6 +202,10 @@ def describe_training(start: dict[str, Any], recent: list[dict[str, Any]]) -> st
     num_done, num_left = recent[0]["step"] - start["step"], start["num_steps"] - recent[0]["step"]
     step_s = (recent[0]["time"] - start["time"]) / num_done if num_done > len(recent) else seconds / len(recent)
     return f"loss {loss:.3f}, {rate:,.0f} sub-tokens/s, {format_duration(step_s * num_left)} left"
+
+
+def _tell_notice(text: str) -> None:
+    progress_console.print(f"  [yellow]![/] {escape(text)}")
 
 
 def _show(label: str) -> str:

@@ -48,10 +48,10 @@ from pipelines.tracking import Tracking, TrackingConfig
 from pipelines.training.config import TrainingConfig, find_contradictions
 from pipelines.training.history import MetricsTail, read_metrics, summarize_usage, trace_dev_f1, trace_loss
 from pipelines.training.parallel import ParallelConfig
+from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.strategies import find_misfits
 from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit, plan_workers
 
-METRICS_FILE = "metrics.jsonl"
 IDENTITY = ("corpus", "model", "encoding", "training")
 """The settings that make a run what it is; the others may change when it is resumed."""
 
@@ -105,7 +105,7 @@ def run(config: TrainConfig) -> None:
             scaling = plan_workers(config.resources)  # want of room is told before the corpus is read
             shards, info = _get_shards(config, folder, record)
             encoder = find_shards_encoder(shards, info)
-            raise_all(find_misfits(config.parallel, scaling.num_workers, scaling.use_gpu, encoder))
+            raise_all(find_misfits(config.parallel, scaling.max_workers, scaling.use_gpu, encoder))
         job = TrainingJob(
             encoder=encoder,
             model=config.model,
@@ -288,7 +288,7 @@ def _find_problems(config: TrainConfig) -> list[UserError]:
         *config.model.find_problems(),
         *config.training.find_problems(),
         *config.parallel.find_problems(),
-        *config.resources.find_problems(),
+        *config.resources.find_problems(config.parallel.strategy),
         *config.inference.find_problems(),
         *config.tracking.find_problems(),
         *find_push_problems(config.push_to_hub, config.push_private),

@@ -1,12 +1,14 @@
 """What happened in training, row by row: `metrics.jsonl`.
 
-Rows are of kind `start` (a worker group began or resumed), `step`, and `epoch`; each has `time` and `step`.
+Rows are of kind `start` (a worker group began or resumed), `step`, `epoch`, `checkpoint` (one was written), and
+`notice` (what the user should know, in words); each has `time` and `step`.
 """
 
 import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,20 +17,35 @@ CURVE_POINTS = 100
 
 
 def append_metrics(path: Path, rows: Sequence[Row]) -> None:
-    """Add rows; a `start` first takes out what came after its step, for that is done again."""
+    """Add rows, all or none; a `start` first takes out what came after its step, for that is done again.
+
+    They are on the disk when this returns. Raises OSError.
+    """
     if rows and rows[0]["kind"] == "start":
         resumed_at = rows[0]["step"]
-        kept = [row for row in read_metrics(path) if row["step"] <= resumed_at and row["kind"] != "start"]
+        before = [row for row in read_metrics(path) if row["kind"] != "start"]
+        kept = [row for row in before if row["step"] <= resumed_at or row["kind"] == "notice"]
         staging = path.with_suffix(".partial")
         staging.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         staging.replace(path)
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        content = memoryview("".join(json.dumps(row) + "\n" for row in rows).encode())
+        try:
+            while content:
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def read_metrics(path: Path) -> list[Row]:
     """The whole rows of a metrics file, also one that is being written; empty if there is none yet."""
-    return _parse(path.read_bytes())[0] if path.exists() else []
+    try:
+        return _parse(path.read_bytes())[0]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 class MetricsTail:
@@ -45,9 +62,10 @@ class MetricsTail:
             if self.file is not None:
                 self.file.close()
             self.file, self.rows = None, []
-            if not self.path.exists():
+            try:
+                self.file = self.path.open("rb")
+            except (FileNotFoundError, NotADirectoryError):
                 return self.rows
-            self.file = self.path.open("rb")
         rows, num_left = _parse(self.file.read())
         self.file.seek(-num_left, os.SEEK_CUR)
         self.rows += rows
@@ -57,14 +75,18 @@ class MetricsTail:
         """Whether a restart has put another file in its place. (A file that is open keeps its number to itself.)"""
         try:
             return self.path.stat().st_ino != os.fstat(file.fileno()).st_ino
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return True
 
 
 def _parse(content: bytes) -> tuple[list[Row], int]:
     """The rows of whole lines, and how many bytes are left of one that is still being written."""
     whole, _, rest = content.rpartition(b"\n")
-    return [json.loads(line) for line in whole.split(b"\n") if line], len(rest)
+    rows = []
+    for line in whole.split(b"\n"):
+        with suppress(ValueError):  # empty, or torn by a kill
+            rows.append(json.loads(line))
+    return rows, len(rest)
 
 
 def summarize_usage(rows: Sequence[Row]) -> dict[str, Any]:

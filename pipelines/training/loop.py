@@ -77,8 +77,8 @@ class Listener(Protocol):
     def on_start(self, metrics: dict[str, Any]) -> None:
         """Training begins or resumes."""
 
-    def on_step(self, metrics: dict[str, Any]) -> None:
-        """A step was taken."""
+    def on_step(self, metrics: dict[str, Any]) -> bool | None:
+        """A step was taken; whether the state is to be kept at once."""
 
     def on_checkpoint(self, metrics: dict[str, Any] | None, get_state: Callable[[], TrainingState]) -> None:
         """The state is worth keeping; `metrics` is that of an epoch just finished, or None within an epoch."""
@@ -176,6 +176,7 @@ class _Run:
         self.adversary = Adversary(self.model, config.adversarial) if is_adversarial else None
         self.num_taken = 0
         self.untold: list[tuple[dict[str, Any], np.ndarray, Tensor]] = []
+        self.keep_now = False
 
     def train_all(self, evaluate: Callable[[TokenClassifier], float]) -> None:
         """Train and score epoch by epoch until the last one, or until patience ends."""
@@ -227,9 +228,11 @@ class _Run:
         steps = self.plan.plan_epoch(state.epoch)
         for step in steps[state.epoch_step :]:
             self.take_step(step)
-            if state.step % self.config.checkpoint_every_steps == 0 and state.epoch_step < len(steps):
+            is_due = state.step % self.config.checkpoint_every_steps == 0 and state.epoch_step < len(steps)
+            if is_due or self.keep_now:
                 self.settle()
                 self.listener.on_checkpoint(None, self.capture_state)
+                self.keep_now = False
 
     def take_step(self, step: np.ndarray) -> None:
         """Move the weights once."""
@@ -281,7 +284,7 @@ class _Run:
             row["loss"] = loss / row["num_words"]
             if self.strategy.world_size > 1:
                 row["worker_s"] = worker_s
-            self.listener.on_step(row)
+            self.keep_now |= bool(self.listener.on_step(row))
         self.untold = []
 
     def compute_gradients(self, step: np.ndarray, num_words: int) -> Tensor:

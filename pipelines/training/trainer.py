@@ -1,17 +1,21 @@
-"""The training loop on Ray Train: workers, checkpoints, restarts. The only module of this room that knows Ray."""
+"""The training loop on Ray Train: workers, restarts, preemption. The only module of this room that knows Ray.
 
-import hashlib
-import logging
+Ray Train starts the workers, again when some die, and more or fewer of them as the cluster changes. The first worker
+writes the run's rows and checkpoints straight into the run folder, where a new group of workers finds them; Ray's own
+record of checkpoints is not used, since it does not survive a kill in mid-write, nor storage that is full or away.
+"""
+
 import os
+import re
 import resource
-import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +24,8 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import (
-    Checkpoint,
-    CheckpointConfig,
-    CheckpointUploadMode,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-    UserCallback,
-)
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.evaluation.metrics import Counts, Scored, count, scores
@@ -40,39 +37,81 @@ from pipelines.ner.errors import UserError
 from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import ModelConfig, TokenClassifier, build_token_classifier
 from pipelines.training.batches import TrainingWindows
+from pipelines.training.checkpoints import find_last, list_checkpoints, load_state
 from pipelines.training.config import TrainingConfig, TrainingError
-from pipelines.training.history import append_metrics
+from pipelines.training.history import append_metrics, read_metrics
 from pipelines.training.loop import TrainingState, train
 from pipelines.training.parallel import ParallelConfig
+from pipelines.training.recorder import CHECKPOINTS, METRICS_FILE, Order, Recorder
+from pipelines.training.strategies import ELASTIC
 
-STATE_FILE = "state.pt"
-REPORT_EVERY_STEPS = 20
 MAX_FAILURES = 3
+"""Deaths of workers that training survives without progress between them."""
+MAX_WAITS = 30
+"""Minutes (Ray Train's time to start workers) that it waits for room when the cluster has lost nodes."""
 KERNEL_CACHES = {"LRU_CACHE_CAPACITY": 32, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": 64}
 """Shapes that ideep and oneDNN keep kernels for; by default 1,024, each with scratch memory: gigabytes in an hour."""
-
-logger = logging.getLogger(__name__)
+_RANGE = re.compile(r"(\d+)(?:\.\.(\d+))?")
 
 
 @dataclass(frozen=True)
 class ResourcesConfig:
     """What training takes of the cluster."""
 
-    num_workers: int | None = None
-    """Data-parallel workers; default: one a GPU, or one where there is none."""
+    num_workers: int | str | None = None
+    """Data-parallel workers: a number, or `MIN..MAX` to grow and shrink with the cluster, at the same batches; default:
+    one a GPU, or one where there is none."""
     cpus_per_worker: int | None = None
     """CPUs, and threads, of a worker; default: its share of the cores of the node."""
     use_gpu: bool | None = None
     """Whether each worker has a GPU; default: if the cluster has one."""
+    resize_interval_s: float = 60.0
+    """How often a run with `MIN..MAX` workers looks for room for more; each change costs the steps since the last
+    checkpoint."""
+    storage_patience_s: float = 600.0
+    """How long training goes on while its checkpoints cannot be written."""
 
-    def find_problems(self) -> list[UserError]:
-        """Every mistake in these settings."""
-        numbers = (("num_workers", self.num_workers), ("cpus_per_worker", self.cpus_per_worker))
-        return [
-            TrainingError("a number out of range", where=f"`resources.{name}`", rule="at least 1", value=value)
-            for name, value in numbers
-            if value is not None and value < 1
+    def read_num_workers(self) -> tuple[int, int] | None:
+        """The least and the most workers; None if that is for the cluster to say, or not readable."""
+        match = _RANGE.fullmatch(str(self.num_workers))
+        return (int(match[1]), int(match[2] or match[1])) if match else None
+
+    def find_problems(self, strategy: str = "ddp") -> list[UserError]:
+        """Every mistake in these settings, for workers that train by a strategy."""
+        bounds = self.read_num_workers()
+        low, high = bounds or (1, 1)
+        checks = [
+            (
+                "num_workers",
+                self.num_workers,
+                "a number from 1, or `MIN..MAX`",
+                (bounds is not None or self.num_workers is None) and 1 <= low <= high,
+            ),
+            (
+                "cpus_per_worker",
+                self.cpus_per_worker,
+                "at least 1",
+                self.cpus_per_worker is None or self.cpus_per_worker >= 1,
+            ),
+            ("resize_interval_s", self.resize_interval_s, "above 0", self.resize_interval_s > 0),
+            ("storage_patience_s", self.storage_patience_s, "at least 0", self.storage_patience_s >= 0),
         ]
+        problems: list[UserError] = [
+            TrainingError("a value out of range", where=f"`resources.{name}`", rule=rule, value=value)
+            for name, value, rule, holds in checks
+            if not holds
+        ]
+        if low != high and strategy not in ELASTIC:
+            problems.append(
+                TrainingError(
+                    f"`{strategy}` does not work with a changing number of workers",
+                    where="`resources.num_workers`",
+                    rule="`MIN..MAX` with " + ", ".join(ELASTIC),
+                    value=self.num_workers,
+                    remedy="give one number, or another `--parallel.strategy`",
+                )
+            )
+        return problems
 
 
 @dataclass(frozen=True)
@@ -122,37 +161,59 @@ def fit(job: TrainingJob, resources: ResourcesConfig, output_dir: Path) -> Train
     Metrics are appended to `output_dir/metrics.jsonl` while it runs.
 
     Raises:
-        TrainingError: what no retry mends (a loss that is not a number, nothing to train on, no room in the cluster).
+        TrainingError: what no retry mends (a loss that is not a number, nothing to train on, no room in the cluster,
+            storage that stays away, checkpoints that are all damaged).
         KeyboardInterrupt: the user stopped it; the workers have ended.
-        ray.train.TrainingFailedError: workers died more often than `MAX_FAILURES` times.
+        ray.train.TrainingFailedError: workers died more often than `MAX_FAILURES` times without progress.
     """
     scaling = plan_workers(resources)
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={"job": job, "run_id": hashlib.sha256(str(output_dir).encode()).hexdigest()[:12]},
-        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
-        scaling_config=scaling,
-        run_config=RunConfig(
-            name="train",
-            storage_path=str(output_dir / "checkpoints"),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            callbacks=[MetricsWriter(output_dir / "metrics.jsonl")],
-        ),
-    )
-    interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        result = trainer.fit()
-    except SystemExit as error:  # how Ray Train answers Ctrl-C, once it has stopped the workers
-        raise KeyboardInterrupt from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its own behind
-    if isinstance(result.return_value, UserError):
-        raise result.return_value
-    with result.checkpoint.as_directory() as folder:
-        state = _load_state(Path(folder))
+    checkpoints = output_dir / CHECKPOINTS
+    checkpoints.mkdir(exist_ok=True)
+    while True:
+        before = list_checkpoints(checkpoints)[:1]
+        try:
+            value = _run_workers(job, scaling, (output_dir, resources.storage_patience_s))
+            break
+        except WorkerGroupError:
+            if list_checkpoints(checkpoints)[:1] == before:
+                raise
+        except ControllerError:
+            plan_workers(resources)  # tells if there is no room
+            raise
+    if isinstance(value, UserError):
+        raise value
+    last, _ = find_last(checkpoints)
+    state = load_state(last) if last else TrainingState()
+    if not state.done:
+        rule = "the last checkpoint is that of the end"
+        remedy = "the same command trains the rest again"
+        raise TrainingError("a checkpoint was damaged", where=str(checkpoints), rule=rule, remedy=remedy)
     return TrainingResult(state.best_model, state.step, state.epoch, state.best_epoch, state.best_f1)
+
+
+def _run_workers(job: TrainingJob, scaling: ScalingConfig, storage: tuple[Path, float]) -> Any:
+    """What the first worker returns."""
+    interrupt = signal.getsignal(signal.SIGINT)
+    with tempfile.TemporaryDirectory() as idle:  # Ray Train wants a folder of its own
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={"job": job, "storage": storage},
+            torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+            scaling_config=scaling,
+            run_config=RunConfig(
+                name="train",
+                storage_path=idle,
+                failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_WAITS),
+                callbacks=[FailureNotices(storage[0] / METRICS_FILE)],
+            ),
+        )
+        try:
+            return trainer.fit().return_value
+        except SystemExit as error:  # how Ray Train answers Ctrl-C, once it has stopped the workers
+            raise KeyboardInterrupt from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its own behind
 
 
 def plan_workers(resources: ResourcesConfig) -> ScalingConfig:
@@ -161,99 +222,107 @@ def plan_workers(resources: ResourcesConfig) -> ScalingConfig:
     nodes = [node["Resources"] for node in alive]
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
     use_gpu = resources.use_gpu if resources.use_gpu is not None else num_gpus > 0
-    num_workers = resources.num_workers or (max(1, num_gpus) if use_gpu else 1)
+    usual = max(1, num_gpus) if use_gpu else 1
+    low, high = resources.read_num_workers() or (usual, usual)
     here = ray.util.get_node_ip_address()  # this machine may have been given more logical CPUs than it has cores
     real = [len(os.sched_getaffinity(0)) if node["NodeManagerAddress"] == here else sys.maxsize for node in alive]
     cores = [min(int(node.get("CPU", 0)), limit) for node, limit in zip(nodes, real, strict=True)]
-    per_node = -(-num_workers // max(1, len(nodes)))
+    per_node = -(-min(high, max(low, usual)) // max(1, len(nodes)))
     cpus = resources.cpus_per_worker or max(1, max(cores, default=1) // per_node)
     needs = {"CPU": float(cpus)} | ({"GPU": 1.0} if use_gpu else {})
     places = sum(min(int(node.get(name, 0) // amount) for name, amount in needs.items()) for node in nodes)
-    if places < num_workers and ray._private.state.state.get_max_resources_from_cluster_config() is None:
+    if places < low and ray._private.state.state.get_max_resources_from_cluster_config() is None:
         raise TrainingError(
             "the cluster has no room for the workers, and does not grow",
-            rule=f"{num_workers} workers with {_render_needs(needs)} each",
+            rule=f"{low} workers with {_render_needs(needs)} each",
             value=f"room for {places}: " + "; ".join(_render_needs(node) for node in nodes),
             remedy="lower `--resources.num_workers` or `--resources.cpus_per_worker`, or add nodes",
         )
-    return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=needs)
+    return ScalingConfig(
+        num_workers=low if low == high else (low, high),
+        use_gpu=use_gpu,
+        resources_per_worker=needs,
+        elastic_resize_monitor_interval_s=resources.resize_interval_s,
+    )
 
 
-class MetricsWriter(UserCallback):
-    """Writes the rows that workers report to the run's history; called in Ray Train's controller."""
+class FailureNotices(UserCallback):
+    """Writes to the run's history that workers have ended; called in Ray Train's controller, beside the driver."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.told = ""
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        """Write what the workers reported; those of a group report the same."""
-        append_metrics(self.path, metrics[0].get("rows", []))
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Tell each end once; it is called again and again while a group ends."""
+        if str(worker_exceptions) == self.told:  # which names the workers' processes
+            return
+        self.told = str(worker_exceptions)
+        text = "; ".join(f"worker {rank} {_tell_end(error)}" for rank, error in sorted(worker_exceptions.items()))
+        steps = [row["step"] for row in read_metrics(self.path)]
+        row = {"kind": "notice", "time": round(time.time(), 3), "step": max(steps, default=0)}
+        with suppress(OSError):
+            append_metrics(self.path, [row | {"text": f"{text}: training starts again from the last checkpoint"}])
 
 
 class _Reporter:
-    """Hands what the loop tells to Ray Train, in few reports, since each one is a barrier."""
+    """Hands what the loop tells to the recorder, and what the first worker finds to the loop."""
 
-    def __init__(self, run_id: str) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.is_first = ray.train.get_context().get_world_rank() == 0
-        self.prefix = f"rayner-{run_id}-"
-        if self.is_first:
-            for left in Path(tempfile.gettempdir()).glob(f"{self.prefix}*"):  # by a worker that was killed
-                shutil.rmtree(left, ignore_errors=True)
+    def __init__(self, recorder: Recorder | None) -> None:
+        self.recorder = recorder
+        self.next_look = 0
 
     def on_start(self, metrics: dict[str, Any]) -> None:
-        self._add("start", metrics)
-        self.flush(None)
+        if self.recorder:
+            self.recorder.add("start", metrics)
+            self.recorder.flush()
 
-    def on_step(self, metrics: dict[str, Any]) -> None:
-        self._add("step", metrics)
-        if metrics["step"] % REPORT_EVERY_STEPS == 0:
-            self.flush(None)
+    def on_step(self, metrics: dict[str, Any]) -> bool:
+        if self.recorder:
+            self.recorder.add("step", metrics)
+        if metrics["step"] < self.next_look:
+            return False
+        preemption = ray.train.get_preemption_info()  # as below, all workers meet here
+        leaving = preemption.preempted_node_ids if preemption else []
+        order = Order(**_agree(self.recorder and asdict(self.recorder.look(metrics["step"], leaving))))
+        if order.problem is not None:
+            raise TrainingError(**order.problem)
+        self.next_look = order.next_look
+        return order.keep_now
 
     def on_checkpoint(self, metrics: dict[str, Any] | None, get_state: Callable[[], TrainingState]) -> None:
-        """Report what has gathered, with a checkpoint written by the first worker."""
-        if metrics is not None:
+        """Write what has gathered, and a checkpoint; at the end of training wait for it."""
+        if metrics is not None and self.recorder:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             gpu_peak = torch.cuda.max_memory_allocated() >> 20 if torch.cuda.is_available() else 0
-            self._add("epoch", {**metrics, "peak_memory_mib": peak, "gpu_peak_memory_mib": gpu_peak})
+            self.recorder.add("epoch", {**metrics, "peak_memory_mib": peak, "gpu_peak_memory_mib": gpu_peak})
         state = get_state()
-        if not self.is_first:
-            self.flush(None)
-            return
-        folder = tempfile.mkdtemp(prefix=self.prefix)  # Ray Train removes it once it is stored
-        _save_state(state, Path(folder))
-        self.flush(Checkpoint.from_directory(folder))
-
-    def _add(self, kind: str, metrics: dict[str, Any]) -> None:
-        self.rows.append({"kind": kind, "time": round(time.time(), 3), **metrics})
-
-    def flush(self, checkpoint: Checkpoint | None) -> None:
-        mode = CheckpointUploadMode.ASYNC  # training goes on while the checkpoint is copied to storage
-        ray.train.report({"rows": self.rows}, checkpoint=checkpoint, checkpoint_upload_mode=mode)
-        self.rows = []
+        if self.recorder:
+            self.recorder.write_checkpoint(state)
+        if state.done:
+            problem = _agree(self.recorder and self.recorder.finish(state))
+            if problem is not None:
+                raise TrainingError(**problem)
 
 
 def _train_worker(config: dict[str, Any]) -> UserError | None:
     try:
-        _run_worker(config["job"], config["run_id"])
+        _run_worker(config["job"], *config["storage"])
     except UserError as error:  # returned, not raised: no restart mends it
         return error
     return None
 
 
-def _run_worker(job: TrainingJob, run_id: str) -> None:
+def _run_worker(job: TrainingJob, output_dir: Path, patience_s: float) -> None:
     for name, shapes in KERNEL_CACHES.items():
         os.environ.setdefault(name, str(shapes))
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    state = None
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            state = _load_state(Path(folder))
+    context = ray.train.get_context()
+    recorder = Recorder(output_dir, patience_s) if context.get_world_rank() == 0 else None
+    state = _load_last(recorder)
     torch.manual_seed(job.training.seed)
     model, encoder = job.build_model(), job.build_encoder()
     info = BundleInfo(job.scheme.name, job.model.head, job.splitter, job.window, job.stride)
-    context = ray.train.get_context()
     rows = job.load_dev()[context.get_world_rank() :: context.get_world_size()]
     dev = [Scored.from_row(row, job.corpus_scheme) for row in rows]
 
@@ -268,10 +337,30 @@ def _run_worker(job: TrainingJob, run_id: str) -> None:
         pad_id=encoder.pad_id,
         device=device,
         evaluate=evaluate,
-        listener=_Reporter(run_id),
+        listener=_Reporter(recorder),
         parallel=job.parallel,
         state=state,
     )
+
+
+def _load_last(recorder: Recorder | None) -> TrainingState | None:
+    """The state to go on from, the same for all workers, if there is one. Raises TrainingError, in all of them."""
+    found: str | dict[str, Any] | None = None
+    if recorder:
+        try:
+            path = recorder.find_checkpoint()
+            found = str(path) if path else None
+        except TrainingError as error:
+            found = vars(error)
+    found = _agree(found)
+    if isinstance(found, dict):
+        raise TrainingError(**found)
+    return load_state(Path(found)) if found else None
+
+
+def _agree(plain: Any) -> Any:
+    """What the first worker gives; plain values, since the actor where workers meet would import torch for others."""
+    return broadcast_from_rank_zero(plain)
 
 
 def score_dev(engine: NerEngine, dev: Sequence[Scored]) -> float:
@@ -286,24 +375,12 @@ def score_dev(engine: NerEngine, dev: Sequence[Scored]) -> float:
     return f1
 
 
-def _save_state(state: TrainingState, folder: Path) -> None:
-    content = {field.name: getattr(state, field.name) for field in fields(state)}
-    if _is_best(content):
-        content["best_model"] = {}  # the same weights again
-    torch.save(content, folder / STATE_FILE)
-
-
-def _load_state(folder: Path) -> TrainingState:
-    content = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-    if _is_best(content):
-        content["best_model"] = content["model"]
-    return TrainingState(**content)
-
-
-def _is_best(content: Mapping[str, Any]) -> bool:
-    """Whether the present weights are those of the best epoch, just finished."""
-    just_finished = content["epoch"] and content["epoch"] == content["best_epoch"] and content["epoch_step"] == 0
-    return bool(just_finished and not content.get("average"))
+def _tell_end(error: Exception) -> str:
+    """How a worker ended; what it raised itself by type and last line."""
+    if isinstance(getattr(error, "health_check_failure", error), ray.exceptions.RayError):
+        return "is gone, or its node"
+    told = str(error).strip().splitlines() or [""]
+    return f"failed ({type(error).__name__}: {told[-1].strip()[:200]})"
 
 
 def _render_needs(needs: dict[str, float]) -> str:

@@ -86,7 +86,7 @@ def test_run_with_killed_worker_and_killed_driver_ends_as_an_undisturbed_one(sha
 
     rows = read_metrics(metrics)
     last_start = select(rows, "start")[-1]["step"]
-    assert reached - 10 <= last_start <= reached
+    assert reached - 20 <= last_start <= reached  # the checkpoint before, where the last one was being written
     assert [row["step"] for row in select(rows, "step")] == list(range(1, num_steps + 1))
     assert [row["epoch"] for row in select(rows, "epoch")] == [1, 2, 3]
     for kind, name in (("step", "loss"), ("epoch", "dev_f1")):

@@ -3,13 +3,25 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import ray
 import ray.data
 
 from pipelines.cluster import ENVIRONMENT
+from pipelines.corpus.preparation import prepare_shards
+from pipelines.corpus.reading import CorpusConfig
+from pipelines.corpus.shards import load_shards_info, read_rows, read_windows
+from pipelines.ner.encoding import EncodingConfig
+from pipelines.ner.model import ModelConfig
+from pipelines.training.parallel import ParallelConfig
+from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit
+from tests.conftest import SAMPLE
+from tests.integration.trainings import TRAINING
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +40,7 @@ def ray_session() -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         _temp_dir=folder,
+        _system_config={"health_check_period_ms": 500},  # a node that is killed is missed after some seconds
     )
     context = ray.data.DataContext.get_current()
     context.execution_options.verbose_progress = False
@@ -37,3 +50,42 @@ def ray_session() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def make_job(
+    ray_session: None, tiny_encoder: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., TrainingJob]:
+    """Jobs on forty documents of the sample, without dropout."""
+    folder = tmp_path_factory.mktemp("corpus")
+    some = folder / "train.jsonl"
+    some.write_text("".join((SAMPLE / "en-train.jsonl").open().readlines()[:40]), encoding="utf-8")
+    corpus = CorpusConfig(train=[str(some)], dev=["sample:en-dev.jsonl"], test=["sample:en-dev.jsonl"])
+    shards, model = folder / "shards", ModelConfig(encoder=tiny_encoder, dropout=0.0)
+    prepare_shards(corpus, EncodingConfig(window=64), model, shards, seed=1, num_actors=1)
+    info = load_shards_info(shards)
+
+    def make(load_windows: Callable[[], pa.Table] = partial(read_windows, shards)) -> TrainingJob:  # noqa: B008
+        return TrainingJob(
+            encoder=tiny_encoder,
+            model=model,
+            scheme=info.label_scheme,
+            window=info.window,
+            stride=info.stride,
+            splitter=info.splitter,
+            casing=info.casing,
+            training=TRAINING,
+            parallel=ParallelConfig(),
+            load_windows=load_windows,
+            load_dev=partial(read_rows, shards, "dev"),
+            corpus_scheme=info.corpus_scheme,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(make_job, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingResult]:
+    """A run with one worker."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, fit(make_job(), ResourcesConfig(num_workers=1, cpus_per_worker=1), folder)

@@ -188,6 +188,20 @@ def test_what_is_left_of_training_is_told_by_the_time_that_passed_with_scoring_a
     assert terminal.describe_training(start, steps) == "loss 1.000, 9 sub-tokens/s, 7 min left"
 
 
+def test_watch_training_tells_new_notices_once_and_that_the_run_folder_is_away(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "POLL_S", 0.01)
+    old, new = ({"kind": "notice", "step": 3, "text": text} for text in ("old [bold]", "new [/]"))
+    rows = [old]
+    with watch_training(lambda: rows):
+        for rows in ([old, new], [], [], [old, new]):  # noqa: B007
+            time.sleep(0.05)
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "  ! new [/]"
+    assert " ".join(" ".join(told[1:]).split()) == (
+        "! the run folder cannot be read: training goes on for a while, and tries again to write to it"
+    )
+
+
 def test_watch_training_tells_the_last_epoch_also_when_the_run_fails(capsys):
     with pytest.raises(RuntimeError, match="worker"), watch_training(lambda: make_metrics(1)):
         raise RuntimeError("a worker died")

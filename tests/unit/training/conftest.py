@@ -64,12 +64,15 @@ class Told:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     states: list[TrainingState] = field(default_factory=list)
     final: TrainingState = field(default_factory=TrainingState)
+    keep_after: Sequence[int] = ()
+    """Steps after which it wants the state at once."""
 
     def on_start(self, metrics: dict[str, Any]) -> None:
         self.starts.append(metrics)
 
-    def on_step(self, metrics: dict[str, Any]) -> None:
+    def on_step(self, metrics: dict[str, Any]) -> bool:
         self.steps.append(metrics)
+        return metrics["step"] in self.keep_after
 
     def on_checkpoint(self, metrics: dict[str, Any] | None, get_state: Callable[[], TrainingState]) -> None:
         if metrics is not None:
@@ -95,9 +98,10 @@ def run_loop(
     parallel: ParallelConfig | None = None,
     state: TrainingState | None = None,
     watch: Callable[[TokenClassifier], object] = lambda _: None,
+    keep_after: Sequence[int] = (),
 ) -> Told:
     """Train on a table; dev F1 is taken from `f1s`, epoch by epoch (default: 0.5); `watch` sees each scored model."""
-    told = Told()
+    told = Told(keep_after=keep_after)
     scores = iter(f1s)
 
     def evaluate(scored: TokenClassifier) -> float:

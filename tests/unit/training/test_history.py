@@ -1,6 +1,10 @@
 """The metrics file: rows are added, a restart replaces what it does again, a torn last line is not read."""
 
+import resource
+import signal
 from pathlib import Path
+
+import pytest
 
 from pipelines.training.history import (
     MetricsTail,
@@ -69,6 +73,33 @@ def test_a_tail_parses_each_row_once(tmp_path: Path):
     (first, _), again = tail.read(), tail.read()
     assert again[0] is first
     assert len(again) == 2
+
+
+def test_a_restart_keeps_notices_and_a_torn_line_spoils_no_other(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    notice = {"kind": "notice", "step": 3, "text": "a node is about to be taken"}
+    append_metrics(path, [start(0), step(1), step(2), notice])
+    with path.open("a") as file:
+        file.write('{"kind": "st\n')
+    append_metrics(path, [step(3)])
+    assert [(row["kind"], row["step"]) for row in read_metrics(path)][-2:] == [("notice", 3), ("step", 3)]
+    append_metrics(path, [start(1)])
+    assert [(row["kind"], row["step"]) for row in read_metrics(path)] == [("step", 1), ("notice", 3), ("start", 1)]
+
+
+def test_rows_that_do_not_fit_leave_the_file_as_it_was(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    append_metrics(path, [step(1)])
+    before = path.read_bytes()
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            append_metrics(path, [step(2), step(3)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
 
 
 def test_usage_counts_real_tokens_over_the_time_in_steps():

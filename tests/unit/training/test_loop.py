@@ -157,6 +157,25 @@ def test_checkpoints_come_within_epochs_and_after_each(training_room, tiny_encod
     assert [state.done for state in told.states] == [False] * (len(told.states) - 1) + [True]
 
 
+def test_a_listener_gets_the_state_when_it_wants_it_also_at_the_end_of_an_epoch(training_room, tiny_encoder):
+    table, config = training_room.make_table(40), configure(checkpoint_every_steps=1000)
+    plain = training_room.run_loop(training_room.build_model(tiny_encoder, "linear"), table, config)
+    per_epoch = plain.epochs[0]["step"]
+    wanted = training_room.run_loop(
+        training_room.build_model(tiny_encoder, "linear"), table, config, keep_after=(2, per_epoch)
+    )
+    assert wanted.losses == plain.losses
+    places = [(state.step, state.epoch, state.epoch_step) for state in wanted.states]
+    expected = [(2, 0, 2), (per_epoch, 0, per_epoch), (per_epoch, 1, 0)]
+    assert places == [*expected, (plain.epochs[1]["step"], 2, 0)]
+    for state in wanted.states[:3]:
+        at = state.step
+        model = training_room.build_model(tiny_encoder, "linear")
+        rest = training_room.run_loop(model, table, config, state=state)
+        assert rest.losses == plain.losses[at:]
+        assert are_equal(rest.final.best_model, plain.final.best_model)
+
+
 def test_finished_state_trains_no_further(training_room, tiny_encoder):
     table = training_room.make_table(8)
     done = training_room.run_loop(training_room.build_model(tiny_encoder, "linear"), table, configure()).states[-1]
