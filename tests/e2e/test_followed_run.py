@@ -14,7 +14,7 @@ from pipelines.training.history import read_metrics
 from tests.conftest import ROOT, SAMPLE
 from tests.hub_server import TOKEN, Hub, serve_hub
 from tests.integration.processes import kill, list_descendants, wait_until
-from tests.unit.test_tracking import read_items, read_wandb, read_wandb_history
+from tests.unit.test_tracking import read_items, read_wandb_history, wait_for_wandb
 
 NAME = "me/my-model"
 
@@ -130,7 +130,7 @@ def check_mlflow(losses: dict[int, float], scores: dict[int, float], f1: float) 
 
 def check_wandb(folder: Path, losses: dict[int, float], scores: dict[int, float], f1: float) -> None:
     """What a killed process had not yet written to its file is lost offline, so that steps may be missing there."""
-    records = read_wandb(folder)
+    records = wait_for_wandb(folder, 1)
     assert len({one.run.run_id for one in records if one.WhichOneof("record_type") == "run"}) == 1
     history = read_wandb_history(records)
     steps = [step for step, _ in history]
