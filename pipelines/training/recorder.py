@@ -98,7 +98,9 @@ class Recorder:
             self.rows, self.row_error = [], None
 
     def write_checkpoint(self, state: TrainingState) -> None:
-        """Begin to write one."""
+        """Begin to write one, once the one before is written or has failed."""
+        self.writer.wait()
+        self._is_failing()
         self.kept_at = time.monotonic()
         self.flush()
         self.owes_checkpoint = self.row_error is not None

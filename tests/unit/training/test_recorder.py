@@ -85,6 +85,21 @@ def test_storage_that_comes_back_in_time_is_told_and_costs_nothing_else(tmp_path
     assert [row["step"] for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "step"] == [1, 2, 4]
 
 
+def test_a_single_failure_is_told_though_the_next_one_succeeds_before_workers_meet(tmp_path):
+    run, away = tmp_path / "run", tmp_path / "away"
+    recorder = make_recorder(run)
+    recorder.add("start", {"step": 0})
+    recorder.flush()
+    (run / "checkpoints").rename(away)
+    record(recorder, 1)
+    away.rename(run / "checkpoints")
+    record(recorder, 2, 3)
+    assert [told.split(" (")[0] for told in read_notices(run)] == [
+        "a checkpoint cannot be written",
+        "checkpoints are written again",
+    ]
+
+
 def test_storage_that_stays_away_ends_the_run_with_what_and_where_and_remedy(tmp_path):
     run = tmp_path / "run"
     recorder = make_recorder(run, patience_s=0.2)
