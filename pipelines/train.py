@@ -270,8 +270,24 @@ def _collect_facts(
             "sub-tokens per second": f"{usage['tokens_per_s']:,.0f}",
             "time in steps": ", ".join(f"{name} {share:.0%}" for name, share in usage["shares"].items()),
             "peak memory of a worker": f"{usage['worker_peak_memory_mib']:,} MiB",
+            **_describe_sharing(usage),
             "seed": config.training.seed,
         },
+    }
+
+
+def _describe_sharing(usage: dict[str, Any]) -> dict[str, str]:
+    """How several workers shared the work; nothing for one."""
+    if not usage["state_mib"]:
+        return {}
+    held, sent = (
+        ", ".join(f"{name} {mib:,.1f} MiB" for name, mib in usage[part].items()) for part in ("state_mib", "sent_mib")
+    )
+    return {
+        "strategy": usage["strategy"],
+        "a worker holds": held,
+        "a worker sends in a step": sent or "nothing",
+        "slowest worker": f"{usage['straggling']:.2f} times the median one",
     }
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import Any, BinaryIO
 
 Row = dict[str, Any]
@@ -92,13 +93,15 @@ def _parse(content: bytes) -> tuple[list[Row], int]:
 def summarize_usage(rows: Sequence[Row]) -> dict[str, Any]:
     """What training used: real sub-tokens, seconds in steps and on dev, sub-tokens per second, peak memory in MiB.
 
-    Also the shares of a step's parts: making batches, forward, backward, waiting for other workers, optimizer.
+    Also the shares of a step's parts: making batches, forward, backward, optimizer; and of several workers their
+    strategy, what one holds and sends in a step (MiB), and how much longer than the median the slowest takes.
     """
     steps = [row for row in rows if row["kind"] == "step"]
     seconds = sum(row["seconds"] for row in steps)
     evaluation_s = sum(row.get("evaluation_s", 0.0) for row in rows)
     tokens = sum(row["num_tokens"] for row in steps)
     start: Row = next((row for row in reversed(rows) if row["kind"] == "start"), {})
+    measured: Row = next((row for row in reversed(steps) if "state_mib" in row), {})
     return {
         "num_tokens": tokens,
         "step_s": round(seconds, 3),
@@ -110,7 +113,17 @@ def summarize_usage(rows: Sequence[Row]) -> dict[str, Any]:
         "num_workers": start.get("num_workers"),
         "device": start.get("device"),
         "precision": start.get("precision"),
+        "strategy": start.get("strategy"),
+        "state_mib": measured.get("state_mib", {}),
+        "sent_mib": measured.get("sent_mib", {}),
+        "straggling": _compare_workers(steps),
     }
+
+
+def _compare_workers(steps: Sequence[Row]) -> float | None:
+    """The slowest worker's own time in a step over the median worker's, at the median step; None for one worker."""
+    ratios = [max(row["worker_s"]) / max(1e-9, median(row["worker_s"])) for row in steps if row.get("worker_s")]
+    return round(median(ratios), 3) if ratios else None
 
 
 def _share_parts(steps: Sequence[Row]) -> dict[str, float]:

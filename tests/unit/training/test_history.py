@@ -117,6 +117,16 @@ def test_usage_shares_a_steps_time_among_its_parts():
     assert summarize_usage([step(1)])["shares"] == {}
 
 
+def test_usage_tells_what_workers_hold_and_send_and_how_far_the_slowest_lags():
+    measured = {"state_mib": {"weights": 1.0}, "sent_mib": {"all-reduce": 2.0}}
+    rows = [start(0) | {"strategy": "ddp"}, *(step(at) | {"worker_s": [1.0, 1.0, 1.0 + at]} for at in (1, 2, 3))]
+    usage = summarize_usage([*rows, step(4) | measured])
+    assert (usage["strategy"], usage["straggling"]) == ("ddp", 3.0)
+    assert {name: usage[name] for name in measured} == measured
+    alone = summarize_usage([start(0), step(1)])
+    assert (alone["state_mib"], alone["sent_mib"], alone["straggling"]) == ({}, {}, None)
+
+
 def test_the_loss_curve_is_averaged_to_about_a_hundred_points():
     rows = [step(number, float(number % 2)) for number in range(1, 1001)]
     curve = trace_loss(rows)
