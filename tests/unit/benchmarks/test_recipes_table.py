@@ -1,0 +1,45 @@
+"""Recipes of training: that each is a setting of `rayner train`, how runs are compared, and the table."""
+
+import pytest
+
+from benchmarks.recipes import DEFAULTS, RECIPES, compare, render_table
+from pipelines.settings import parse_settings
+from pipelines.train import TrainConfig, _find_problems
+
+
+def make_run(f1: float, found: int, cpu_s: float = 100.0) -> dict:
+    """Four documents with one entity each, of which the first `found` are found."""
+    documents = {f"doc {at}": {"LOC": [int(at < found), 0, int(at >= found)] * 2} for at in range(4)}
+    return {"test_strict_f1": f1, "dev_strict_f1": f1, "cpu_s": cpu_s, "documents": documents}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_made_of_settings_that_training_takes(recipe):
+    config = parse_settings("train", TrainConfig, [*RECIPES[recipe], "--corpus.train", "sample:en-train.jsonl"], "")
+    assert _find_problems(config) == []
+    assert (config == parse_settings("train", TrainConfig, ["--corpus.train", "sample:en-train.jsonl"], "")) == (
+        recipe == DEFAULTS
+    )
+
+
+def test_runs_are_compared_over_the_documents_of_the_seeds_that_both_have():
+    runs, others = {"1": make_run(1.0, 4), "2": make_run(1.0, 4)}, {"2": make_run(0.4, 1), "3": make_run(0.4, 1)}
+    found = compare(runs, others)
+    assert found["difference"] == pytest.approx(1.0 - 0.4)
+    assert compare(runs, {"3": make_run(0.4, 1)}) is None
+    same = compare(runs, runs)
+    assert (same["difference"], same["p_value"]) == (0.0, 1.0)
+
+
+def test_a_document_without_gold_may_have_predictions_in_one_run_only():
+    runs, others = {"1": make_run(0.8, 4)}, {"1": make_run(1.0, 4)}
+    runs["1"]["documents"]["empty"] = {"LOC": [0, 1, 0] * 2}
+    assert compare(runs, others)["difference"] == pytest.approx(8 / 9 - 1)
+
+
+def test_the_table_tells_mean_deviation_difference_and_cost():
+    results = {"wnut17": {DEFAULTS: {"1": make_run(0.4, 1), "2": make_run(0.5, 1)}, "FGM": {"1": make_run(1, 4, 210)}}}
+    *_, defaults, fgm = render_table(results).splitlines()
+    assert defaults == "| defaults | 45.0 ± 7.1 | 45.0 |  | 100 s |"
+    assert fgm.startswith("| FGM | 100.0 | 100.0 | +60.0 (")
+    assert fgm.endswith("| 2.10 × |")
