@@ -157,7 +157,7 @@ def test_full_storage_is_outlived_lost_storage_told_and_a_damaged_checkpoint_lef
         filler.unlink()
         gate.open(17)
         gate.wait(27)
-        wait_until(lambda: list_steps(run)[0] == 25, "checkpoints are written again")
+        wait_until(lambda: list_steps(run)[0] >= 25, "checkpoints are written again")
         seen.append(list_steps(run))
         run.rename(away)
 
@@ -181,5 +181,5 @@ def test_full_storage_is_outlived_lost_storage_told_and_a_damaged_checkpoint_lef
     full, again, damaged = [row["text"] for row in read(run, "notice")]
     assert "a checkpoint cannot be written (No space left on device): training goes on" in full
     assert again == "checkpoints are written again"
-    assert f"the checkpoint of step 25 is damaged, and kept as {last.stem}.damaged" in damaged
+    assert f"the checkpoint of step {read_step(last)} is damaged, and kept as {last.stem}.damaged" in damaged
     assert f"goes on from step {read_step(before)}" in damaged
