@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pipelines.corpus.preparation import WINDOW_TYPE, _EncodeRecords, split_record
 from pipelines.corpus.reading import RAW_SCHEMA, finish_records
 from pipelines.corpus.records import RECORD_SCHEMA, Record, to_table
+from pipelines.ner.casing import CASE_STEP
 from pipelines.ner.entities import Span
 from pipelines.ner.labels import LabelScheme, read_spans, read_strict_spans
 from pipelines.ner.words import SPLITTERS
@@ -131,9 +132,10 @@ def test_words_that_raw_text_would_not_have_are_split_and_spans_follow(words, go
     assert split_record(None, words, to_rows(gold), splitter) == (pieces, spans)
 
 
-def encode(encoder, records, *, window=16, stride=4, corpus_scheme="BIO", splits=None):
+def encode(encoder, records, *, window=16, stride=4, corpus_scheme="BIO", splits=None, casing=False):
     table = to_table(records).append_column("split", pa.array(splits or ["train"] * len(records)))
-    room = _EncodeRecords(encoder, window, stride, "punctuation", LabelScheme.from_labels(LABELS, "BIO"), corpus_scheme)
+    scheme = LabelScheme.from_labels(LABELS, "BIO")
+    room = _EncodeRecords(encoder, window, stride, "punctuation", casing, scheme, corpus_scheme)
     return room, room(table)
 
 
@@ -192,3 +194,11 @@ def test_finish_records_leaves_spans_of_texts_as_they_are():
     assert table["spans"].to_pylist() == [to_rows(record.spans)]
     assert table.select(RECORD_SCHEMA.names).schema == RECORD_SCHEMA
     assert set(RECORD_SCHEMA.names) < set(RAW_SCHEMA.names)
+
+
+def test_ids_of_training_windows_carry_case_where_the_encoder_learns_it(tiny_encoder):
+    records = [Record("r:1", "d", "r:1", text="Bo met BO", spans=[])]
+    (_, plain), (_, cased) = (encode(tiny_encoder, records, casing=casing) for casing in (False, True))
+    [before], [after] = (table["windows"].to_pylist()[0] for table in (plain, cased))
+    assert [found % CASE_STEP for found in after["input_ids"]] == before["input_ids"]
+    assert [after["input_ids"][at] // CASE_STEP for at in after["word_starts"]] == [1, 0, 2]
