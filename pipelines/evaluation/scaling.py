@@ -4,7 +4,6 @@ All from the rows of `metrics.jsonl` (kinds `start`, `step`, `epoch`) of short r
 """
 
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,9 +45,7 @@ def measure_case(rows: Sequence[Row]) -> dict[str, Any]:
     steps = [row for row in rows if row["kind"] == "step"]
     measured = next((row for row in reversed(steps) if "state_mib" in row), {})
     timed = [row for row in steps[WARMUP_STEPS:] if "state_mib" not in row]
-    parts = Counter[str]()
-    for row in timed:
-        parts.update(row["parts_s"])
+    names = dict.fromkeys(name for row in timed for name in row["parts_s"])
     ratios = [max(times) / statistics.median(times) for row in timed if all(times := row.get("worker_s", [0.0]))]
     epochs = [row for row in rows if row["kind"] == "epoch"]
     on_gpu = any(row["gpu_peak_memory_mib"] for row in epochs)
@@ -57,7 +54,7 @@ def measure_case(rows: Sequence[Row]) -> dict[str, Any]:
         "num_steps": len(steps),
         "tokens_per_s": statistics.median(row["num_tokens"] / row["seconds"] for row in timed),
         "step_s": statistics.median(row["seconds"] for row in timed),
-        "parts_s": {name: seconds / len(timed) for name, seconds in parts.items()},
+        "parts_s": {name: statistics.median(row["parts_s"].get(name, 0.0) for row in timed) for name in names},
         "slowest_to_median_worker": statistics.median(ratios) if ratios else None,
         "state_mib": measured.get("state_mib"),
         "sent_mib": measured.get("sent_mib", {}),
@@ -118,7 +115,8 @@ def advise(results: Sequence[Mapping[str, Any]]) -> str:
     """Which strategy to take, and why, in one sentence."""
     alike = _list_alike(results)
     first = min(alike, key=lambda result: result["num_workers"])
-    chosen, lean = choose_case(results), min(alike, key=_sum_state)
+    chosen = choose_case(results)
+    lean = min((result for result in alike if result["state_mib"]), key=_sum_state, default=chosen)
     others = [result for result in alike if result is not chosen]
     if not others:
         return f"Take {chosen['name']}: no other case could be measured on the same batches with the same losses."
