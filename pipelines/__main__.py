@@ -8,6 +8,7 @@ DOORS = {
     "train": "fine-tune a model on an annotated corpus, score it, write a bundle",
     "prepare": "read, check and tokenize a corpus once, to train on it often",
     "evaluate": "score a bundle against gold, with an error report",
+    "scale": "measure what more workers bring, and which strategy to take",
     "predict": "label documents with a bundle",
 }
 

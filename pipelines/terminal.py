@@ -64,6 +64,24 @@ def print_scores(result: dict[str, Any], title: str) -> None:
     console.print(f"test strict F1 {f1}, 95 % interval {low:.3f} to {high:.3f} over documents")
 
 
+def print_scaling(scaling: dict[str, Any]) -> None:
+    """Speed and memory of each case in short, what was left out and why, and which to take."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("case", no_wrap=True)
+    for name in ("sub-tokens/s", "speed-up", "efficiency", "MiB held", "MiB sent", "loss diff."):
+        table.add_column(name, justify="right", min_width=max(map(len, name.split())))
+    for case in scaling["cases"]:
+        held, difference = case["state_mib"], case["loss_difference"]
+        cells = [f"{case['tokens_per_s']:,.0f}", f"{case['speed_up']:.2f}", f"{case['efficiency']:.0%}"]
+        cells += [f"{sum(held.values()):,.1f}" if held else "", f"{sum(case['sent_mib'].values()):,.1f}"]
+        table.add_row(case["name"], *cells, "" if difference is None else f"{difference:.0e}")
+    console.print(table)
+    console.print()
+    for case in scaling["left_out"]:
+        console.print(f"[yellow]not measured: {escape(case['name'])}[/]: {escape(case['reason'])}")
+    console.print(escape(scaling["advice"]))
+
+
 def print_examples(rows: Sequence[dict[str, Any]], limit: int = 5) -> None:
     """A few predicted sentences with their entities marked in a colour per label."""
     sentences = [sentence for row in rows for sentence in _split_sentences(row)]

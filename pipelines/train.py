@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect, list_node_cpus
 from pipelines.corpus.inference import ActorResources, InferenceConfig, plan_actors, predict_records
-from pipelines.corpus.preparation import prepare_shards
+from pipelines.corpus.preparation import find_shards_misfits, prepare_shards
 from pipelines.corpus.reading import CorpusConfig, find_all_files
 from pipelines.corpus.shards import (
     SHARDS_FILE,
@@ -42,7 +42,6 @@ from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord, read_versions
-from pipelines.settings import ConfigError
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
 from pipelines.tracking import Tracking, TrackingConfig
 from pipelines.training.config import TrainingConfig, find_contradictions
@@ -163,7 +162,7 @@ def _get_shards(config: TrainConfig, folder: Path, record: RunRecord) -> tuple[P
     if config.corpus.shards:
         shards = Path(config.corpus.shards).expanduser().absolute()
         info = load_shards_info(shards)
-        _check_fits_shards(config, info)
+        raise_all(find_shards_misfits(shards, info, config.model, config.encoding))
         return shards, info
     shards = folder / "shards"
     if (shards / SHARDS_FILE).is_file():
@@ -174,30 +173,6 @@ def _get_shards(config: TrainConfig, folder: Path, record: RunRecord) -> tuple[P
         )
     print_shards(info, shards)
     return shards, info
-
-
-def _check_fits_shards(config: TrainConfig, info: ShardsInfo) -> None:
-    """Raise ConfigError for settings that would have had to be given to `rayner prepare`."""
-    given = {
-        "model.encoder": (config.model.encoder, ModelConfig().encoder, info.encoder),
-        "model.casing": (config.model.casing, None, info.casing),
-        "model.scheme": (config.model.scheme, ModelConfig().scheme, info.scheme),
-        "encoding.window": (config.encoding.window, None, info.window),
-        "encoding.stride": (config.encoding.stride, None, info.stride),
-        "encoding.splitter": (config.encoding.splitter, EncodingConfig().splitter, info.splitter),
-    }
-    raise_all(
-        [
-            ConfigError(
-                f"the shards were prepared with another `{name}`",
-                rule=f"`{prepared}`, as in {config.corpus.shards}",
-                value=f"`{value}`",
-                remedy=f"leave `--{name}` out, or run `rayner prepare` with it",
-            )
-            for name, (value, default, prepared) in given.items()
-            if value not in (default, prepared)
-        ]
-    )
 
 
 def _write_bundle(

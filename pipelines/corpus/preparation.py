@@ -24,6 +24,7 @@ from pipelines.ner.casing import can_learn_cases
 from pipelines.ner.encoders import SCRATCH, build_scratch_encoder, find_encoder, load_tokenizer
 from pipelines.ner.encoding import Encoder, EncodingConfig, EncodingError, fingerprint_tokenizer
 from pipelines.ner.entities import Span
+from pipelines.ner.errors import UserError
 from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import ModelConfig, get_max_window
 from pipelines.ner.words import split_pieces, split_words
@@ -58,6 +59,30 @@ def prepare_shards(
     _check_splits(read)
     with _stage(folder) as staging:
         return _write_shards(read, staging, encoder, encoding, model, split_off, seed, num_actors)
+
+
+def find_shards_misfits(
+    folder: Path, info: ShardsInfo, model: ModelConfig, encoding: EncodingConfig
+) -> list[UserError]:
+    """Settings that differ from those the shards were prepared with."""
+    given = {
+        "model.encoder": (model.encoder, ModelConfig().encoder, info.encoder),
+        "model.casing": (model.casing, None, info.casing),
+        "model.scheme": (model.scheme, ModelConfig().scheme, info.scheme),
+        "encoding.window": (encoding.window, None, info.window),
+        "encoding.stride": (encoding.stride, None, info.stride),
+        "encoding.splitter": (encoding.splitter, EncodingConfig().splitter, info.splitter),
+    }
+    return [
+        CorpusError(
+            f"the shards were prepared with another `{name}`",
+            rule=f"`{prepared}`, as in {folder}",
+            value=f"`{value}`",
+            remedy=f"leave `--{name}` out, or run `rayner prepare` with it",
+        )
+        for name, (value, default, prepared) in given.items()
+        if value not in (default, prepared)
+    ]
 
 
 @contextmanager

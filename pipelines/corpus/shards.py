@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pds
@@ -126,6 +127,23 @@ def read_windows(folder: Path) -> pa.Table:
     lists = table["windows"].combine_chunks()
     windows = pa.Table.from_struct_array(pc.list_flatten(lists))
     return windows.append_column("record_id", table["record_id"].take(pc.list_parent_indices(lists)))
+
+
+def sample_windows(folder: Path, num_steps: int, batch_tokens: int, seed: int) -> pa.Table:
+    """Training windows in random order, enough for so many steps of so many sub-tokens; repeated if they are too few.
+
+    Raises CorpusError if the training split has no words.
+    """
+    windows = read_windows(folder)
+    windows = windows.filter(pc.greater(pc.list_value_length(windows["tag_ids"]), 0))
+    if not len(windows):
+        raise CorpusError("the training corpus has no words", where=str(folder), remedy="give another corpus")
+    order = np.random.default_rng(seed).permutation(len(windows))
+    lengths = pc.list_value_length(windows["input_ids"]).to_numpy()[order]
+    ends = np.cumsum(np.minimum(lengths, batch_tokens))  # a longer window makes a step of its own
+    rounds, rest = divmod(num_steps * batch_tokens, int(ends[-1]))
+    last = order[: np.searchsorted(ends, rest) + 1] if rest else order[:0]
+    return windows.take(pa.array(np.concatenate([*[order] * rounds, last])))
 
 
 def hash_seen_mentions(folder: Path) -> frozenset[int]:

@@ -76,7 +76,7 @@ def render_markdown(result: Mapping[str, Any], title: str, facts: Mapping[str, A
         [row["name"], format_number(row["support"]), *_score_cells(row["strict"]), *_score_cells(row["lenient"])]
         for row in list_score_rows(result)
     ]
-    parts += ["## Scores, in percent", _table(header, body)]
+    parts += ["## Scores, in percent", render_markdown_table(header, body)]
     if result["seen"]:
         body = [
             [
@@ -88,16 +88,19 @@ def render_markdown(result: Mapping[str, Any], title: str, facts: Mapping[str, A
             ]
             for name, row in (("seen in training", result["seen"]), ("unseen", result["unseen"]))
         ]
-        parts += ["## Mentions seen and unseen in training", _table(["", "gold", "recall", "precision", "F1"], body)]
+        parts += [
+            "## Mentions seen and unseen in training",
+            render_markdown_table(["", "gold", "recall", "precision", "F1"], body),
+        ]
     body = [[kind, KIND_MEANINGS[kind], format_number(result["errors"][kind])] for kind in KINDS]
-    parts += ["## Kinds of errors", _table(["kind", "meaning", "mentions"], body, num_text=2)]
+    parts += ["## Kinds of errors", render_markdown_table(["kind", "meaning", "mentions"], body, num_text=2)]
     names = [*_list_labels(result), OUTSIDE]
     body = [
         [gold, *(format_number(result["confusion"].get(gold, {}).get(name, 0)) for name in names)] for gold in names
     ]
-    parts += ["## Gold (rows) against predicted (columns)", _table(["", *names], body)]
+    parts += ["## Gold (rows) against predicted (columns)", render_markdown_table(["", *names], body)]
     for group, pairs in group_facts(facts):
-        parts += [f"## {_flatten(group or 'Run')}", _table(["", ""], pairs, num_text=2)]
+        parts += [f"## {_flatten(group or 'Run')}", render_markdown_table(["", ""], pairs, num_text=2)]
     parts.append(f"Examples are in `report.html`: {describe_examples(result['examples'])}")
     return "\n\n".join(parts) + "\n"
 
@@ -233,7 +236,8 @@ def _score_cells(score: Mapping[str, Any] | None) -> list[str]:
     return [format_percent(score["f1"]), interval, format_percent(score["precision"]), format_percent(score["recall"])]
 
 
-def _table(header: Sequence[str], body: Sequence[Sequence[str]], num_text: int = 1) -> str:
+def render_markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], num_text: int = 1) -> str:
+    """A table whose first `num_text` columns are text, and the others numbers."""
     rule = ["---"] * num_text + ["---:"] * (len(header) - num_text)
     lines = [[_flatten(cell).replace("|", "\\|") for cell in row] for row in (header, *body)]
     return "\n".join("| " + " | ".join(row) + " |" for row in (lines[0], rule, *lines[1:]))

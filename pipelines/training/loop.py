@@ -28,7 +28,7 @@ from pipelines.training.strategies import build_strategy
 from pipelines.training.traffic import MIB, TrafficMeter, measure_state
 
 MEASURED_STEP = 5
-"""Of each start of several workers: what it sends is counted; the first ones are not like the others."""
+"""Of each start: what workers hold and send is counted in it, or in the next that averages weights."""
 
 
 @dataclass
@@ -175,6 +175,7 @@ class _Run:
         is_adversarial = config.adversarial.method != "none"
         self.adversary = Adversary(self.model, config.adversarial) if is_adversarial else None
         self.num_taken = 0
+        self.is_measured = False
         self.untold: list[tuple[dict[str, Any], np.ndarray, Tensor]] = []
         self.keep_now = False
 
@@ -241,8 +242,9 @@ class _Run:
         torch.manual_seed(hash((self.config.seed, state.step, strategy.seed_index)))
         num_words = int(self.windows.num_words[step].sum())
         self.num_taken += 1
-        is_measured = strategy.world_size > 1 and self.num_taken == MEASURED_STEP
-        with TrafficMeter() if is_measured else nullcontext() as meter:
+        ends_round = (state.step + 1) % strategy.sync_every == 0
+        is_measured = not self.is_measured and self.num_taken >= MEASURED_STEP and ends_round
+        with TrafficMeter() if is_measured and strategy.world_size > 1 else nullcontext() as meter:
             loss = self.compute_gradients(step, num_words)
             own_s = sum(self.watch.parts.get(part, 0.0) for part in ("batch", "forward"))
             rate, norm = self.optimizer.step(state.step, self.num_steps)
@@ -261,8 +263,11 @@ class _Run:
             "parts_s": self.watch.parts,
         }
         if meter is not None:
-            row["sent_mib"] = {kind: round(sent / MIB, 3) for kind, sent in meter.sent.items()}
+            a_step = MIB * strategy.sync_every
+            row["sent_mib"] = {kind: round(sent / a_step, 3) for kind, sent in meter.sent.items()}
+        if is_measured:
             row["state_mib"] = measure_state(self.model.parameters(), self.optimizer.list_moments())
+            self.is_measured = True
         told = torch.zeros(2 + strategy.world_size, dtype=torch.float64)
         told[0], told[1], told[2 + strategy.rank] = float(loss) / strategy.copies, float(norm), own_s
         self.untold.append((row, step, told))

@@ -218,17 +218,13 @@ def _run_workers(job: TrainingJob, scaling: ScalingConfig, storage: tuple[Path, 
 
 def plan_workers(resources: ResourcesConfig) -> ScalingConfig:
     """The worker group for the connected cluster. Raises TrainingError if it can never be placed."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    nodes = [node["Resources"] for node in alive]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
     use_gpu = resources.use_gpu if resources.use_gpu is not None else num_gpus > 0
     usual = max(1, num_gpus) if use_gpu else 1
     low, high = resources.read_num_workers() or (usual, usual)
-    here = ray.util.get_node_ip_address()  # this machine may have been given more logical CPUs than it has cores
-    real = [len(os.sched_getaffinity(0)) if node["NodeManagerAddress"] == here else sys.maxsize for node in alive]
-    cores = [min(int(node.get("CPU", 0)), limit) for node, limit in zip(nodes, real, strict=True)]
     per_node = -(-min(high, max(low, usual)) // max(1, len(nodes)))
-    cpus = resources.cpus_per_worker or max(1, max(cores, default=1) // per_node)
+    cpus = resources.cpus_per_worker or max(1, max(list_cores(), default=1) // per_node)
     needs = {"CPU": float(cpus)} | ({"GPU": 1.0} if use_gpu else {})
     places = sum(min(int(node.get(name, 0) // amount) for name, amount in needs.items()) for node in nodes)
     if places < low and ray._private.state.state.get_max_resources_from_cluster_config() is None:
@@ -244,6 +240,14 @@ def plan_workers(resources: ResourcesConfig) -> ScalingConfig:
         resources_per_worker=needs,
         elastic_resize_monitor_interval_s=resources.resize_interval_s,
     )
+
+
+def list_cores() -> list[int]:
+    """Cores of every living node; this machine may have been given more logical CPUs than it has."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    here = ray.util.get_node_ip_address()
+    real = [len(os.sched_getaffinity(0)) if node["NodeManagerAddress"] == here else sys.maxsize for node in alive]
+    return [min(int(node["Resources"].get("CPU", 0)), limit) for node, limit in zip(alive, real, strict=True)]
 
 
 class FailureNotices(UserCallback):

@@ -11,12 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import evaluate, predict, prepare, train
+from pipelines import evaluate, predict, prepare, scale, train
 from tests.conftest import ROOT, SAMPLE, make_bundle
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-DOORS = {"train": train.main, "prepare": prepare.main, "predict": predict.main, "evaluate": evaluate.main}
+DOORS = {
+    "train": train.main,
+    "prepare": prepare.main,
+    "scale": scale.main,
+    "predict": predict.main,
+    "evaluate": evaluate.main,
+}
 GOOD = "Angela B-PER\nMerkel I-PER\nvisited O\nUtrecht B-LOC\n. O\n\n" * 3
 
 
@@ -167,6 +173,27 @@ def test_workers_without_room_are_refused_with_the_sum(refuse, write):
     path = write("a.conll", GOOD)
     arguments = ("--corpus.train", path, "--corpus.dev", path, "--corpus.test", path, "--resources.num_workers", 99)
     train_on(refuse, *arguments).check("no room for the workers", "99 workers with 1 CPU", "room for 8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "facts"),
+    [
+        (("--workers", 0, 2), ("`workers`", "at least 1", "[0, 2]")),
+        (("--workers", "[]"), ("`workers`", "one number or more")),
+        (("--workers", "two"), ("`workers`", "a whole number", "two")),
+        (("--strategies", "ddp", "zero3"), ("`strategies`", "ddp, fsdp, tensor", "zero3")),
+        (("--strategies", "[]"), ("`strategies`", "one or more of ddp")),
+        (("--strategies",), ("`strategies` has no value",)),
+        (("--num_steps", 5), ("`num_steps`", "at least 15", "5")),
+        (("--price_per_hour", -1), ("`price_per_hour`", "-1")),
+        (("--parallel.strategy", "fsdp"), ("`parallel.strategy`", "`strategies` says which", "fsdp")),
+        (("--workers", 0, "--num_steps", 1), ("2 mistakes", "`workers`", "`num_steps`")),
+        (("--workers", 99), ("no room for the workers", "99 workers")),
+    ],
+)
+def test_scaling_that_cannot_be_measured_is_refused(refuse, write, flags, facts):
+    path = write("a.conll", GOOD)
+    refuse("scale", "--corpus.train", path, "--model.encoder", "scratch", *flags).check(*facts)
 
 
 def test_folder_that_is_no_model_is_refused_by_predict_and_evaluate(refuse, write, tmp_path):

@@ -15,7 +15,7 @@ from pipelines.training.averaging import AveragingConfig
 from pipelines.training.batches import BatchPlan, TrainingWindows
 from pipelines.training.config import TrainingConfig, TrainingError, find_contradictions
 from pipelines.training.freezing import FreezingConfig
-from pipelines.training.loop import resolve_precision
+from pipelines.training.loop import MEASURED_STEP, resolve_precision
 from pipelines.training.optimizer import OptimizerConfig
 from pipelines.training.parallel import ParallelConfig
 
@@ -50,6 +50,16 @@ def test_steps_tell_what_they_did(training_room, tiny_encoder):
     for row in told.steps:
         assert set(row["parts_s"]) == {"batch", "forward", "backward", "optimizer"}
         assert 0.5 * row["seconds"] < sum(row["parts_s"].values()) <= row["seconds"]
+
+
+def test_what_a_worker_holds_is_measured_once(training_room, tiny_encoder):
+    model = training_room.build_model(tiny_encoder, "linear")
+    whole = sum(weight.nbytes for weight in model.parameters()) / 2**20
+    told = training_room.run_loop(model, training_room.make_table(30), configure())
+    [measured] = [row for row in told.steps if "state_mib" in row]
+    assert measured["step"] == MEASURED_STEP
+    assert measured["state_mib"]["weights"] == pytest.approx(whole, rel=0.01)
+    assert "sent_mib" not in measured
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])

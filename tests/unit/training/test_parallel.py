@@ -135,6 +135,8 @@ def test_every_worker_holds_and_sends_what_its_strategy_says(ranks, head, case):
             assert sent["all-reduce"] == pytest.approx(expected[case], rel=0.02)
         if case == "ddp, powersgd":
             assert sent["all-reduce"] < whole / 4
+        if case == "local_sgd":  # every second step
+            assert sent["all-reduce"] == pytest.approx(whole / 2, rel=0.02)
         if case.startswith("pipeline"):
             assert 0 < sent["messages"] < whole / 4
 

@@ -1,0 +1,331 @@
+"""Measure what more workers bring: speed-up, efficiency, cost, memory and exchange of each strategy, and equal losses.
+
+Trains for a few steps in every case, one after the other, and tells which strategy to take. The same command goes on
+where it was, and more workers or strategies add to what is measured already.
+"""
+
+import math
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from rich.markup import escape
+
+from pipelines.cluster import ClusterConfig, connect
+from pipelines.corpus.preparation import find_shards_misfits, prepare_shards
+from pipelines.corpus.reading import CorpusConfig, find_all_files
+from pipelines.corpus.shards import (
+    SHARDS_FILE,
+    ShardsInfo,
+    find_shards_encoder,
+    load_shards_info,
+    sample_windows,
+)
+from pipelines.corpus.summary import SPLITS
+from pipelines.evaluation.scaling import ALONE, WARMUP_STEPS, Case, advise, choose_case, compare_cases, list_notes
+from pipelines.evaluation.scaling_page import render_scaling_html, render_scaling_markdown
+from pipelines.folders import (
+    SUCCESS_FILE,
+    check_resumable,
+    leave_no_trace_of_mistakes,
+    prepare_output_dir,
+    write_json,
+)
+from pipelines.job import console, progress_console, render_next, run_door, warn_of_idle
+from pipelines.ner.encoding import EncodingConfig
+from pipelines.ner.errors import UserError, UserErrors, raise_all
+from pipelines.ner.model import ModelConfig
+from pipelines.run_record import RunRecord
+from pipelines.settings import ConfigError
+from pipelines.terminal import print_scaling
+from pipelines.training.config import TrainingConfig, find_contradictions
+from pipelines.training.history import read_metrics
+from pipelines.training.parallel import STRATEGIES, ParallelConfig
+from pipelines.training.recorder import METRICS_FILE
+from pipelines.training.strategies import find_misfits
+from pipelines.training.trainer import ResourcesConfig, TrainingJob, fit, list_cores, plan_workers
+
+IDENTITY = ("corpus", "model", "encoding", "training", "parallel", "num_steps", "use_gpu")
+"""The settings that make cases comparable; the others may change from one call to the next."""
+MIN_STEPS = 3 * WARMUP_STEPS
+
+
+@dataclass(frozen=True)
+class ScaleConfig:
+    """Settings of `rayner scale`."""
+
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    workers: list[int] = field(default_factory=lambda: [1, 2, 4])
+    """Numbers of workers to measure; the smallest is what the others are compared with."""
+    strategies: list[str] = field(default_factory=lambda: ["ddp"])
+    """Strategies to measure, with `parallel`'s other settings: ddp, fsdp, tensor, pipeline, hybrid, local_sgd."""
+    num_steps: int = 40
+    """Steps of each case; the first few do not count."""
+    growing_corpus: bool = True
+    """Also measure several workers on a batch and a corpus that grow with them (weak scaling)."""
+    cpus_per_worker: int | None = None
+    """CPUs, and threads, of a worker, the same in all cases; default: its share of the cores with the most workers."""
+    use_gpu: bool | None = None
+    """Whether each worker has a GPU; default: if the cluster has one."""
+    price_per_hour: float | None = None
+    """Of one worker, in whatever currency: the report then tells what a million sub-tokens cost."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    output_dir: str = "out/scaling"
+    """The report, and a folder of each case."""
+    fresh: bool = False
+    """Measure again what is measured already."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the door and return its exit code."""
+    return run_door("scale", ScaleConfig, run, __doc__ or "", argv)
+
+
+def run(config: ScaleConfig) -> None:
+    """Measure as configured, and report."""
+    raise_all(_find_problems(config))
+    folder = prepare_output_dir(config.output_dir)
+    check_resumable(folder, {name: value for name, value in asdict(config).items() if name in IDENTITY}, config.fresh)
+    warn_of_idle(config.corpus.find_idle() + _find_idle(config))
+    record = RunRecord("scale", config)
+    can_forget = partial(leave_no_trace_of_mistakes, folder, (folder / "shards").exists)
+    with can_forget():
+        find_all_files({split: getattr(config.corpus, split) for split in SPLITS})
+    left_out: dict[Case, str] = {}
+    with connect(config.cluster):
+        with can_forget():
+            resources = _plan_cases(config, left_out)
+            shards, info = _get_shards(config, folder, record)
+            encoder = find_shards_encoder(shards, info)
+            _leave_out_misfits(config, resources, encoder, left_out)
+        runs: dict[Case, list[dict[str, Any]]] = {}
+        for number, (case, needs) in enumerate(resources.items(), 1):
+            job = _build_job(config, case, shards, info, encoder)
+            message = f"case {number} of {len(resources)}: {case.describe()}"
+            try:
+                runs[case] = _measure(job, needs, folder / "cases" / _name_folder(case, needs), record, message)
+            except ray.train.TrainingFailedError as error:
+                left_out[case] = str(error).strip().splitlines()[-1]
+                progress_console.print(f"[yellow]![/] {escape(case.describe())}: {escape(left_out[case])}")
+                if number == len(resources) and not runs:
+                    raise
+        num_cores = sum(list_cores())
+    results = compare_cases(runs, config.price_per_hour)
+    scaling = {
+        "cases": results,
+        "left_out": [{"name": case.describe(), **vars(case), "reason": reason} for case, reason in left_out.items()],
+        "advice": advise(results),
+        "notes": list_notes(results, num_cores),
+        "facts": _collect_facts(config, info, results[0]),
+    }
+    write_json(folder / "scaling.json", scaling)
+    title = f"Scaling of {info.encoder}"
+    (folder / "report.html").write_text(render_scaling_html(scaling, title), encoding="utf-8")
+    (folder / "report.md").write_text(render_scaling_markdown(scaling, title), encoding="utf-8")
+    record.write(folder, status="done")
+    print_scaling(scaling)
+    console.print(escape(f"\nreport: {folder / 'report.html'}"))
+    chosen = choose_case(results)
+    flags = "" if chosen["strategy"] == ALONE else f" --parallel.strategy {chosen['strategy']}"
+    flags += f" --resources.num_workers {chosen['num_workers']}"
+    console.print(render_next(f"rayner train --corpus.shards {shards}{flags} --output_dir out/run"))
+
+
+def _list_cases(config: ScaleConfig) -> Iterator[Case]:
+    workers = sorted(set(config.workers))
+    strategies = list(dict.fromkeys(config.strategies))
+    if workers[0] == 1:
+        yield Case(ALONE, 1)
+    several = [number for number in workers if number > 1]
+    for is_growing in (False, True)[: 1 + config.growing_corpus]:
+        for number in several:
+            for strategy in strategies:
+                yield Case(strategy, number, number if is_growing else 1)
+
+
+def _plan_cases(config: ScaleConfig, left_out: dict[Case, str]) -> dict[Case, ResourcesConfig]:
+    """What each case takes of the cluster; those without room are left out. Raises UserError if none is left."""
+    found: dict[Case, ResourcesConfig] = {}
+    errors: list[UserError] = []
+    cpus = config.cpus_per_worker
+    for case in sorted(_list_cases(config), key=lambda case: -case.num_workers):
+        needs = ResourcesConfig(case.num_workers, cpus, config.use_gpu)
+        try:
+            scaling = plan_workers(needs)
+        except UserError as error:
+            errors.append(error)
+            left_out[case] = _tell(error)
+            continue
+        cpus = int(scaling.resources_per_worker["CPU"])  # as the most workers have it that there is room for
+        found[case] = ResourcesConfig(case.num_workers, cpus, scaling.use_gpu)
+    if not found:
+        raise errors[0]
+    return {case: found[case] for case in _list_cases(config) if case in found}
+
+
+def _leave_out_misfits(
+    config: ScaleConfig, resources: dict[Case, ResourcesConfig], encoder: str, left_out: dict[Case, str]
+) -> None:
+    """Take out what a strategy or the encoder cannot do. Raises UserError if nothing is left to compare with."""
+    problems: list[UserError] = []
+    for case, needs in list(resources.items()):
+        parallel = _choose_parallel(config, case)
+        found = [
+            *parallel.find_problems(),
+            *find_contradictions(_fix_model(config), _fix_training(config, case), parallel),
+            *find_misfits(parallel, case.num_workers, bool(needs.use_gpu), encoder),
+        ]
+        if found:
+            del resources[case]
+            left_out[case] = " ".join(_tell(problem) for problem in found)
+            problems += [problem for problem in found if str(problem) not in map(str, problems)]
+    if not resources:
+        raise_all(problems)
+
+
+def _build_job(config: ScaleConfig, case: Case, shards: Path, info: ShardsInfo, encoder: str) -> TrainingJob:
+    training = _fix_training(config, case)
+    return TrainingJob(
+        encoder=encoder,
+        model=_fix_model(config),
+        scheme=info.label_scheme,
+        window=info.window,
+        stride=info.stride,
+        splitter=info.splitter,
+        casing=info.casing,
+        training=training,
+        parallel=_choose_parallel(config, case),
+        load_windows=partial(sample_windows, shards, config.num_steps, training.batch_tokens, training.seed),
+        load_dev=list,  # nothing to score
+        corpus_scheme=info.corpus_scheme,
+    )
+
+
+def _choose_parallel(config: ScaleConfig, case: Case) -> ParallelConfig:
+    if case.strategy == ALONE:
+        return replace(config.parallel, strategy="ddp", gradient_compression="none", cpu_offload=False)
+    return replace(config.parallel, strategy=case.strategy)
+
+
+def _fix_model(config: ScaleConfig) -> ModelConfig:
+    """Without dropout, since workers draw different masks: losses are to agree."""
+    return replace(config.model, dropout=0.0)
+
+
+def _fix_training(config: ScaleConfig, case: Case) -> TrainingConfig:
+    """One epoch without checkpoints, with dense gradients, which all strategies can do."""
+    return replace(
+        config.training,
+        num_epochs=1,
+        patience=None,
+        checkpoint_every_steps=sys.maxsize,
+        batch_tokens=config.training.batch_tokens * case.growth,
+        optimizer=replace(config.training.optimizer, sparse_embeddings=False),
+    )
+
+
+def _name_folder(case: Case, needs: ResourcesConfig) -> str:
+    grown = f"-batch-{case.growth}" if case.growth > 1 else ""
+    return f"{case.strategy}-{case.num_workers}-workers-{needs.cpus_per_worker}-cpus{grown}"
+
+
+def _measure(
+    job: TrainingJob, needs: ResourcesConfig, folder: Path, record: RunRecord, message: str
+) -> list[dict[str, Any]]:
+    """The rows of a case, trained unless it is finished already."""
+    if not (folder / SUCCESS_FILE).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with record.phase(folder.name, message):
+            fit(job, needs, folder)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        (folder / SUCCESS_FILE).touch()
+    return read_metrics(folder / METRICS_FILE)
+
+
+def _get_shards(config: ScaleConfig, folder: Path, record: RunRecord) -> tuple[Path, ShardsInfo]:
+    """The shards given, those of an earlier call, or new ones."""
+    if config.corpus.shards:
+        shards = Path(config.corpus.shards).expanduser().absolute()
+        info = load_shards_info(shards)
+        raise_all(find_shards_misfits(shards, info, config.model, config.encoding))
+        return shards, info
+    shards = folder / "shards"
+    if (shards / SHARDS_FILE).is_file():
+        return shards, load_shards_info(shards)
+    with record.phase("prepare", "reading, checking and tokenizing the corpus"):
+        info = prepare_shards(
+            config.corpus, config.encoding, config.model, shards, seed=config.training.seed, num_actors=1
+        )
+    return shards, info
+
+
+def _collect_facts(config: ScaleConfig, info: ShardsInfo, result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "encoder": info.encoder,
+        "head": config.model.head,
+        "sub-tokens of a batch": f"{config.training.batch_tokens:,}",
+        "steps of a case": result["num_steps"],
+        "precision": result["precision"],
+        "device": result["device"],
+        "threads of a worker": result["threads"],
+        "price of a worker's hour": config.price_per_hour if config.price_per_hour is not None else "not given",
+    }
+
+
+def _tell(error: UserError) -> str:
+    """A mistake as one sentence."""
+    if isinstance(error, UserErrors):
+        return " ".join(_tell(one) for one in error.errors)
+    return f"{error.what[:1].upper()}{error.what[1:]}: {error.rule}, not {error.value}."
+
+
+def _find_idle(config: ScaleConfig) -> list[str]:
+    plain = TrainingConfig()
+    idle = {
+        "model.dropout": (config.model.dropout, None, "losses are compared, and dropout is drawn anew by each worker"),
+        **{
+            f"training.{name}": (getattr(config.training, name), getattr(plain, name), "`num_steps` ends each case")
+            for name in ("num_epochs", "patience", "checkpoint_every_steps")
+        },
+    }
+    return [f"`{name}` has no effect: {why}" for name, (given, default, why) in idle.items() if given != default]
+
+
+def _find_problems(config: ScaleConfig) -> list[UserError]:
+    known, cpus, price = f"one or more of {', '.join(STRATEGIES)}", config.cpus_per_worker, config.price_per_hour
+    steps, given = f"at least {MIN_STEPS}, for the first do not count", config.parallel.strategy
+    checks = [
+        ("workers", config.workers, "one number or more, each at least 1", min(config.workers, default=0) >= 1),
+        ("strategies", config.strategies, known, bool(config.strategies) and {*config.strategies} <= {*STRATEGIES}),
+        ("num_steps", config.num_steps, steps, config.num_steps >= MIN_STEPS),
+        ("cpus_per_worker", cpus, "at least 1", cpus is None or cpus >= 1),
+        ("price_per_hour", price, "0 ≤ price < ∞", price is None or 0 <= price < math.inf),
+        ("parallel.strategy", given, "left out, for `strategies` says which", given == "ddp"),
+    ]
+    problems: list[UserError] = [
+        ConfigError("a value out of range", where=f"`{name}`", rule=rule, value=value)
+        for name, value, rule, holds in checks
+        if not holds
+    ]
+    return [
+        *problems,
+        *config.corpus.find_problems(),
+        *config.model.find_problems(),
+        *config.training.find_problems(),
+        *replace(config.parallel, strategy="ddp").find_problems(),
+        *find_contradictions(_fix_model(config), _fix_training(config, Case(ALONE, 1)), ParallelConfig()),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
