@@ -253,7 +253,7 @@ def _collect_facts(
 
 def _describe_sharing(usage: dict[str, Any]) -> dict[str, str]:
     """How several workers shared the work; nothing for one."""
-    if not usage["state_mib"]:
+    if usage["straggling"] is None:
         return {}
     held, sent = (
         ", ".join(f"{name} {mib:,.1f} MiB" for name, mib in usage[part].items()) for part in ("state_mib", "sent_mib")
