@@ -2,8 +2,9 @@
 
     python -m benchmarks.recipes [--data ../shared/data] [--seeds 1 2 3] [--corpora wnut17 ncbi_disease] [--recipes …]
 
-Each corpus is prepared once as `rayner prepare` does. Each run has one thread and a process of its own, two at a time;
-its time is that of the processor, so that others on the machine do not count. Runs that are in
+Each corpus is prepared once as `rayner prepare` does. Each run is in fp32, so that machines without bf16 measure the
+same, with one thread and a process of its own, two at a time; its time is that of the processor, so that others on the
+machine do not count for much. Runs that are in
 `benchmarks/results/recipes.json` are not done again; the file is written after every run. Differences to the defaults
 are tested by a paired bootstrap over the test documents of all seeds together. Writes the table of README.md at the
 end.
@@ -39,13 +40,14 @@ from pipelines.train import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
 DEFAULTS = "defaults"
+BASE = ["--training.precision", "fp32"]
+"""Of every recipe, unless it says otherwise: the one precision that all machines have."""
 RECIPES: dict[str, list[str]] = {
     DEFAULTS: [],
     "without the case of words": ["--model.casing", "false"],
     "head at the encoder's rate": ["--training.optimizer.head_learning_rate", "2e-4"],
     "three epochs": ["--training.num_epochs", "3"],
     "dense embeddings": ["--training.optimizer.sparse_embeddings", "false"],
-    "fp32": ["--training.precision", "fp32"],
     "CRF": ["--model.head", "crf"],
     "layer decay 0.9": ["--training.optimizer.layer_decay", "0.9"],
     "cosine": ["--training.optimizer.schedule", "cosine"],
@@ -62,6 +64,7 @@ RECIPES: dict[str, list[str]] = {
     "dropout samples 5": ["--training.dropout_samples", "5"],
     "EMA": ["--training.averaging.method", "ema", "--training.averaging.decay", "0.99"],
     "SWA": ["--training.averaging.method", "swa"],
+    "bf16": ["--training.precision", "bf16"],
 }
 NO_CASING = "without the case of words"
 NUM_PROCESSES = 2
@@ -136,11 +139,11 @@ def run_recipe(shards: Path, recipe: str, seed: int) -> Run:
     import torch
 
     from pipelines.training.batches import TrainingWindows
-    from pipelines.training.loop import train
+    from pipelines.training.loop import resolve_precision, train
 
     torch.set_num_threads(1)
     info = load_shards_info(shards)
-    flags = [*RECIPES[recipe], "--training.seed", str(seed), "--corpus.shards", str(shards)]
+    flags = [*BASE, *RECIPES[recipe], "--training.seed", str(seed), "--corpus.shards", str(shards)]
     config = parse_settings("train", TrainConfig, flags, "")
     name = find_shards_encoder(shards, info)
     torch.manual_seed(seed)
@@ -199,6 +202,7 @@ def run_recipe(shards: Path, recipe: str, seed: int) -> Run:
         "cpu_s": round(listener.seconds, 1),
         "num_tokens": listener.num_tokens,
         "flags": RECIPES[recipe],
+        "cpu_has_bf16": resolve_precision("auto", torch.device("cpu")) == "bf16",
         "git_revision": read_git_revision(),
         "versions": read_versions(),
         "documents": {name: tally for name, tally in count_documents(tested).items() if any(map(any, tally.values()))},
