@@ -11,7 +11,7 @@ caller's thread encodes the next group and decodes the one before.
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipelines.ner.bundle import BUNDLE_FILE, Bundle, load_bundle
 from pipelines.ner.decoding import Decoder
-from pipelines.ner.encoding import EncodedDocument
+from pipelines.ner.encoding import EncodedDocument, Window
 from pipelines.ner.entities import Coverage, Entity, Prediction, Span
 from pipelines.ner.errors import UserError
 from pipelines.ner.runtimes.calibration import (
@@ -43,6 +43,15 @@ GROUPS_AHEAD = 2
 
 class EngineError(UserError):
     """A device, runtime or precision that there is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedText:
+    """A text, its words as ranges of characters, and its windows."""
+
+    text: str
+    words: list[tuple[int, int]]
+    document: EncodedDocument
 
 
 class NerEngine:
@@ -119,22 +128,25 @@ class NerEngine:
         if isinstance(texts, str):
             raise TypeError("predict takes a list of texts: predict([text])")
         ranges = [split_words(text, self.encoder.splitter) for text in texts]
-        encoded = (
-            self.encoder.encode_pieces([text[start:end] for start, end in words])
-            for text, words in zip(texts, ranges, strict=True)
-        )
-        predictions = []
-        for index, (document, spans) in enumerate(self._predict_spans(encoded)):
-            text, words = texts[index], ranges[index]
-            coverage = Coverage(
-                num_characters=len(text),
-                num_words=len(words),
-                num_tokens=document.num_tokens,
-                num_windows=len(document.windows),
-                fraction=document.num_tokens_read / document.num_tokens if document.num_tokens else 1.0,
-            )
-            predictions.append(Prediction([_build_entity(text, words, span) for span in spans], coverage))
-        return predictions
+        encoded = (self._encode(text, words) for text, words in zip(texts, ranges, strict=True))
+        return [
+            _build_prediction(PreparedText(texts[index], ranges[index], document), spans)
+            for index, (document, spans) in enumerate(self._predict_spans(encoded))
+        ]
+
+    def prepare(self, text: str) -> PreparedText:
+        """A text as words and windows: the first of `predict`'s three stages, for who makes batches of windows."""
+        words = split_words(text, self.encoder.splitter)
+        return PreparedText(text, words, self._encode(text, words))
+
+    def compute(self, windows: Sequence[Window]) -> list[Tensor]:
+        """Emissions `[W, K]` of each window's words, in one batch on the calling thread: the second stage."""
+        return self.streams.compute(windows)
+
+    def finish(self, texts: Sequence[PreparedText], emissions: Sequence[Sequence[Tensor]]) -> list[Prediction]:
+        """The answers for texts whose windows' emissions are all there: the third stage."""
+        joined = [_join_windows(parts, len(self.scheme.tags)) for parts in emissions]
+        return [_build_prediction(text, spans) for text, spans in zip(texts, self.decoder.decode(joined), strict=True)]
 
     def predict_words(self, sentences: Sequence[Sequence[str]]) -> list[list[Span]]:
         """Spans of each sentence (or document) given as words, in order."""
@@ -196,12 +208,11 @@ class NerEngine:
     def _join(self, documents: Sequence[EncodedDocument], pending: PendingEmissions) -> list[Tensor]:
         """The emissions of each document, of those of its windows."""
         ready = iter(pending.wait())
-        empty = torch.empty(0, len(self.scheme.tags))
-        joined = []
-        for document in documents:
-            parts = [next(ready) for _ in document.windows]
-            joined.append(parts[0] if len(parts) == 1 else torch.cat([empty, *parts]))
-        return joined
+        num_tags = len(self.scheme.tags)
+        return [_join_windows([next(ready) for _ in document.windows], num_tags) for document in documents]
+
+    def _encode(self, text: str, words: Sequence[tuple[int, int]]) -> EncodedDocument:
+        return self.encoder.encode_pieces([text[start:end] for start, end in words])
 
 
 def _find_device(device: str) -> torch.device:
@@ -242,6 +253,22 @@ def _group(encoded: Iterator[EncodedDocument], enough: int, max_tokens: int) -> 
             enough = min(4 * enough, max_tokens)
     if group:
         yield group
+
+
+def _join_windows(parts: Sequence[Tensor], num_tags: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat([torch.empty(0, num_tags), *parts])
+
+
+def _build_prediction(text: PreparedText, spans: Sequence[Span]) -> Prediction:
+    document = text.document
+    coverage = Coverage(
+        num_characters=len(text.text),
+        num_words=len(text.words),
+        num_tokens=document.num_tokens,
+        num_windows=len(document.windows),
+        fraction=document.num_tokens_read / document.num_tokens if document.num_tokens else 1.0,
+    )
+    return Prediction([_build_entity(text.text, text.words, span) for span in spans], coverage)
 
 
 def _build_entity(text: str, words: Sequence[tuple[int, int]], span: Span) -> Entity:

@@ -64,6 +64,11 @@ class Streams:
         futures = [(batch, self.pool.submit(self._run, [windows[index] for index in batch])) for batch in batches]
         return PendingEmissions(windows, futures)
 
+    def compute(self, windows: Sequence[Window]) -> list[Tensor]:
+        """Emissions `[W, K]` of each window's owned words, in one batch on the calling thread."""
+        num_words = [len(window.word_starts) for window in windows]
+        return list(self._compute(windows).split(num_words)) if windows else []
+
     def _run(self, windows: Sequence[Window]) -> Tensor:
         with self.lock:
             self.num_waiting -= 1

@@ -1,0 +1,1 @@
+"""The endpoint: entities over HTTP and gRPC, on autoscaled replicas of Ray Serve."""
