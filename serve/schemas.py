@@ -32,8 +32,20 @@ class Options(BaseModel):
     )
 
 
+def _require_one(schema: dict[str, Any]) -> None:
+    """Say in the schema what `check_texts` checks."""
+    for name in ("text", "texts"):
+        field = schema["properties"][name]
+        schema["properties"][name] = field.pop("anyOf")[0] | {
+            key: value for key, value in field.items() if key != "default"
+        }
+    schema["oneOf"] = [{"required": ["text"]}, {"required": ["texts"]}]
+
+
 class EntitiesRequest(Options):
     """One text, or several."""
+
+    model_config = ConfigDict(json_schema_extra=_require_one, extra="forbid", strict=True)
 
     text: str | None = Field(None, description="A text of any length that the endpoint's limits allow.")
     texts: list[str] | None = Field(None, min_length=1, description="Several texts; the answer keeps their order.")

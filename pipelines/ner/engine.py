@@ -88,6 +88,7 @@ class NerEngine:
         self.num_threads = num_threads or torch.get_num_threads()
         self.encoder, self.scheme, self.info = bundle.encoder, bundle.model.scheme, bundle.info
         self.decoder = Decoder(bundle.model.scheme, bundle.model.chain)
+        self.size_bytes = sum(one.numel() * one.element_size() for one in bundle.model.parameters())
         place = Place(bundle.model, bundle.encoder, self.device, self.num_threads, exports)
         self.figures: list[Figure] = []
         if "auto" in (runtime, precision):
@@ -169,6 +170,11 @@ class NerEngine:
     def count_tokens(self, text: str) -> int:
         """Sub-tokens of a text, without special tokens: for batching by tokens."""
         return self.encoder.count_tokens([text[start:end] for start, end in split_words(text, self.encoder.splitter)])
+
+    def close(self) -> None:
+        """End its threads, once what they compute is done. It predicts nothing after that."""
+        self.streams.pool.shutdown(wait=False)
+        self.decoding.shutdown(wait=False)
 
     def describe(self) -> dict[str, Any]:
         """What computes, and why: runtime, precision, device, threads, token budget, and each candidate's figures."""

@@ -47,7 +47,8 @@ class Streams:
 
     def __init__(self, runtime: Runtime, device: torch.device, num_threads: int, max_batch_tokens: int) -> None:
         self.runtime, self.device, self.max_batch_tokens = runtime, device, max_batch_tokens
-        self.pool = start_threads("emissions", num_threads if device.type == "cpu" else GPU_STREAMS, num_threads)
+        self.num_streams = min(MAX_STREAMS, num_threads if device.type == "cpu" else GPU_STREAMS)
+        self.pool = start_threads("emissions", self.num_streams, num_threads)
         self.lock = Lock()
         self.num_waiting = 0
 

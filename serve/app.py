@@ -1,0 +1,123 @@
+"""The Ray Serve application: `serve run serve.app:build_app model=out/run/bundle`, or `serve/config.yaml`."""
+
+import asyncio
+import logging
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.schema import LoggingConfig
+
+from serve.border import open_access_log
+from serve.metrics import Board
+from serve.replica import Replica, read_redaction_key
+from serve.routes import build_http
+from serve.settings import Arguments, Tuning
+from serve.tracing import start_tracing
+
+APP_NAME = "rayner"
+DEPLOYMENT = "NerServer"
+MAX_ONGOING = 10_000
+"""Requests in one replica. It counts sub-tokens itself, and answers 429 long before there are so many."""
+TELL_EVERY_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class NerServer:
+    """One replica: HTTP and gRPC in, answers of one engine a model out."""
+
+    async def __init__(self, arguments: dict[str, Any], redaction_key: bytes) -> None:  # type: ignore[misc]
+        """Ray Serve waits for it."""
+        self.arguments = Arguments.model_validate(arguments)
+        if self.arguments.access_log:
+            open_access_log()
+        if self.arguments.tracing:
+            start_tracing()
+        self.replica = Replica(self.arguments, redaction_key)
+        context = serve.get_replica_context()
+        self.name = context.replica_id.unique_id
+        board = f"{context.app_name}-figures"
+        self.board = ray.remote(Board).options(name=board, get_if_exists=True, num_cpus=0, max_restarts=-1).remote()
+        await self.replica.start()
+        self.telling = asyncio.create_task(self._tell_figures())
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """The HTTP application; Ray Serve calls this once the replica is ready."""
+        return build_http(self.replica, self.gather_figures, _find_version())
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Thresholds and budgets that change without a restart. Raises ValueError, and then nothing changes."""
+        self.replica.tune(Tuning.model_validate(user_config))
+
+    async def check_health(self) -> None:
+        """Raise if a known text is not answered any more: Ray then replaces the replica."""
+        await self.replica.check()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `TokenPolicy` scales by."""
+        return {"queued_tokens": float(self.replica.count_load())}
+
+    async def gather_figures(self) -> dict[str, Any]:
+        """The figures of all replicas, this one's as they are now."""
+        self.replica.look()
+        own = {self.name: self.replica.metrics.collect()}
+        try:
+            return {**await asyncio.wait_for(self.board.list_figures.remote(), 5), **own}
+        except (ray.exceptions.RayError, TimeoutError):
+            logger.warning("the figures of the other replicas are out of reach")
+            return own
+
+    async def _tell_figures(self) -> None:
+        while True:
+            self.replica.look()
+            self.board.tell.remote(self.name, self.replica.metrics.collect())
+            await asyncio.sleep(TELL_EVERY_S)
+
+
+def build_app(arguments: Arguments) -> serve.Application:
+    """The application for `serve run`, `serve deploy` and `rayner serve`."""
+    actor: dict[str, Any] = {"num_cpus": arguments.num_cpus}
+    if arguments.num_gpus:
+        actor["num_gpus"] = arguments.num_gpus
+    scaling: dict[str, Any] = {"num_replicas": arguments.min_replicas}
+    if arguments.max_replicas > arguments.min_replicas:
+        scaling = {"num_replicas": None, "autoscaling_config": plan_scaling(arguments)}
+    deployment = serve.deployment(serve.ingress()(NerServer)).options(
+        name=DEPLOYMENT,
+        ray_actor_options=actor,
+        user_config=arguments.tuning.model_dump(),
+        max_ongoing_requests=MAX_ONGOING,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=60,
+        logging_config=LoggingConfig(enable_access_log=False),  # it has its own
+        **scaling,
+    )
+    return deployment.bind(arguments.model_dump(), read_redaction_key(arguments.redaction_key_file))
+
+
+def plan_scaling(arguments: Arguments) -> AutoscalingConfig:
+    """How the number of replicas follows the load."""
+    return AutoscalingConfig(
+        min_replicas=arguments.min_replicas,
+        initial_replicas=max(1, arguments.min_replicas),
+        max_replicas=arguments.max_replicas,
+        target_ongoing_requests=MAX_ONGOING,  # the policy counts sub-tokens
+        look_back_period_s=3,
+        upscale_delay_s=arguments.upscale_delay_s,
+        downscale_delay_s=arguments.downscale_delay_s,
+        policy=AutoscalingPolicy(
+            policy_function="serve.scaling:TokenPolicy", policy_kwargs={"target_tokens": arguments.target_queued_tokens}
+        ),
+    )
+
+
+def _find_version() -> str:
+    try:
+        return version("rayner")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,293 @@
+"""Many requests, few batches: windows of waiting texts are computed together, under a budget of sub-tokens.
+
+Nothing waits for a batch to fill: whenever a thread is free it takes what is there. A batch is filled from two lanes,
+one of texts that fit in a part of it and one of longer ones, half of it from each while both have work: a long text
+advances in every batch and never holds up the short ones. All that touches the lanes runs on one event loop; threads
+see only the batches that they are handed.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor
+
+from pipelines.ner.encoding import Window
+from pipelines.ner.engine import NerEngine, PreparedText
+from pipelines.ner.entities import Prediction
+
+LONG_FRACTION = 4
+"""A text of more than this part of a batch goes into the lane of long ones."""
+MIN_BATCH_TOKENS = 64
+"""Work is spread over free threads in batches of at least this."""
+RATE_MEMORY = 0.9
+"""Of the running mean of the speed: the weight of what was before."""
+FIRST_RATE = 5000.0
+"""Sub-tokens per second, before any batch was measured."""
+INLINE_CHARACTERS = 2000
+"""Shorter texts are encoded on the event loop: handing them to a thread would take longer."""
+
+
+class Overloaded(Exception):
+    """The queue is full."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(f"the queue is full; try again in {retry_after_s:.0f} s")
+
+
+@dataclass(eq=False)
+class Job:
+    """A text on its way."""
+
+    text: PreparedText
+    future: "asyncio.Future[Answer]"
+    queued_at: float
+    emissions: list[Any]
+    """Of each window, once it is computed."""
+    started_at: float = 0.0
+    num_taken: int = 0
+    """Windows that went into a batch."""
+    num_left: int = 0
+    """Windows that are not computed yet."""
+
+    @property
+    def windows(self) -> Sequence[Window]:
+        """Of its document."""
+        return self.text.document.windows
+
+    def count_waiting(self) -> int:
+        """Sub-tokens of the windows that no batch has taken."""
+        return sum(len(window.input_ids) for window in self.windows[self.num_taken :])
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A prediction, and where its time went."""
+
+    prediction: Prediction
+    queue_s: float
+    engine_s: float
+
+
+@dataclass(eq=False)
+class Work:
+    """The windows of one batch, each with its job and its place there."""
+
+    jobs: list[Job] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    num_tokens: int = 0
+
+    def add(self, job: Job) -> None:
+        """Take the job's next window."""
+        self.jobs.append(job)
+        self.places.append(job.num_taken)
+        self.num_tokens += len(job.windows[job.num_taken].input_ids)
+        job.num_taken += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a thread made of a batch."""
+
+    work: Work
+    emissions: list[Tensor | Exception]
+    """Of each window, or the error that its text causes."""
+    answers: dict[Job, Prediction | Exception]
+    """Of the jobs that were in this batch as a whole."""
+    seconds: float
+
+
+class Batcher:
+    """Predicts texts one by one for many callers at once. To be used from one event loop.
+
+    Args:
+        max_batch_tokens: sub-tokens of a batch.
+        max_queued_tokens: sub-tokens that may wait; a text that finds the queue empty is taken whatever its length.
+        observe: is told of every batch: its sub-tokens, the budget, and its seconds.
+    """
+
+    def __init__(
+        self,
+        engine: NerEngine,
+        *,
+        max_batch_tokens: int,
+        max_queued_tokens: int,
+        observe: Callable[[int, int, float], None] = lambda *_: None,
+    ) -> None:
+        self.engine, self.observe = engine, observe
+        self.max_batch_tokens, self.max_queued_tokens = max_batch_tokens, max_queued_tokens
+        self.short: deque[Job] = deque()
+        self.long: deque[Job] = deque()
+        self.num_queued_tokens = 0
+        """That no batch has taken yet."""
+        self.num_running_tokens = 0
+        self.num_running = 0
+        self.tokens_per_s = FIRST_RATE
+        self.num_streams = engine.streams.num_streams
+        self.preparing = ThreadPoolExecutor(1, "preparing")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.num_queued_tokens or self.num_running)
+
+    def check_room(self) -> None:
+        """Raise Overloaded where the queue is full."""
+        if self.num_queued_tokens >= self.max_queued_tokens:
+            raise Overloaded(self.num_queued_tokens / self.tokens_per_s)
+
+    async def predict(self, text: str) -> Answer:
+        """The entities of a text. Raises Overloaded, and whatever the text itself causes; may be cancelled."""
+        self.check_room()
+        queued_at = time.monotonic()
+        if len(text) <= INLINE_CHARACTERS:
+            prepared = self.engine.prepare(text)
+        else:
+            prepared = await asyncio.get_running_loop().run_in_executor(self.preparing, self.engine.prepare, text)
+        windows = prepared.document.windows
+        if not windows:
+            return Answer(self.engine.finish([prepared], [[]])[0], time.monotonic() - queued_at, 0.0)
+        job = Job(
+            prepared,
+            asyncio.get_running_loop().create_future(),
+            queued_at,
+            [None] * len(windows),
+            num_left=len(windows),
+        )
+        waiting = job.count_waiting()
+        if self.num_queued_tokens and self.num_queued_tokens + waiting > self.max_queued_tokens:
+            raise Overloaded(self.num_queued_tokens / self.tokens_per_s)
+        (self.long if waiting > self.max_batch_tokens // LONG_FRACTION else self.short).append(job)
+        self.num_queued_tokens += waiting
+        if self.num_running < self.num_streams:
+            asyncio.get_running_loop().call_soon(self._start_batches)  # with what arrives in this turn of the loop
+        return await job.future
+
+    def close(self) -> None:
+        """Take nothing more. Jobs under way are cancelled."""
+        for job in [*self.short, *self.long]:
+            job.future.cancel()
+        self.preparing.shutdown(wait=False)
+
+    def _start_batches(self) -> None:
+        while self.num_running < self.num_streams:
+            share = -(-self.num_queued_tokens // (self.num_streams - self.num_running))
+            work = self._take(min(self.max_batch_tokens, max(MIN_BATCH_TOKENS, share)))
+            if not work.jobs:
+                return
+            self.num_running += 1
+            self.num_running_tokens += work.num_tokens
+            loop = asyncio.get_running_loop()
+            computed = loop.run_in_executor(self.engine.streams.pool, compute, self.engine, work)
+            computed.add_done_callback(self._take_back)
+
+    def _take(self, budget: int) -> Work:
+        """The next batch: first half of it from each lane, then what is left from either."""
+        work = Work()
+        half = budget // 2 if self.long and self.short else budget
+        for lane, limit in ((self.short, half), (self.long, budget), (self.short, budget)):
+            for job in self._iterate(lane):
+                if work.jobs and work.num_tokens + len(job.windows[job.num_taken].input_ids) > limit:
+                    break
+                work.add(job)
+        self.num_queued_tokens -= work.num_tokens
+        return work
+
+    def _iterate(self, lane: deque[Job]) -> Iterator[Job]:
+        """The first job of a lane that has windows to take, again and again."""
+        while lane:
+            job = lane[0]
+            if job.future.done():  # cancelled, or failed in another batch
+                self.num_queued_tokens -= job.count_waiting()
+                lane.popleft()
+            elif job.num_taken == len(job.windows):
+                lane.popleft()
+            else:
+                yield job
+
+    def _take_back(self, computed: "asyncio.Future[Done]") -> None:
+        done = computed.result()
+        self.num_running -= 1
+        self.num_running_tokens -= done.work.num_tokens
+        rate = self.num_streams * done.work.num_tokens / max(done.seconds, 1e-6)
+        self.tokens_per_s = RATE_MEMORY * self.tokens_per_s + (1 - RATE_MEMORY) * rate
+        self.observe(done.work.num_tokens, self.max_batch_tokens, done.seconds)
+        self._start_batches()  # before the answers are written: the thread is free now
+        finished = []
+        for job, place, emissions in zip(done.work.jobs, done.work.places, done.emissions, strict=True):
+            job.started_at = job.started_at or time.monotonic() - done.seconds
+            job.num_left -= 1
+            if isinstance(emissions, Exception):
+                _answer(job, emissions)
+            elif job not in done.answers:
+                job.emissions[place] = emissions
+                if not job.num_left and not job.future.done():
+                    finished.append(job)
+        for job, prediction in done.answers.items():
+            _answer(job, prediction)
+        if finished:
+            deciding = asyncio.get_running_loop().run_in_executor(
+                self.engine.streams.pool, finish, self.engine, finished
+            )
+            deciding.add_done_callback(_give_answers)
+
+
+def _give_answers(finished: "asyncio.Future[dict[Job, Prediction | Exception]]") -> None:
+    for job, prediction in finished.result().items():
+        _answer(job, prediction)
+
+
+def _answer(job: Job, prediction: Prediction | Exception) -> None:
+    if job.future.done():  # cancelled, or failed in another batch
+        return
+    if isinstance(prediction, Exception):
+        job.future.set_exception(prediction)
+    else:
+        now = time.monotonic()
+        job.future.set_result(Answer(prediction, job.started_at - job.queued_at, now - job.started_at))
+
+
+def compute(engine: NerEngine, work: Work) -> Done:
+    """Compute a batch; where that fails, each of its windows by itself, so that only the text that causes it fails."""
+    started = time.monotonic()
+    windows = [job.windows[place] for job, place in zip(work.jobs, work.places, strict=True)]
+    emissions: list[Tensor | Exception]
+    try:
+        emissions = list(engine.compute(windows))
+    except Exception as error:
+        emissions = [_compute_one(engine, window) for window in windows] if len(windows) > 1 else [error]
+    whole = []
+    at = 0
+    for job, group in groupby(work.jobs):
+        count = len(list(group))
+        parts = emissions[at : at + count]
+        if count == len(job.windows) and not any(isinstance(part, Exception) for part in parts):
+            job.emissions = parts
+            whole.append(job)
+        at += count
+    return Done(work, emissions, finish(engine, whole), time.monotonic() - started)
+
+
+def _compute_one(engine: NerEngine, window: Window) -> Tensor | Exception:
+    try:
+        return engine.compute([window])[0]
+    except Exception as error:
+        return error
+
+
+def finish(engine: NerEngine, jobs: Sequence[Job]) -> dict[Job, Prediction | Exception]:
+    """The predictions of texts that are computed; where that fails, each by itself."""
+    if not jobs:
+        return {}
+    try:
+        return dict(zip(jobs, engine.finish([job.text for job in jobs], [job.emissions for job in jobs]), strict=True))
+    except Exception as error:
+        if len(jobs) == 1:
+            return {jobs[0]: error}
+        return {job: answer for one in jobs for job, answer in finish(engine, [one]).items()}

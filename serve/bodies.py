@@ -1,0 +1,104 @@
+"""Request bodies, read with limits and parsed strictly."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from serve.problems import Problem
+
+KIB = 1 << 10
+BODY_TIMEOUT_S = 20.0
+"""A client that takes longer to send the next part of a body is cut off."""
+MAX_MISTAKES = 20
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def check_media_type(request: Request, *wanted: str) -> None:
+    """Raise Problem unless the body is said to be one of these."""
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given not in wanted:
+        raise Problem(415, f"the body must be `{wanted[0]}`, not `{given[:100] or 'of no content-type'}`")
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        raise Problem(415, f"the body must not be compressed (`{encoding[:100]}`)")
+
+
+async def read_body(request: Request, max_kib: int) -> bytes:
+    """The whole body. Raises Problem where it is too large or too slow."""
+    limit = max_kib * KIB
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(max_kib)
+    parts = []
+    size = 0
+    async for part in iterate_parts(request):
+        size += len(part)
+        if size > limit:
+            raise _too_large(max_kib)
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def read_lines(request: Request, max_kib: int) -> AsyncIterator[bytes | Problem]:
+    """The lines of a body, without their ends; a Problem in place of one that is too long. Blank lines come too."""
+    limit = max_kib * KIB
+    rest = bytearray()
+    is_skipping = False
+    async for part in iterate_parts(request):
+        *whole, tail = part.split(b"\n")
+        for piece in whole:
+            rest += piece
+            if is_skipping or len(rest) > limit:
+                yield _too_large(max_kib)
+            else:
+                yield bytes(rest)
+            rest.clear()
+            is_skipping = False
+        rest += tail
+        if len(rest) > limit:
+            rest.clear()
+            is_skipping = True
+    if is_skipping:
+        yield _too_large(max_kib)
+    elif rest:
+        yield bytes(rest)
+
+
+async def iterate_parts(request: Request) -> AsyncIterator[bytes]:
+    """The parts of a body as they come. Raises Problem for a client that stops sending."""
+    parts = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                part = await anext(parts)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise Problem(408, f"no part of the body came for {BODY_TIMEOUT_S:.0f} s") from error
+        if part:
+            yield part
+
+
+def parse(model: type[Model], body: bytes) -> Model:
+    """A request's JSON. Raises Problem: 400 where it is no JSON, 422 where it breaks a rule."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False, include_input=False, include_context=False)
+    if any(mistake["type"] == "json_invalid" for mistake in mistakes):
+        raise Problem(400, mistakes[0]["msg"])
+    told = [(_point(mistake["loc"]), mistake["msg"].removeprefix("Value error, ")) for mistake in mistakes]
+    more = f" (and {len(told) - MAX_MISTAKES} more)" if len(told) > MAX_MISTAKES else ""
+    raise Problem(422, f"{told[0][0] or 'the body'}: {told[0][1]}{more}", errors=told[:MAX_MISTAKES])
+
+
+def _point(location: tuple[int | str, ...]) -> str:
+    return "".join("/" + str(part)[:100].replace("~", "~0").replace("/", "~1") for part in location)
+
+
+def _too_large(max_kib: int) -> Problem:
+    return Problem(413, f"at most {max_kib} KiB are read")

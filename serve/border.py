@@ -1,0 +1,152 @@
+"""What every request passes on its way in and out: its id, its key, its place in the log, and what went wrong."""
+
+import asyncio
+import json
+import logging
+import sys
+import time
+import uuid
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.batching import Overloaded
+from serve.problems import MEDIA_TYPE, Problem
+from serve.replica import FailedText, Replica
+
+MAX_ID = 128
+GUARDED = ("/v1/", "/metrics")
+CLIENT_LEFT = 499
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "content-security-policy": PAGE_POLICY,
+    "cache-control": "no-store",
+}
+
+logger = logging.getLogger(__name__)
+access = logging.getLogger("rayner.access")
+
+
+class Border:
+    """ASGI middleware around the application."""
+
+    def __init__(self, app: ASGIApp, replica: Replica) -> None:
+        self.app, self.replica = app, replica
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and answer with a problem document where it fails."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.monotonic()
+        headers = Headers(scope=scope)
+        request_id = choose_request_id(headers.get("x-request-id", ""))
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                found = MutableHeaders(scope=message)
+                found["x-request-id"] = request_id
+                for name, value in SECURITY_HEADERS.items():
+                    found.setdefault(name, value)
+            await send(message)
+
+        try:
+            try:
+                self.check_key(scope["path"], headers)
+                await self.app(scope, receive, send_marked)
+            except Exception as error:
+                problem = explain(error)
+                if problem.status == 500:
+                    logger.exception("request %s failed", request_id)
+                if status:  # a stream has begun: what is missing tells the client
+                    raise
+                await send_problem(problem, request_id, send_marked)
+        except asyncio.CancelledError:
+            status = CLIENT_LEFT
+            raise
+        finally:
+            self.note(scope, request_id, status, time.monotonic() - started)
+
+    def check_key(self, path: str, headers: Headers) -> None:
+        """Raise Problem where a key is needed and not given."""
+        if path.startswith(GUARDED) and not self.replica.keys.allow(headers):
+            detail = "this endpoint wants an API key: `Authorization: Bearer KEY`, or `X-API-Key: KEY`"
+            raise Problem(401, detail, headers={"www-authenticate": 'Bearer realm="rayner"'})
+
+    def note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        """Count the request, and write its line of the access log."""
+        route = getattr(scope.get("route"), "path", "other")
+        self.replica.metrics.observe_request(route, status, seconds)
+        if not self.replica.arguments.access_log:
+            return
+        state = scope["state"]
+        line: dict[str, Any] = {
+            "time": round(time.time(), 3),
+            "request_id": request_id,
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "ms": round(1000 * seconds, 1),
+        }
+        timing = state.get("timing")
+        if timing is not None:
+            line |= {
+                "queue_ms": round(1000 * timing.queue_s, 1),
+                "engine_ms": round(1000 * timing.engine_s, 1),
+                "num_tokens": timing.num_tokens,
+            }
+        if "texts" in state:
+            line["texts"] = state["texts"]
+        access.info("%s", json.dumps(line))
+
+
+def choose_request_id(given: str) -> str:
+    """The client's own id, if it is harmless, else a new one."""
+    is_fine = 0 < len(given) <= MAX_ID and given.isascii() and given.isprintable()
+    return given if is_fine else uuid.uuid4().hex
+
+
+def explain(error: Exception) -> Problem:
+    """The problem that an error is to a client; what is not the client's matter stays inside."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, Overloaded):
+        return Problem(429, str(error), headers={"retry-after": str(max(1, round(error.retry_after_s)))})
+    if isinstance(error, TimeoutError):
+        return Problem(504, "the answer was not there in time", headers={"retry-after": "1"})
+    if isinstance(error, FailedText):
+        return Problem(500, str(error), errors=[(f"/texts/{error.index}", "could not be computed")])
+    return Problem(500, "the request could not be answered; the log has its id")
+
+
+async def send_problem(problem: Problem, request_id: str, send: Send) -> None:
+    """Answer with a problem document."""
+    body = problem.render(request_id)
+    headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **problem.headers}
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": problem.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+def open_access_log() -> None:
+    """Let the access log go to standard error, a JSON object a line."""
+    if access.handlers:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    access.addHandler(handler)
+    access.setLevel(logging.INFO)
+    access.propagate = False

@@ -1,0 +1,116 @@
+"""Lines in, lines out: a stream of texts of any length, answered in order while it is still being sent."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from serve.batching import Overloaded
+from serve.bodies import parse, read_lines
+from serve.border import explain
+from serve.problems import Problem
+from serve.replica import Replica, Timing
+from serve.schemas import StreamLine
+
+MEDIA_TYPE = "application/x-ndjson"
+MAX_LINES = 256
+"""Of a stream that are under way at once."""
+MAX_CHARACTERS = 2_000_000
+"""Of those lines, where there is more than one."""
+MAX_WAIT_S = 1.0
+
+
+@dataclass(eq=False)
+class Line:
+    """A line under way."""
+
+    number: int
+    task: "asyncio.Task[dict[str, Any]]"
+    num_characters: int
+
+
+class StreamResponse(Response):
+    """Reads the lines of a request and sends their answers; no more of it is read than can be answered soon."""
+
+    def __init__(self, request: Request, replica: Replica, model: str | None, timing: Timing) -> None:
+        super().__init__(media_type=MEDIA_TYPE)
+        self.request, self.replica, self.model, self.timing = request, replica, model, timing
+        self.lines: asyncio.Queue[Line | None] = asyncio.Queue(MAX_LINES)
+        self.num_characters = 0
+        self.has_room = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        headers = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"x-accel-buffering", b"no"),
+        ]  # proxies must not hold it back
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._read(group))
+            async for body in self._write():
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _read(self, group: asyncio.TaskGroup) -> None:
+        number = 0
+        try:
+            async for line in read_lines(self.request, self.replica.tuning.max_body_kib):
+                number += 1
+                if isinstance(line, bytes) and not line.strip():
+                    continue
+                size = len(line) if isinstance(line, bytes) else 0
+                while self.num_characters and self.num_characters + size > MAX_CHARACTERS:
+                    self.has_room.clear()
+                    await self.has_room.wait()
+                self.num_characters += size
+                await self.lines.put(Line(number, group.create_task(self._answer(number, line)), size))
+        except Problem as problem:  # the client stopped sending
+            await self.lines.put(Line(number + 1, group.create_task(self._answer(number + 1, problem)), 0))
+        await self.lines.put(None)
+
+    async def _write(self) -> AsyncIterator[bytes]:
+        """Answers in order, those that are ready together."""
+        ready: list[bytes] = []
+        while True:
+            if ready and (self.lines.empty() or len(ready) >= MAX_LINES):
+                yield b"".join(ready)
+                ready = []
+            line = await self.lines.get()
+            if line is None:
+                break
+            if ready and not line.task.done():
+                yield b"".join(ready)
+                ready = []
+            answer = await line.task
+            self.num_characters -= line.num_characters
+            self.has_room.set()
+            ready.append(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+        if ready:
+            yield b"".join(ready)
+
+    async def _answer(self, number: int, line: bytes | Problem) -> dict[str, Any]:
+        given: dict[str, Any] = {"line": number}
+        try:
+            if isinstance(line, Problem):
+                raise line
+            parsed = parse(StreamLine, line)
+            if parsed.id is not None:
+                given["id"] = parsed.id
+            self.replica.check_line(parsed)
+            async with asyncio.timeout(self.replica.tuning.timeout_s):
+                return given | await self._predict(parsed)
+        except Exception as error:
+            return given | {"error": explain(error).describe(self.request.state.request_id)}
+
+    async def _predict(self, line: StreamLine) -> dict[str, Any]:
+        while True:
+            try:
+                return await self.replica.answer_text(line.text, line, self.model, self.timing)
+            except Overloaded as error:  # a stream waits, where a request would be sent away
+                await asyncio.sleep(min(MAX_WAIT_S, max(0.05, error.retry_after_s / 4)))
