@@ -10,6 +10,7 @@ DOORS = {
     "evaluate": "score a bundle against gold, with an error report",
     "scale": "measure what more workers bring, and which strategy to take",
     "predict": "label documents with a bundle",
+    "serve": "answer requests with a bundle, with a page to try it",
 }
 
 

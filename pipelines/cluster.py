@@ -48,8 +48,12 @@ def find_address(config: ClusterConfig) -> str | None:
 
 
 @contextmanager
-def connect(config: ClusterConfig) -> Iterator[None]:
-    """A connection to the cluster for the time of the block. Raises ClusterError."""
+def connect(config: ClusterConfig, *, is_private: bool = False) -> Iterator[None]:
+    """A connection to the cluster for the time of the block. Raises ClusterError.
+
+    Args:
+        is_private: a cluster of this machine alone listens to this machine alone, too.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
@@ -62,6 +66,8 @@ def connect(config: ClusterConfig) -> Iterator[None]:
     else:
         cores = len(os.sched_getaffinity(0))
         settings |= {"address": "local", "num_cpus": config.num_cpus or cores + 2, "include_dashboard": False}
+        if is_private:
+            settings["_node_ip_address"] = "127.0.0.1"
         settings["object_store_memory"] = (config.object_store_mib or _choose_object_store_mib()) * MIB
     already = ray.is_initialized()
     if not already:

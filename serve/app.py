@@ -16,7 +16,6 @@ from serve.metrics import Board
 from serve.replica import Replica, read_redaction_key
 from serve.routes import build_http
 from serve.settings import Arguments, Tuning
-from serve.tracing import start_tracing
 
 APP_NAME = "rayner"
 DEPLOYMENT = "NerServer"
@@ -36,6 +35,8 @@ class NerServer:
         if self.arguments.access_log:
             open_access_log()
         if self.arguments.tracing:
+            from serve.tracing import start_tracing  # its packages are an extra
+
             start_tracing()
         self.replica = Replica(self.arguments, redaction_key)
         context = serve.get_replica_context()

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import uuid
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -66,7 +67,8 @@ class Border:
         try:
             try:
                 self.check_key(scope["path"], headers)
-                await self.app(scope, receive, send_marked)
+                with self.trace(headers, scope["method"]):
+                    await self.app(scope, receive, send_marked)
             except Exception as error:
                 problem = explain(error)
                 if problem.status == 500:
@@ -85,6 +87,14 @@ class Border:
         if path.startswith(GUARDED) and not self.replica.keys.allow(headers):
             detail = "this endpoint wants an API key: `Authorization: Bearer KEY`, or `X-API-Key: KEY`"
             raise Problem(401, detail, headers={"www-authenticate": 'Bearer realm="rayner"'})
+
+    def trace(self, headers: Headers, method: str) -> AbstractContextManager[object]:
+        """A span around the request, where tracing is on."""
+        if not self.replica.arguments.tracing:
+            return nullcontext()
+        from serve.tracing import trace_request
+
+        return trace_request(headers, method)
 
     def note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         """Count the request, and write its line of the access log."""

