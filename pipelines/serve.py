@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,8 @@ def run(config: ServeConfig) -> None:
     try:
         if is_own:
             os.environ.update(choose_environment(config.http.ingress, folder, _find_free_port()))
-        signal.signal(signal.SIGTERM, _stop)
         with connect(config.cluster, is_private=True):
+            signal.signal(signal.SIGTERM, _stop)  # Ray has set its own
             _serve(config, arguments, labels)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -249,7 +250,8 @@ def _serve(config: ServeConfig, arguments: Arguments, labels: Sequence[str]) -> 
             time.sleep(LOOK_EVERY_S)
     except KeyboardInterrupt:
         progress_console.print("ending")
-        serve.shutdown()
+        with suppress(KeyboardInterrupt):  # a second one: at once
+            serve.shutdown()
 
 
 def _wait_until_ready(host: str, port: int, timeout_s: float = 60) -> None:

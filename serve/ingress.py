@@ -105,7 +105,9 @@ def write_wrapper(program: str, folder: Path) -> Path:
         f"  -e 's#^( *errorfile 50[234]) .*#\\1 {error}#' \\\n"
         f"  -e 's#^defaults$#defaults\\n    timeout http-request {HEADERS_TIMEOUT_S}s#' \\\n"
         '  "$config"\n'
-        f'exec {program} "$@"\n',
+        'guard=""\n'
+        'command -v setpriv > /dev/null && guard="setpriv --pdeathsig TERM"\n'  # does not outlive a killed Ray
+        f'exec $guard {program} "$@"\n',
         encoding="utf-8",
     )
     wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
