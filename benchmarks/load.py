@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import random
+import resource
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -155,8 +156,7 @@ class Load:
         tasks: set[asyncio.Task[None]] = set()
         arrival = self.started + dice.expovariate(rate)
         while arrival < self.ends and (request := next(self.requests, None)) is not None:
-            if (early := arrival - time.perf_counter()) > 0:
-                await asyncio.sleep(early)
+            await asyncio.sleep(max(0.0, arrival - time.perf_counter()))  # also where late: answers are read meanwhile
             task = asyncio.create_task(self._ask_when_free(slots, request, arrival))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -286,6 +286,8 @@ def main() -> None:
         parser.error(f"--url: an address that begins with http:// is needed, not `{arguments.url}`")
     if min(arguments.connections, arguments.requests, arguments.seconds, arguments.timeout, arguments.rate or 1) <= 0:
         parser.error("--connections, --requests, --seconds, --timeout and --rate: more than 0")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file; the usual limit is 1024
     headers = dict(header.split(": ", 1) for header in arguments.header)
     requests = read_requests(arguments.bodies, arguments.url, headers)
     plan = Plan(
