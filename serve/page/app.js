@@ -4,6 +4,8 @@
 
 const PAUSE_MS = 400; // of typing, before a request
 const LONGEST_AUTOMATIC = 20000; // characters; a longer text waits for the button, to spare the endpoint
+const BLOCK_SIZE = 4000; // UTF-16 units of the marked text that are laid out together
+const MOST_ROWS = 1000; // of the table
 const LARGEST_FILE = 2 * 1024 * 1024; // bytes
 const KEY_NAME = "rayner-api-key";
 
@@ -139,20 +141,52 @@ function placeEntities(text, entities) {
 
 const sortByPlace = (items) => items.filter((item) => item.placed).sort((one, other) => one.from - other.from);
 
+/** Nodes in a row of blocks that end with a line, so that the browser lays out only those in sight (see style.css). */
+class Blocks {
+  content = document.createDocumentFragment();
+
+  constructor() {
+    this.begin();
+  }
+
+  begin() {
+    this.block = this.content.appendChild(make("div", "block"));
+    this.size = 0;
+  }
+
+  addText(text) {
+    let rest = text;
+    for (;;) {
+      const line = rest.indexOf("\n", Math.max(0, BLOCK_SIZE - this.size));
+      if (line < 0 || line + 1 === rest.length) break;
+      this.block.append(rest.slice(0, line + 1));
+      rest = rest.slice(line + 1);
+      this.begin();
+    }
+    if (rest) this.block.append(rest);
+    this.size += rest.length;
+  }
+
+  addNode(node) {
+    this.block.append(node);
+    this.size += node.textContent.length;
+  }
+}
+
 /** Put the text and its marks into the page, in one go. */
 function renderMarked(text, items) {
-  const content = document.createDocumentFragment();
+  const blocks = new Blocks();
   let end = 0;
   for (const item of sortByPlace(items)) {
-    content.append(text.slice(end, item.from));
+    blocks.addText(text.slice(end, item.from));
     item.node = make("mark", "off", text.slice(item.from, item.to));
     item.node.dataset.label = item.entity.label;
     item.node.dataset.index = item.index;
-    content.append(colour(item.node, item.entity.label));
+    blocks.addNode(colour(item.node, item.entity.label));
     end = item.to;
   }
-  content.append(text.slice(end));
-  page.marked.replaceChildren(content);
+  blocks.addText(text.slice(end));
+  page.marked.replaceChildren(blocks.content);
   page.marked.scrollTop = 0;
 }
 
@@ -190,7 +224,7 @@ function applyFilters() {
   renderRows();
   const shown = state.items.filter((item) => item.shown).length;
   page.reset.hidden = shown === state.items.length;
-  tellStatus(shown === state.items.length ? tellEntities(shown) : `${shown} of ${tellEntities(state.items.length)}`);
+  tellStatus(shown === state.items.length ? tellEntities(shown) : `${formatCount(shown)} of ${tellEntities(state.items.length)}`);
 }
 
 function tellStatus(text) {
@@ -260,11 +294,12 @@ function renderRedacted() {
   const pieces = assembleRedacted();
   const readable = state.items.filter((item) => !item.shown).length;
   page.redactedNote.textContent = readable && pieces ? `${tellEntities(readable)} left readable by the filters` : "";
-  const content = document.createDocumentFragment();
+  const blocks = new Blocks();
   for (const { text, item } of pieces || [{ text: redacted.text }]) {
-    content.append(item ? colour(make("span", "gap", text), item.entity.label) : text);
+    if (item) blocks.addNode(colour(make("span", "gap", text), item.entity.label));
+    else blocks.addText(text);
   }
-  page.redacted.replaceChildren(content);
+  page.redacted.replaceChildren(blocks.content);
 }
 
 /** The answer as the endpoint would give it under the filters set here. */
@@ -422,7 +457,8 @@ function compareBy(key, falling) {
 /** The table, if it is open: it is long for a long text, and most never look. */
 function renderRows() {
   const shown = state.items.filter((item) => item.shown);
-  page.tableCount.textContent = tellEntities(shown.length);
+  const first = shown.length > MOST_ROWS ? `the first ${formatCount(MOST_ROWS)} of ` : "";
+  page.tableCount.textContent = first + tellEntities(shown.length);
   for (const head of page.tablePart.querySelectorAll("th")) {
     const sorted = head.dataset.key === state.sort.key;
     if (sorted) head.setAttribute("aria-sort", state.sort.falling ? "descending" : "ascending");
@@ -433,7 +469,8 @@ function renderRows() {
     return;
   }
   const content = document.createDocumentFragment();
-  for (const item of shown.sort(compareBy(state.sort.key, state.sort.falling))) content.append(makeRow(item));
+  const sorted = shown.sort(compareBy(state.sort.key, state.sort.falling));
+  for (const item of sorted.slice(0, MOST_ROWS)) content.append(makeRow(item));
   page.rows.replaceChildren(content);
 }
 
