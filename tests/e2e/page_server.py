@@ -43,6 +43,8 @@ class Endpoint:
     """Texts with `HOLD` are answered once this is set."""
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     """Path and body of each request for entities, as they came."""
+    answered: list[str] = field(default_factory=list)
+    """The texts whose entities were found, in that order."""
 
 
 def find_entities(text: str) -> list[dict[str, Any]]:
@@ -92,6 +94,7 @@ def build_app(endpoint: Endpoint) -> Starlette:
         while "HOLD" in text and not endpoint.held.is_set():
             await asyncio.sleep(0.01)
         entities = find_entities(text)
+        endpoint.answered.append(text)
         size = len(text.split())
         coverage = {"num_characters": len(text), "num_words": size, "num_tokens": 2 * size, "num_windows": 1}
         answer: dict[str, Any] = {"entities": entities, "coverage": coverage | {"fraction": 1.0}}
