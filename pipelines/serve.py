@@ -87,6 +87,8 @@ class LimitsConfig:
     """Sub-tokens of a batch: more is faster and later; default: the runtime's own."""
     max_queued_tokens: int = 200_000
     """Sub-tokens that may wait in a replica before it answers 429."""
+    max_wait_s: float = 5.0
+    """Expected waiting, by the present speed, above which a replica answers 429."""
     timeout_s: float = 30.0
     """A request that takes longer is answered 504."""
     max_body_kib: int = 4096

@@ -108,6 +108,7 @@ def plan_scaling(arguments: Arguments) -> AutoscalingConfig:
         initial_replicas=max(1, arguments.min_replicas),
         max_replicas=arguments.max_replicas,
         target_ongoing_requests=MAX_ONGOING,  # the policy counts sub-tokens
+        metrics_interval_s=1,  # as the environment of `serve.ingress` has it
         look_back_period_s=3,
         upscale_delay_s=arguments.upscale_delay_s,
         downscale_delay_s=arguments.downscale_delay_s,

@@ -7,6 +7,7 @@ see only the batches that they are handed.
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -108,7 +109,8 @@ class Batcher:
 
     Args:
         max_batch_tokens: sub-tokens of a batch.
-        max_queued_tokens: sub-tokens that may wait; a text that finds the queue empty is taken whatever its length.
+        max_queued_tokens: sub-tokens that may wait; a text that finds room is taken whatever its length.
+        max_wait_s: longest expected waiting, by the speed of the last batches, with which texts are still taken.
         observe: is told of every batch: its sub-tokens, the budget, and its seconds.
     """
 
@@ -118,10 +120,12 @@ class Batcher:
         *,
         max_batch_tokens: int,
         max_queued_tokens: int,
+        max_wait_s: float = math.inf,
         observe: Callable[[int, int, float], None] = lambda *_: None,
     ) -> None:
         self.engine, self.observe = engine, observe
         self.max_batch_tokens, self.max_queued_tokens = max_batch_tokens, max_queued_tokens
+        self.max_wait_s = max_wait_s
         self.short: deque[Job] = deque()
         self.long: deque[Job] = deque()
         self.num_queued_tokens = 0
@@ -139,12 +143,12 @@ class Batcher:
 
     def check_room(self) -> None:
         """Raise Overloaded where the queue is full."""
-        if self.num_queued_tokens >= self.max_queued_tokens:
-            raise Overloaded(self.num_queued_tokens / self.tokens_per_s)
+        wait_s = self.num_queued_tokens / self.tokens_per_s
+        if self.num_queued_tokens >= self.max_queued_tokens or wait_s > self.max_wait_s:
+            raise Overloaded(wait_s)
 
     async def predict(self, text: str) -> Answer:
-        """The entities of a text. Raises Overloaded, and whatever the text itself causes; may be cancelled."""
-        self.check_room()
+        """The entities of a text, whether there is room or not (`check_room`). Raises what the text itself causes."""
         queued_at = time.monotonic()
         if len(text) <= INLINE_CHARACTERS:
             prepared = self.engine.prepare(text)
@@ -161,8 +165,6 @@ class Batcher:
             num_left=len(windows),
         )
         waiting = job.count_waiting()
-        if self.num_queued_tokens and self.num_queued_tokens + waiting > self.max_queued_tokens:
-            raise Overloaded(self.num_queued_tokens / self.tokens_per_s)
         (self.long if waiting > self.max_batch_tokens // LONG_FRACTION else self.short).append(job)
         self.num_queued_tokens += waiting
         if self.num_running < self.num_streams:

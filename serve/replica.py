@@ -78,6 +78,7 @@ class Replica:
         for model in self.shelf.loaded.values():
             model.batcher.max_batch_tokens = self._choose_batch_tokens(model.engine)
             model.batcher.max_queued_tokens = tuning.max_queued_tokens
+            model.batcher.max_wait_s = tuning.max_wait_s
 
     def open_engine(self, path: str) -> NerEngine:
         """A model's engine, warm: it has answered once."""
@@ -100,6 +101,7 @@ class Replica:
             engine,
             max_batch_tokens=self._choose_batch_tokens(engine),
             max_queued_tokens=self.tuning.max_queued_tokens,
+            max_wait_s=self.tuning.max_wait_s,
             observe=self.metrics.observe_batch,
         )
 
@@ -126,6 +128,7 @@ class Replica:
     async def answer_text(self, text: str, options: Options, model: str | None, timing: Timing) -> dict[str, Any]:
         """A `Result` as plain data."""
         loaded = await self.shelf.find(model or self.arguments.model_name)
+        loaded.batcher.check_room()
         return await self._answer_one(text, options, loaded, timing)
 
     async def _answer_one(self, text: str, options: Options, model: LoadedModel, timing: Timing) -> dict[str, Any]:

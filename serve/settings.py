@@ -19,6 +19,9 @@ class Tuning(BaseModel):
     max_queued_tokens: int = Field(
         200_000, ge=1, description="Sub-tokens that may wait in a replica before it answers 429."
     )
+    max_wait_s: float = Field(
+        5.0, gt=0, description="Expected waiting, by the present speed, above which a replica answers 429."
+    )
     timeout_s: float = Field(30.0, gt=0, le=3600, description="A request that takes longer is answered 504.")
     max_body_kib: int = Field(4096, ge=1, description="Of a request, and of a line of a stream.")
     max_texts: int = Field(1024, ge=1, description="Of a request.")

@@ -90,10 +90,14 @@ class Endpoint:
                 return answer
         raise AssertionError(self.log.read_text()[-3000:])
 
+    def tell_replicas(self) -> dict[str, int]:
+        """How many replicas are in which state."""
+        states: dict[str, int] = self.order({"status": True})["replicas"]
+        return states
+
     def count_replicas(self) -> int:
         """Replicas that run."""
-        running: int = self.order({"status": True})["replicas"].get("RUNNING", 0)
-        return running
+        return self.tell_replicas().get("RUNNING", 0)
 
     def list_replicas(self) -> list[int]:
         """Their processes."""
