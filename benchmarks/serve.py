@@ -49,6 +49,8 @@ LOADS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 OPEN_CONNECTIONS = 2048
 """At most: what waits is to wait in the server, where it costs what it costs."""
 TIMEOUT_S = 10
+SECONDS_PER_PASS = 2.5
+"""About what the engine alone takes for all sentences: it reads them as often as fits into a phase."""
 WARMUP_SHARE = 0.25
 """Of the seconds that count, so many more before them."""
 
@@ -116,32 +118,38 @@ def build_command(model: Path, ingress: str, settings: Sequence[str]) -> list[st
 def measure(
     model: Path, sentences: Sequence[str], seconds: float, settings: Sequence[str], folder: Path
 ) -> dict[str, Any]:
-    """The engine alone, the peer, the endpoint through each ingress, and the engine alone again."""
+    """The peer, then the endpoint through each ingress, with the engine alone before and after each."""
     started = time.perf_counter()
-    bodies = write_bodies(model, sentences, folder)
-    engine = [measure_in_process(model, bodies["corpus"])]
-    tell("the engine alone", f"{engine[0]:,.0f} sub-tokens/s")
+    bodies = write_bodies(model, sentences, max(1, round(seconds / SECONDS_PER_PASS)), folder)
     peer_command = [sys.executable, "-m", "benchmarks.serve_peer", str(model), "--port", "{port}"]
     with start_server(peer_command, "/openapi.json", folder / "peer.log") as server:
         peer = measure_closed(server, "/", bodies, seconds)
-    ours = {}
+    engine, ours = [measure_engine(model, bodies["corpus"])], {}
     for ingress in INGRESSES:
         with start_server(build_command(model, ingress, settings), "/readyz", folder / f"{ingress}.log") as server:
             ours[ingress] = measure_ours(server, bodies, seconds)
-    engine.append(measure_in_process(model, bodies["corpus"]))
+        engine.append(measure_engine(model, bodies["corpus"]))
+        ours[ingress] |= derive(ours[ingress], statistics.mean(engine[-2:]))
     return {
         "settings": list(settings),
         "seconds_per_phase": seconds,
         "num_sentences": len(sentences),
         "engine_tokens_per_s": engine,
         "peer": peer,
-        "ours": {ingress: found | derive(found, statistics.mean(engine)) for ingress, found in ours.items()},
+        "ours": ours,
         "wall_s": time.perf_counter() - started,
     }
 
 
-def write_bodies(model: Path, sentences: Sequence[str], folder: Path) -> dict[str, Path]:
-    """Files of requests, of one sentence and of lists, and the same sentences for the engine alone."""
+def measure_engine(model: Path, corpus: Path) -> float:
+    """Sub-tokens per second of the engine alone, told."""
+    rate = measure_in_process(model, corpus)
+    tell("the engine alone", f"{rate:,.0f} sub-tokens/s")
+    return rate
+
+
+def write_bodies(model: Path, sentences: Sequence[str], num_passes: int, folder: Path) -> dict[str, Path]:
+    """Files of requests, of one sentence and of lists, and of the sentences, some times over, for the engine alone."""
     encoder = load_bundle(model).encoder
     sizes = [encoder.count_tokens([text[a:b] for a, b in split_words(text, encoder.splitter)]) for text in sentences]
     starts = range(0, len(sentences), LIST_SIZE)
@@ -149,7 +157,7 @@ def write_bodies(model: Path, sentences: Sequence[str], folder: Path) -> dict[st
     rows: dict[str, list[dict[str, Any]]] = {
         "sentences": [{"body": {"text": t}, "num_tokens": n} for t, n in zip(sentences, sizes, strict=True)],
         "lists": [{"body": {"texts": texts}, "num_tokens": n} for texts, n in lists],
-        "corpus": [{"text": text} for text in sentences],
+        "corpus": [{"text": text} for text in sentences] * num_passes,
     }
     paths = {}
     for name, lines in rows.items():
