@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.predict import describe_machine, measure_in_process
+from benchmarks.predict import describe_machine
 from benchmarks.serve_soak import soak
 from benchmarks.servers import Server, fetch_json, run_load, start_server
 from benchmarks.tables import README, put_table
@@ -49,8 +49,6 @@ LOADS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 OPEN_CONNECTIONS = 2048
 """At most: what waits is to wait in the server, where it costs what it costs."""
 TIMEOUT_S = 10
-SECONDS_PER_PASS = 2.5
-"""About what the engine alone takes for all sentences: it reads them as often as fits into a phase."""
 WARMUP_SHARE = 0.25
 """Of the seconds that count, so many more before them."""
 
@@ -120,15 +118,15 @@ def measure(
 ) -> dict[str, Any]:
     """The peer, then the endpoint through each ingress, with the engine alone before and after each."""
     started = time.perf_counter()
-    bodies = write_bodies(model, sentences, max(1, round(seconds / SECONDS_PER_PASS)), folder)
+    bodies = write_bodies(model, sentences, folder)
     peer_command = [sys.executable, "-m", "benchmarks.serve_peer", str(model), "--port", "{port}"]
     with start_server(peer_command, "/openapi.json", folder / "peer.log") as server:
         peer = measure_closed(server, "/", bodies, seconds)
-    engine, ours = [measure_engine(model, bodies["corpus"])], {}
+    engine, ours = [measure_engine(model, bodies["corpus"], seconds / 2)], {}
     for ingress in INGRESSES:
         with start_server(build_command(model, ingress, settings), "/readyz", folder / f"{ingress}.log") as server:
             ours[ingress] = measure_ours(server, bodies, seconds)
-        engine.append(measure_engine(model, bodies["corpus"]))
+        engine.append(measure_engine(model, bodies["corpus"], seconds / 2))
         ours[ingress] |= derive(ours[ingress], statistics.mean(engine[-2:]))
     return {
         "settings": list(settings),
@@ -141,15 +139,16 @@ def measure(
     }
 
 
-def measure_engine(model: Path, corpus: Path) -> float:
-    """Sub-tokens per second of the engine alone, told."""
-    rate = measure_in_process(model, corpus)
+def measure_engine(model: Path, corpus: Path, seconds: float) -> float:
+    """Sub-tokens per second of the engine alone, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.serve_engine", str(model), str(corpus), str(seconds)]
+    rate = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     tell("the engine alone", f"{rate:,.0f} sub-tokens/s")
     return rate
 
 
-def write_bodies(model: Path, sentences: Sequence[str], num_passes: int, folder: Path) -> dict[str, Path]:
-    """Files of requests, of one sentence and of lists, and of the sentences, some times over, for the engine alone."""
+def write_bodies(model: Path, sentences: Sequence[str], folder: Path) -> dict[str, Path]:
+    """Files of requests, of one sentence and of lists, and of the sentences for the engine alone."""
     encoder = load_bundle(model).encoder
     sizes = [encoder.count_tokens([text[a:b] for a, b in split_words(text, encoder.splitter)]) for text in sentences]
     starts = range(0, len(sentences), LIST_SIZE)
@@ -157,7 +156,7 @@ def write_bodies(model: Path, sentences: Sequence[str], num_passes: int, folder:
     rows: dict[str, list[dict[str, Any]]] = {
         "sentences": [{"body": {"text": t}, "num_tokens": n} for t, n in zip(sentences, sizes, strict=True)],
         "lists": [{"body": {"texts": texts}, "num_tokens": n} for texts, n in lists],
-        "corpus": [{"text": text} for text in sentences] * num_passes,
+        "corpus": [{"text": text} for text in sentences],
     }
     paths = {}
     for name, lines in rows.items():
