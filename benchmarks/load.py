@@ -211,16 +211,19 @@ class Load:
 def summarize(outcomes: Iterable[Outcome], plan: Plan, begins: float) -> dict[str, Any]:
     """The report. Rates are of what was answered in the seconds that count; the rest is of what arrived in them.
 
-    Latencies are of answers with status 200; statuses that a request was not expected to get are counted apart.
+    In the closed loop, a request that reaches over the edge of these seconds counts by the share of its time in them:
+    else a few long ones more or less would decide the rate. Latencies are of answers with status 200; statuses that a
+    request was not expected to get are counted apart.
     """
     outcomes = list(outcomes)
     ends = begins + plan.seconds
     arrived = [one for one in outcomes if begins <= one.intended < ends]
-    answered = [one for one in outcomes if one.status is not None and begins <= one.finished < ends]
-    good = [one for one in answered if one.status == 200]
     if len(outcomes) >= plan.max_requests:
         ends = min(ends, max(one.finished for one in outcomes))
     seconds = max(ends - begins, 1e-9)
+    share = _find_overlap if plan.rate is None else _ends_inside
+    answered = [(one, share(one, begins, ends)) for one in outcomes if one.status is not None]
+    good = [(one, weight) for one, weight in answered if one.status == 200]
     latencies = sorted(1000 * (one.finished - one.intended) for one in arrived if one.status == 200)
     odd = Counter(f"{one.status} for {one.request.expected}" for one in arrived if one.status != one.request.expected)
     return {
@@ -229,14 +232,23 @@ def summarize(outcomes: Iterable[Outcome], plan: Plan, begins: float) -> dict[st
         "rate": plan.rate,
         "seconds": seconds,
         "num_requests": len(arrived),
-        "requests_per_s": len(answered) / seconds,
-        "goodput_per_s": len(good) / seconds,
-        "sub_tokens_per_s": sum(one.request.num_tokens for one in good) / seconds,
+        "requests_per_s": sum(weight for _, weight in answered) / seconds,
+        "goodput_per_s": sum(weight for _, weight in good) / seconds,
+        "sub_tokens_per_s": sum(weight * one.request.num_tokens for one, weight in good) / seconds,
         "latency_ms": {name: find_percentile(latencies, share) for name, share in PERCENTILES.items()},
         "statuses": {str(status): n for status, n in _count(one.status for one in arrived).items()},
         "errors": _count(one.error for one in arrived),
         "unexpected": dict(sorted(odd.items())),
     }
+
+
+def _find_overlap(one: Outcome, begins: float, ends: float) -> float:
+    inside = min(one.finished, ends) - max(one.intended, begins)
+    return max(0.0, inside / max(one.finished - one.intended, 1e-9))
+
+
+def _ends_inside(one: Outcome, begins: float, ends: float) -> float:
+    return float(begins <= one.finished <= ends)
 
 
 def find_percentile(ordered: Sequence[float], share: float) -> float | None:

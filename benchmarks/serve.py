@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.predict import describe_machine, measure_in_process
+from benchmarks.predict import describe_machine
 from benchmarks.serve_soak import soak
 from benchmarks.servers import Server, fetch_json, run_load, start_server
 from benchmarks.tables import README, put_table
@@ -116,32 +116,39 @@ def build_command(model: Path, ingress: str, settings: Sequence[str]) -> list[st
 def measure(
     model: Path, sentences: Sequence[str], seconds: float, settings: Sequence[str], folder: Path
 ) -> dict[str, Any]:
-    """The engine alone, the peer, the endpoint through each ingress, and the engine alone again."""
+    """The peer, then the endpoint through each ingress, with the engine alone before and after each."""
     started = time.perf_counter()
     bodies = write_bodies(model, sentences, folder)
-    engine = [measure_in_process(model, bodies["corpus"])]
-    tell("the engine alone", f"{engine[0]:,.0f} sub-tokens/s")
     peer_command = [sys.executable, "-m", "benchmarks.serve_peer", str(model), "--port", "{port}"]
     with start_server(peer_command, "/openapi.json", folder / "peer.log") as server:
         peer = measure_closed(server, "/", bodies, seconds)
-    ours = {}
+    engine, ours = [measure_engine(model, bodies["corpus"], seconds / 2)], {}
     for ingress in INGRESSES:
         with start_server(build_command(model, ingress, settings), "/readyz", folder / f"{ingress}.log") as server:
             ours[ingress] = measure_ours(server, bodies, seconds)
-    engine.append(measure_in_process(model, bodies["corpus"]))
+        engine.append(measure_engine(model, bodies["corpus"], seconds / 2))
+        ours[ingress] |= derive(ours[ingress], statistics.mean(engine[-2:]))
     return {
         "settings": list(settings),
         "seconds_per_phase": seconds,
         "num_sentences": len(sentences),
         "engine_tokens_per_s": engine,
         "peer": peer,
-        "ours": {ingress: found | derive(found, statistics.mean(engine)) for ingress, found in ours.items()},
+        "ours": ours,
         "wall_s": time.perf_counter() - started,
     }
 
 
+def measure_engine(model: Path, corpus: Path, seconds: float) -> float:
+    """Sub-tokens per second of the engine alone, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.serve_engine", str(model), str(corpus), str(seconds)]
+    rate = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    tell("the engine alone", f"{rate:,.0f} sub-tokens/s")
+    return rate
+
+
 def write_bodies(model: Path, sentences: Sequence[str], folder: Path) -> dict[str, Path]:
-    """Files of requests, of one sentence and of lists, and the same sentences for the engine alone."""
+    """Files of requests, of one sentence and of lists, and of the sentences for the engine alone."""
     encoder = load_bundle(model).encoder
     sizes = [encoder.count_tokens([text[a:b] for a, b in split_words(text, encoder.splitter)]) for text in sentences]
     starts = range(0, len(sentences), LIST_SIZE)

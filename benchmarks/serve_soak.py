@@ -32,15 +32,17 @@ BAD_LINES: tuple[dict[str, Any], ...] = (
 def soak(command: Sequence[str], sentences: Sequence[str], minutes: float, folder: Path) -> dict[str, Any]:
     """The memory of the server's replicas every ten seconds under load, and by how much it grew."""
     bodies = folder / "mixed.jsonl"
-    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in mix_lines(sentences))
-    bodies.write_text("".join(lines), encoding="utf-8")
+    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in mix_lines(sentences)]
     samples: list[dict[str, Any]] = []
     totals: dict[str, Counter[str]] = {"statuses": Counter(), "errors": Counter(), "unexpected": Counter()}
     with start_server(command, "/readyz", folder / "soak.log") as server:
         started = time.monotonic()
         while (elapsed := time.monotonic() - started) < 60 * minutes:
             seconds = min(SLICE_S, 60 * minutes - elapsed)
+            bodies.write_text("".join(lines), encoding="utf-8")
             report = run_load(f"{server.address}/v1/entities", bodies, connections=CONNECTIONS, seconds=seconds)
+            at = report["num_requests"] % len(lines)
+            lines = lines[at:] + lines[:at]  # the next slice goes on where this one ended
             for name, total in totals.items():
                 total.update(report[name])
             samples.append({"at_s": time.monotonic() - started, "memory_mib": server.read_memory_mib()})

@@ -163,15 +163,25 @@ def test_answers_in_chunks_are_read_to_their_end():
     assert report["latency_ms"]["p50"] >= 19
 
 
-def test_what_happens_before_the_seconds_that_count_or_after_them_is_left_out():
-    request, plan = Request(b"", num_tokens=7), Plan(1, seconds=2)
-    times = [(9.0, 9.5), (9.5, 10.5), (11.0, 11.25), (11.9, 12.5)]
-    report = summarize([Outcome(*pair, 200, None, request) for pair in times], plan, begins=10.0)
-    assert report["requests_per_s"] == 2 / 2
-    assert report["sub_tokens_per_s"] == 14 / 2
-    assert report["num_requests"] == 2
+TIMES = [(9.0, 9.5), (9.5, 10.5), (11.0, 11.25), (11.9, 12.3)]
+"""Arrivals and ends of requests, to be counted from 10.0 to 12.0."""
+
+
+@pytest.mark.parametrize(("rate", "counted"), [(None, 0.5 + 1 + 0.25), (5.0, 2)])
+def test_requests_at_the_edges_count_by_share_in_a_closed_loop_and_by_their_end_in_an_open_one(rate, counted):
+    outcomes = [Outcome(*pair, 200, None, Request(b"", num_tokens=7)) for pair in TIMES]
+    report = summarize(outcomes, Plan(1, seconds=2, rate=rate), begins=10.0)
+    assert report["requests_per_s"] == pytest.approx(counted / 2)
+    assert report["goodput_per_s"] == report["requests_per_s"]
+    assert report["sub_tokens_per_s"] == pytest.approx(7 * counted / 2)
+
+
+def test_latencies_and_statuses_are_of_requests_that_arrive_in_the_seconds_that_count():
+    outcomes = [Outcome(*pair, 200, None, Request(b"")) for pair in TIMES]
+    report = summarize(outcomes, Plan(1, seconds=2), begins=10.0)
+    assert (report["num_requests"], report["statuses"]) == (2, {"200": 2})
     assert report["latency_ms"]["p50"] == pytest.approx(250)
-    assert report["latency_ms"]["max"] == pytest.approx(600)
+    assert report["latency_ms"]["max"] == pytest.approx(400)
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.5, 50), (0.9, 90), (0.99, 99), (1.0, 100)])
