@@ -23,7 +23,7 @@ from pipelines.job import console, progress_console, run_door
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.settings import ConfigError
-from serve.ingress import INGRESSES, LOOPBACK, choose_environment, find_haproxy
+from serve.ingress import INGRESSES, LOOPBACK, choose_environment, find_free_ports, find_haproxy
 from serve.keys import read_keys
 from serve.settings import Arguments, Tuning
 
@@ -143,7 +143,7 @@ def run(config: ServeConfig) -> None:
     folder = Path(tempfile.mkdtemp(prefix="rayner-serve-"))
     try:
         if is_own:
-            os.environ.update(choose_environment(config.http.ingress, folder, _find_free_port()))
+            os.environ.update(choose_environment(config.http.ingress, folder))
         with connect(config.cluster, is_private=True):
             signal.signal(signal.SIGTERM, _stop)  # Ray has set its own
             _serve(config, arguments, labels)
@@ -281,7 +281,7 @@ def _check_ports(config: ServeConfig) -> list[UserError]:
         if not 1 <= port <= 65535:
             problems.append(ConfigError("no such port", where=where, rule="1 to 65535", value=port))
         elif not _is_free(config.http.host, port):
-            remedy = f"`--http.{name} {_find_free_port()}`, or end what listens there"
+            remedy = f"`--http.{name} {find_free_ports(1)[0]}`, or end what listens there"
             problems.append(ConfigError("the port is taken", where=where, value=port, remedy=remedy))
     return problems
 
@@ -294,13 +294,6 @@ def _is_free(host: str, port: int) -> bool:
         except OSError:
             return False
         return True
-
-
-def _find_free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _make_absolute(model: str) -> str:

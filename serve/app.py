@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class NerServer:
     """One replica: HTTP and gRPC in, answers of one engine a model out."""
 
-    async def __init__(self, arguments: dict[str, Any], redaction_key: bytes) -> None:  # type: ignore[misc]
+    async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]
         """Ray Serve waits for it."""
         self.arguments = Arguments.model_validate(arguments)
         if self.arguments.access_log:
@@ -38,11 +38,13 @@ class NerServer:
             from serve.tracing import start_tracing  # its packages are an extra
 
             start_tracing()
-        self.replica = Replica(self.arguments, redaction_key)
         context = serve.get_replica_context()
-        self.name = context.replica_id.unique_id
-        board = f"{context.app_name}-figures"
-        self.board = ray.remote(Board).options(name=board, get_if_exists=True, num_cpus=0, max_restarts=-1).remote()
+        self.name, self.app_name = context.replica_id.unique_id, context.app_name
+        self.board = self._open_board(read_redaction_key(self.arguments.redaction_key_file))
+        key = await self.board.get_key.remote()
+        if self.arguments.redaction_key_file:
+            key = read_redaction_key(self.arguments.redaction_key_file)
+        self.replica = Replica(self.arguments, key)
         await self.replica.start()
         self.telling = asyncio.create_task(self._tell_figures())
 
@@ -72,11 +74,33 @@ class NerServer:
             logger.warning("the figures of the other replicas are out of reach")
             return own
 
+    def _open_board(self, key: bytes) -> Any:
+        """The board that all replicas share: it outlives each of them, and ends after the last."""
+        board = (
+            ray.remote(LeavingBoard)
+            .options(name=f"{self.app_name}-board", get_if_exists=True, lifetime="detached", num_cpus=0)
+            .remote(key)
+        )
+        board.wait_until_left.remote()
+        return board
+
     async def _tell_figures(self) -> None:
         while True:
             self.replica.look()
-            self.board.tell.remote(self.name, self.replica.metrics.collect())
+            try:
+                await self.board.tell.remote(self.name, self.replica.metrics.collect())
+            except ray.exceptions.RayError:
+                self.board = self._open_board(self.replica.redaction_key)
             await asyncio.sleep(TELL_EVERY_S)
+
+
+class LeavingBoard(Board):
+    """A board as an actor that ends itself."""
+
+    async def wait_until_left(self) -> None:
+        """End once no replica has been heard of for long."""
+        await super().wait_until_left()
+        ray.actor.exit_actor()
 
 
 def build_app(arguments: Arguments) -> serve.Application:
@@ -98,7 +122,7 @@ def build_app(arguments: Arguments) -> serve.Application:
         logging_config=LoggingConfig(enable_access_log=False),  # it has its own
         **scaling,
     )
-    return deployment.bind(arguments.model_dump(), read_redaction_key(arguments.redaction_key_file))
+    return deployment.bind(arguments.model_dump(exclude={"tuning"}))
 
 
 def plan_scaling(arguments: Arguments) -> AutoscalingConfig:

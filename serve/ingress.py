@@ -6,7 +6,9 @@ Ray reads its settings from the environment, before it is imported and in every 
 import json
 import os
 import shutil
+import socket
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 
 INGRESSES = ("auto", "haproxy", "python")
@@ -28,13 +30,19 @@ HAPROXY_ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     # A text may be read twice without harm: a request whose replica dies is sent to another one.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
-    "RAY_SERVE_HAPROXY_RETRIES": "3",
+    "RAY_SERVE_HAPROXY_RETRIES": "10",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
     "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(IDLE_TIMEOUT_S),
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(IDLE_TIMEOUT_S),
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
 }
 """Besides, where HAProxy is the way in."""
+PORTS = (
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
 UNAVAILABLE = {
     "type": "about:blank",
     "title": "No replica answers",
@@ -55,12 +63,8 @@ def find_haproxy() -> str | None:
         return shutil.which("haproxy")
 
 
-def choose_environment(ingress: str, folder: Path, stats_port: int) -> dict[str, str]:
-    """The environment of a cluster of this machine alone, with HAProxy's files in a folder of its own.
-
-    Args:
-        stats_port: a free port for HAProxy's page of figures.
-    """
+def choose_environment(ingress: str, folder: Path) -> dict[str, str]:
+    """The environment of a cluster of this machine alone, with HAProxy's files and ports of its own."""
     program = find_haproxy() if ingress != "python" else None
     if program is None:
         return ENVIRONMENT | {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
@@ -78,11 +82,20 @@ def choose_environment(ingress: str, folder: Path, stats_port: int) -> dict[str,
         | {
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_wrapper(program, folder)),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+            **{name: str(port) for name, port in zip(PORTS, find_free_ports(len(PORTS)), strict=True)},
             "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, len(os.sched_getaffinity(0)) // 2))),
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # its only HAProxy hears at once of a replica's end
         }
     )
+
+
+def find_free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens at."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for listener in listeners:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in listeners]
 
 
 def write_wrapper(program: str, folder: Path) -> Path:

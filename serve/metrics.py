@@ -4,6 +4,7 @@ A request for `/metrics` reaches one replica, so each tells its figures to a boa
 asked renders those of all, each series with the replica's name.
 """
 
+import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ FILLS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SHARES = (0.5, 0.9, 0.99, 0.999, 1.0)
 STALE_S = 30.0
 """A replica that has said nothing for so long is gone."""
+LEFT_S = 600.0
+"""So is the endpoint."""
 
 
 class Metrics:
@@ -69,20 +72,32 @@ class Metrics:
 
 
 class Board:
-    """Holds the last figures of every replica; runs as an actor."""
+    """What all replicas of an endpoint share: their last figures, and the key of redaction. Runs as an actor."""
 
-    def __init__(self) -> None:
+    def __init__(self, redaction_key: bytes) -> None:
+        self.redaction_key = redaction_key
         self.told: dict[str, tuple[float, list[Metric]]] = {}
+        self.heard_at = time.monotonic()
 
-    def tell(self, replica: str, figures: list[Metric]) -> None:
+    async def get_key(self) -> bytes:
+        """The key that the first replica brought."""
+        return self.redaction_key
+
+    async def tell(self, replica: str, figures: list[Metric]) -> None:
         """Replace what is known of a replica."""
-        self.told[replica] = (time.monotonic(), figures)
+        self.heard_at = time.monotonic()
+        self.told[replica] = (self.heard_at, figures)
 
-    def list_figures(self) -> dict[str, list[Metric]]:
+    async def list_figures(self) -> dict[str, list[Metric]]:
         """Those of the replicas that were heard of lately."""
         now = time.monotonic()
         self.told = {name: told for name, told in self.told.items() if now - told[0] < STALE_S}
         return {name: figures for name, (_, figures) in self.told.items()}
+
+    async def wait_until_left(self) -> None:
+        """Return once no replica has been heard of for long."""
+        while time.monotonic() - self.heard_at < LEFT_S:
+            await asyncio.sleep(STALE_S)
 
 
 def render_figures(figures: dict[str, list[Metric]]) -> bytes:

@@ -9,7 +9,6 @@ is answered with a line of JSON.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from serve.ingress import choose_environment, find_free_ports
 from tests.integration.processes import list_descendants, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -29,10 +29,9 @@ REPLICA = "ray::ServeReplica"
 def serve_orders(order: dict[str, Any]) -> None:
     """Start the endpoint, then do what the lines of standard input say."""
     from pipelines.cluster import ClusterConfig, connect
-    from serve.ingress import choose_environment
 
     with tempfile.TemporaryDirectory(prefix="e") as folder:
-        os.environ.update(choose_environment(order["ingress"], Path(folder), find_free_port()))
+        os.environ.update(choose_environment(order["ingress"], Path(folder)))
         os.environ.update(order.get("environment", {}))
         with connect(ClusterConfig(num_cpus=8, object_store_mib=200, log_workers=True), is_private=True):
             from ray import serve
@@ -139,7 +138,7 @@ def open_endpoint(
     arguments: dict[str, Any], folder: Path, ingress: str = "haproxy", environment: dict[str, str] | None = None
 ) -> Iterator[Endpoint]:
     """Start an endpoint for the time of the block; it is ready."""
-    port = find_free_port()
+    [port] = find_free_ports(1)
     order = {"arguments": arguments, "port": port, "ingress": ingress, "environment": environment or {}}
     log = folder / "endpoint.log"
     with log.open("w") as errors:
@@ -172,14 +171,6 @@ def open_endpoint(
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
-
-
-def find_free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":
