@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from pipelines.ner import chunks
 from pipelines.ner.crf import Chain, build_legal_chain
 from pipelines.ner.labels import SCHEMES, LabelScheme
-from pipelines.ner.messages import Messages, find_best_tags
+from pipelines.ner.messages import Messages, Recursions, find_best_tags
 from tests.unit.ner import sequential
 
 FEW_TAGS = [(name, ["PER"]) for name in SCHEMES] + [("BIO", ["LOC", "PER"]), ("IO", ["LOC", "PER"])]
@@ -34,12 +35,14 @@ def random_emissions(num_words, num_tags, seed=1, scale=2.0):
 
 def list_marginals(emissions_NK, lengths, chain):
     """`[N, K]` probabilities of each tag, and the log-partition of each document, from the messages."""
-    messages = Messages(emissions_NK, torch.tensor(lengths), chain)
-    words_N = torch.arange(len(emissions_NK))
+    messages = Messages(emissions_NK.numpy(), np.array(lengths), Recursions(chain))
+    words_N = np.arange(len(emissions_NK))
     top_N1 = emissions_NK.double().amax(dim=1, keepdim=True)
-    forward_NK, backward_NK = messages.from_before(words_N), messages.from_behind(words_N)
+    forward_NK, backward_NK = (
+        torch.from_numpy(found_NK) for found_NK in (messages.from_before(words_N), messages.from_behind(words_N))
+    )
     marginals_NK = (forward_NK + backward_NK - (emissions_NK.double() - top_N1)).softmax(dim=1)
-    scales = (messages.log_scales_N + top_N1.squeeze(1)).split(lengths)
+    scales = (torch.from_numpy(messages.log_scales_N) + top_N1.squeeze(1)).split(lengths)
     ends = [end - 1 for end in itertools.accumulate(lengths)]
     closing = [(forward_NK[end].log_softmax(dim=0) + chain.end_K).logsumexp(dim=0).item() for end in ends]
     return marginals_NK, [part.sum().item() + last for part, last in zip(scales, closing, strict=True)]
