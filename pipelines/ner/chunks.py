@@ -68,7 +68,9 @@ class Chunks:
     def contains(self, words_M: np.ndarray) -> np.ndarray:
         """Which words, given by their index in N, are of this slab."""
         last = self.column_C[-1]
-        return (self.first_C[self.column_C[0]] <= words_M) & (words_M < self.first_C[last] + self.lengths_C[last])
+        end = self.first_C[last] + self.lengths_C[last]
+        here_M: np.ndarray = (self.first_C[self.column_C[0]] <= words_M) & (words_M < end)
+        return here_M
 
 
 def cut_documents(lengths_B: np.ndarray) -> list[Chunks]:
@@ -160,7 +162,8 @@ class Pass:
     def _find_stale(self, told_KC: np.ndarray, heard_KC: np.ndarray) -> np.ndarray:
         rtol, atol = self.recursion.rtol, self.recursion.atol
         agree_KC = np.isclose(told_KC, heard_KC, rtol=rtol, atol=atol, equal_nan=True)
-        return (~agree_KC.all(axis=0)).nonzero()[0]
+        stale: np.ndarray = (~agree_KC.all(axis=0)).nonzero()[0]
+        return stale
 
 
 def sweep(
@@ -185,8 +188,9 @@ def _arrange(document_C: np.ndarray, offset_C: np.ndarray, first_C: np.ndarray, 
     lengths_C, opens_C, closes_C = rest_C.clip(max=CHUNK_WORDS), offset_C == 0, rest_C <= CHUNK_WORDS
     order_C = (-lengths_C).argsort(kind="stable")
     column_C = order_C.argsort()
-    before_C, after_C = np.where(opens_C, -1, np.roll(column_C, 1)), np.where(closes_C, -1, np.roll(column_C, -1))
-    before_C[0] = after_C[-1] = -1
+    before_C, after_C = np.full((2, len(order_C)), -1)
+    before_C[1:] = np.where(opens_C[1:], -1, column_C[:-1])
+    after_C[:-1] = np.where(closes_C[:-1], -1, column_C[1:])
     parts = (first_C, lengths_C, document_C, opens_C, closes_C, before_C, after_C)
     return Chunks(column_C, *(part[order_C] for part in parts))
 

@@ -112,10 +112,13 @@ class Decoder:
         opens_N = np.zeros(len(tags_N), dtype=bool)
         opens_N[(lengths_B.cumsum() - lengths_B)[lengths_B > 0]] = True
         is_entity_N = self.is_entity_K[tags_N]
-        begins_N = is_entity_N & (opens_N | self.begins_KK[np.roll(tags_N, 1), tags_N])
-        ends_N = is_entity_N & np.roll(begins_N | ~is_entity_N, -1)  # a document's first word is always either
-        first_E, last_E = begins_N.nonzero()[0], ends_N.nonzero()[0]
-        return Mentions(first_E, last_E, opens_N[first_E], np.roll(opens_N, -1)[last_E])
+        before_N = np.arange(-1, len(tags_N) - 1)
+        begins_N = is_entity_N & (opens_N | self.begins_KK[tags_N[before_N], tags_N])
+        closes_N, ends_N = np.empty_like(opens_N), np.empty_like(opens_N)
+        closes_N[before_N] = opens_N
+        ends_N[before_N] = begins_N | ~is_entity_N  # a document's first word is always either
+        first_E, last_E = begins_N.nonzero()[0], (ends_N & is_entity_N).nonzero()[0]
+        return Mentions(first_E, last_E, opens_N[first_E], closes_N[last_E])
 
     def _score_mentions(
         self, emissions_NK: np.ndarray, tags_N: np.ndarray, messages: Messages, mentions: Mentions
@@ -167,7 +170,8 @@ class Decoder:
         step_M = self.recursions.transitions_KK[tags_N[words_M - 1], tags_M]
         step_M[words_M == second_E[entity_M]] = 0
         own_M = np.take_along_axis(_read_emissions(emissions_NK, words_M), tags_M[:, None], axis=1).squeeze(1)
-        return np.bincount(entity_M, own_M + step_M, minlength=len(second_E))
+        rest_E: np.ndarray = np.bincount(entity_M, own_M + step_M, minlength=len(second_E))
+        return rest_E
 
 
 def _group(emissions: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -186,7 +190,7 @@ def _group(emissions: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 def _read_emissions(emissions_NK: np.ndarray, words_M: np.ndarray) -> np.ndarray:
     """Emissions of words, counted from their maximum."""
-    own_MK = emissions_NK[words_M].astype(np.double)
+    own_MK: np.ndarray = emissions_NK[words_M].astype(np.double)
     own_MK -= own_MK.max(axis=1, keepdims=True)
     return own_MK
 
@@ -202,4 +206,5 @@ def _list_words(begin_E: np.ndarray, end_E: np.ndarray) -> tuple[np.ndarray, np.
 def _sum_words(values_N: np.ndarray, begin_E: np.ndarray, end_E: np.ndarray) -> np.ndarray:
     """Sums `[E]` of the values in half-open ranges."""
     range_M, words_M = _list_words(begin_E, end_E)
-    return np.bincount(range_M, values_N[words_M], minlength=len(begin_E))
+    sums_E: np.ndarray = np.bincount(range_M, values_N[words_M], minlength=len(begin_E))
+    return sums_E

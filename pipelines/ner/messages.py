@@ -63,7 +63,7 @@ class Recursions:
         """See `find_best_tags`. Where a chain only forbids, the best tags of the words are the best legal sequence."""
         if not self.only_forbids:
             return self._run_viterbi(emissions_NK, lengths_B)
-        tags_N = emissions_NK.argmax(axis=1)
+        tags_N: np.ndarray = emissions_NK.argmax(axis=1)
         breaks_B = self._find_illegal(tags_N, lengths_B)
         if breaks_B.any():
             breaks_N = breaks_B.repeat(lengths_B)
@@ -74,7 +74,7 @@ class Recursions:
         """Which documents `[B]` have an illegal sequence."""
         has_words_B = lengths_B > 0
         ends = lengths_B.cumsum()[has_words_B]
-        scores_N = self.transitions_KK[np.roll(tags_N, 1), tags_N]
+        scores_N = self.transitions_KK[tags_N[np.arange(-1, len(tags_N) - 1)], tags_N]
         begins = ends - lengths_B[has_words_B]
         scores_N[begins] = self.start_K[tags_N[begins]]
         scores_N[ends - 1] += self.end_K[tags_N[ends - 1]]
@@ -161,18 +161,20 @@ def sum_logs(values: np.ndarray, axis: int) -> np.ndarray:
 def _build_max_plus(transitions_KK: np.ndarray) -> Recursion:
     """State: the score of the best sequence up to the word, for each tag of the word.
 
-    Tags that are reached alike are computed once, and those with few tags before them from these alone.
+    Tags that are reached alike are computed once, and from those tags alone that may come before them.
     """
     distinct_KU, same_K = np.unique(transitions_KK, axis=1, return_inverse=True)
     few_U = np.isfinite(distinct_KU).sum(axis=0) <= 2
-    many_KU1, few_KU = distinct_KU[:, ~few_U, None], distinct_KU[:, few_U]
+    many_KU, few_KU = distinct_KU[:, ~few_U], distinct_KU[:, few_U]
+    rows_R = np.isfinite(many_KU).any(axis=1).nonzero()[0]
+    many_RU1 = many_KU[rows_R, :, None]
     rows_2U = (-few_KU).argsort(axis=0, kind="stable")[:2]  # the legal ones, for these are more than -inf
     few_2U1 = np.take_along_axis(few_KU, rows_2U, axis=0)[:, :, None]
     order_K = np.concatenate([(~few_U).nonzero()[0], few_U.nonzero()[0]]).argsort()[same_K.ravel()]
 
     def tell(score_KC: np.ndarray) -> np.ndarray:
         score_KC = score_KC - score_KC.max(axis=0)
-        many_UC = (score_KC[:, None] + many_KU1).max(axis=0)
+        many_UC = (score_KC.take(rows_R, axis=0)[:, None] + many_RU1).max(axis=0, initial=-np.inf)
         few_UC = (score_KC.take(rows_2U, axis=0) + few_2U1).max(axis=0)
         return np.concatenate([many_UC, few_UC]).take(order_K, axis=0)
 
@@ -195,8 +197,9 @@ def _build_sum_product(transitions_KK: np.ndarray) -> Recursion:
     factors_JK = np.concatenate([factors_KK, np.ones_like(factors_KK[:1])])  # one more row, for the sum
 
     def tell(state_KC: np.ndarray) -> np.ndarray:
-        told_JC = factors_JK @ state_KC
-        return told_JC[:-1] / told_JC[-1]
+        sums_JC = factors_JK.dot(state_KC)
+        told_KC: np.ndarray = sums_JC[:-1] / sums_JC[-1]
+        return told_KC
 
     return Recursion(np.multiply, tell, neutral=1.0, rtol=1e-12, atol=0.0)
 

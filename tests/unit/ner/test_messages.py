@@ -132,6 +132,26 @@ def test_ties_are_broken_as_word_by_word(data):
         assert tags.tolist() == sequential.find_best_tags(own_WK, chain)
 
 
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("broken", [(), (1,), (0, 3), (0, 1, 2, 3, 4)])
+def test_documents_whose_best_tags_break_a_rule_are_mended_among_others_that_are_kept(name, broken):
+    """All words prefer the first tag, which is legal everywhere, but for the last word of a broken document."""
+    scheme = LabelScheme.from_labels(["LOC", "PER"], name)
+    chain = build_chain(scheme)
+    chain.end_K[-1] = -torch.inf
+    lengths = [5, 1, 0, 70, 8]
+    emissions_NK = random_emissions(sum(lengths), len(scheme.tags), scale=0.1)
+    emissions_NK[:, 0] += 2.0
+    for document in broken:
+        if lengths[document]:
+            emissions_NK[sum(lengths[: document + 1]) - 1, -1] += 4.0
+    best = find_best_tags(emissions_NK, torch.tensor(lengths), chain).split(lengths)
+    for document, (own_WK, tags) in enumerate(zip(emissions_NK.split(lengths), best, strict=True)):
+        if lengths[document]:
+            assert tags.tolist() == sequential.find_best_tags(own_WK.double(), chain)
+            assert (tags.tolist() == own_WK.argmax(dim=1).tolist()) == (document not in broken)
+
+
 @pytest.mark.parametrize("reluctance", [20.0, 39.0, 1000.0])
 @pytest.mark.parametrize("learns_at", ["first", "last"])
 def test_what_one_word_says_reaches_the_other_end_of_a_chain_that_does_not_forget(reluctance, learns_at):
