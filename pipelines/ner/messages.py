@@ -7,6 +7,7 @@ Shapes: N words, M words asked for, K tags; L words of the longest chunk, C chun
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,20 +21,78 @@ MAX_CHAIN_SCORE = 40.0
 MIXING_STEPS = 4
 
 
+ignore_impossible = np.errstate(divide="ignore", invalid="ignore", over="ignore")
+"""Logarithms of zero and differences of infinities are in the nature of scores that forbid."""
+
+
 def find_best_tags(emissions_NK: Tensor, lengths_B: Tensor, chain: Chain) -> Tensor:
     """The best legal tag sequences `[N]` (Viterbi 1967); ties go to the lower tag index."""
-    slabs = cut_documents(lengths_B)
-    forward = Pass(
-        _build_max_plus(chain.transitions_KK), slabs, lambda chunks: _load(emissions_NK, chunks), chain.start_K
-    )
-    for _ in forward.run():
-        pass
-    tags_N = torch.zeros(len(emissions_NK), dtype=torch.long)
-    backtrack = Pass(_build_backtrack(chain.transitions_KK), slabs, forward.recall, chain.end_K, backward=True)
-    for chunks, tags_LC in backtrack.run():
-        words_LC, reached_LC = chunks.index()
-        tags_N[words_LC[reached_LC]] = tags_LC[reached_LC]
-    return tags_N
+    return torch.from_numpy(Recursions(chain).find_best_tags(read_array(emissions_NK), lengths_B.numpy()))
+
+
+def read_array(emissions_NK: Tensor) -> np.ndarray:
+    """The tensor's values, copied only from another device or from a precision that NumPy does not know."""
+    emissions_NK = emissions_NK.detach().cpu()
+    return (emissions_NK if emissions_NK.dtype == torch.double else emissions_NK.float()).numpy()
+
+
+class Recursions:
+    """What a chain's passes need, built once. Threads may share it."""
+
+    @ignore_impossible
+    def __init__(self, chain: Chain) -> None:
+        arrays = (scores.detach().cpu().double().numpy() for scores in vars(chain).values())
+        self.transitions_KK, self.start_K, self.end_K = arrays
+        self.max_plus = _build_max_plus(self.transitions_KK)
+        self.backtrack = _build_backtrack(self.transitions_KK)
+        self.log_sums = [_build_log_sum(steps_KK) for steps_KK in (self.transitions_KK, self.transitions_KK.T)]
+        self.sum_products = [_build_sum_product(steps_KK) for steps_KK in (self.transitions_KK, self.transitions_KK.T)]
+        scores = np.concatenate([self.transitions_KK.ravel(), self.start_K, self.end_K])
+        self.only_forbids = bool(np.isin(scores, (0, -np.inf)).all())
+        steps_KK = np.isfinite(self.transitions_KK).astype(float)
+        mixes = (np.linalg.matrix_power(steps_KK, MIXING_STEPS) > 0).all()
+        small = (np.abs(scores[np.isfinite(scores)]) <= MAX_CHAIN_SCORE).all() and not np.isnan(scores).any()
+        self.tame = bool(mixes and small)
+
+    def is_tame(self, emissions_NK: np.ndarray) -> bool:
+        """Whether probabilities can be computed without logarithms; not if a score is NaN or an emission infinite."""
+        return self.tame and float(np.ptp(emissions_NK, axis=1).max()) <= MAX_EMISSION_RANGE
+
+    @ignore_impossible
+    def find_best_tags(self, emissions_NK: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+        """See `find_best_tags`. Where a chain only forbids, the best tags of the words are the best legal sequence."""
+        if not self.only_forbids:
+            return self._run_viterbi(emissions_NK, lengths_B)
+        tags_N: np.ndarray = emissions_NK.argmax(axis=1)
+        breaks_B = self._find_illegal(tags_N, lengths_B)
+        if breaks_B.any():
+            breaks_N = breaks_B.repeat(lengths_B)
+            tags_N[breaks_N] = self._run_viterbi(emissions_NK[breaks_N], lengths_B[breaks_B])
+        return tags_N
+
+    def _find_illegal(self, tags_N: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+        """Which documents `[B]` have an illegal sequence."""
+        has_words_B = lengths_B > 0
+        ends = lengths_B.cumsum()[has_words_B]
+        scores_N = self.transitions_KK[tags_N[np.arange(-1, len(tags_N) - 1)], tags_N]
+        begins = ends - lengths_B[has_words_B]
+        scores_N[begins] = self.start_K[tags_N[begins]]
+        scores_N[ends - 1] += self.end_K[tags_N[ends - 1]]
+        illegal_B = np.zeros(len(lengths_B), dtype=bool)
+        illegal_B[find_documents(lengths_B, (scores_N < 0).nonzero()[0])] = True
+        return illegal_B
+
+    def _run_viterbi(self, emissions_NK: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+        slabs = cut_documents(lengths_B)
+        forward = Pass(self.max_plus, slabs, lambda chunks: _load(emissions_NK, chunks), self.start_K)
+        for _ in forward.run():
+            pass
+        tags_N = np.zeros(len(emissions_NK), dtype=int)
+        backtrack = Pass(self.backtrack, slabs, forward.recall, self.end_K, backward=True)
+        for chunks, tags_LC in backtrack.run():
+            words_LC, reached_LC = chunks.index()
+            tags_N[words_LC[reached_LC]] = tags_LC[reached_LC]
+        return tags_N
 
 
 class Messages:
@@ -44,114 +103,118 @@ class Messages:
     from before multiply to the document's partition function, but for the end scores.
     """
 
-    def __init__(self, emissions_NK: Tensor, lengths_B: Tensor, chain: Chain) -> None:
-        tame = _is_tame(emissions_NK, chain)
-        build = _build_sum_product if tame else _build_log_sum
-        start_K, end_K = (edge_K.exp() if tame else edge_K for edge_K in (chain.start_K, chain.end_K))
+    @ignore_impossible
+    def __init__(self, emissions_NK: np.ndarray, lengths_B: np.ndarray, chain: Recursions) -> None:
+        tame = chain.is_tame(emissions_NK)
+        forward, backward = chain.sum_products if tame else chain.log_sums
+        start_K, end_K = (np.exp(edge_K) if tame else edge_K for edge_K in (chain.start_K, chain.end_K))
 
         @lru_cache(maxsize=1)  # both passes often want the same slab, one after the other
-        def load(chunks: Chunks) -> Tensor:
+        def load(chunks: Chunks) -> np.ndarray:
             inputs_LKC = _load(emissions_NK, chunks)
-            inputs_LKC -= inputs_LKC.amax(dim=1, keepdim=True)
-            return inputs_LKC.exp_() if tame else inputs_LKC
+            inputs_LKC -= inputs_LKC.max(axis=1, keepdims=True)
+            return np.exp(inputs_LKC, out=inputs_LKC) if tame else inputs_LKC
 
         self.tame, self.slabs = tame, cut_documents(lengths_B)
-        self.forward = Pass(build(chain.transitions_KK), self.slabs, load, start_K)
-        self.backward = Pass(build(chain.transitions_KK.T), self.slabs, load, end_K, backward=True)
-        self.log_scales_N = chain.start_K.new_empty(len(emissions_NK))
+        self.forward = Pass(forward, self.slabs, load, start_K)
+        self.backward = Pass(backward, self.slabs, load, end_K, backward=True)
+        self.log_scales_N = np.empty(len(emissions_NK))
         for chunks, states_LKC in self.forward.run():
             words_LC, reached_LC = chunks.index()
-            scales_LC = states_LKC.sum(dim=1).log() if tame else states_LKC.logsumexp(dim=1)
+            scales_LC = np.log(states_LKC.sum(axis=1)) if tame else sum_logs(states_LKC, axis=1)
             self.log_scales_N[words_LC[reached_LC]] = scales_LC[reached_LC]
         for _ in self.backward.run():
             pass
 
-    def from_before(self, words_M: Tensor) -> Tensor:
+    def from_before(self, words_M: np.ndarray) -> np.ndarray:
         """Log-messages `[M, K]` that words, given by their index in N, have from those before them."""
         return self._gather(self.forward, words_M)
 
-    def from_behind(self, words_M: Tensor) -> Tensor:
+    def from_behind(self, words_M: np.ndarray) -> np.ndarray:
         """Log-messages `[M, K]` that words, given by their index in N, have from those behind them."""
         return self._gather(self.backward, words_M)
 
-    def _gather(self, source: Pass, words_M: Tensor) -> Tensor:
-        found_MK = self.log_scales_N.new_empty(len(words_M), len(source.edge_K))
+    @ignore_impossible
+    def _gather(self, source: Pass, words_M: np.ndarray) -> np.ndarray:
+        found_MK = np.empty((len(words_M), len(source.edge_K)))
         for chunks in self.slabs:
-            here = chunks.contains(words_M).nonzero().squeeze(1)
+            here = chunks.contains(words_M).nonzero()[0]
             if len(here):
                 position, column = chunks.locate(words_M[here])
                 found_MK[here] = source.recall(chunks)[position, :, column]
-        return found_MK.log_() if self.tame else found_MK
+        return np.log(found_MK, out=found_MK) if self.tame else found_MK
 
 
-def _build_max_plus(transitions_KK: Tensor) -> Recursion:
+def find_documents(lengths_B: np.ndarray, words_M: np.ndarray) -> np.ndarray:
+    """The documents' numbers `[M]` of words given by their index in N."""
+    return lengths_B.cumsum().searchsorted(words_M, side="right")
+
+
+def sum_logs(values: np.ndarray, axis: int) -> np.ndarray:
+    """Logarithms of the sums of what `values` are logarithms of."""
+    top = values.max(axis=axis, keepdims=True)
+    top[np.isinf(top)] = 0
+    sums: np.ndarray = np.log(np.exp(values - top).sum(axis=axis)) + top.squeeze(axis)
+    return sums
+
+
+def _build_max_plus(transitions_KK: np.ndarray) -> Recursion:
     """State: the score of the best sequence up to the word, for each tag of the word.
 
-    Tags that are reached alike are computed once, and those with few tags before them from these alone.
+    Tags that are reached alike are computed once, and from those tags alone that may come before them.
     """
-    distinct_KU, same_K = transitions_KK.unique(dim=1, return_inverse=True)
-    legal_KU = distinct_KU.isfinite()
-    few_U = legal_KU.sum(dim=0) <= 2
-    many_KU, few_KU = distinct_KU[:, ~few_U, None], distinct_KU[:, few_U]
-    rows_2U = legal_KU[:, few_U].byte().topk(min(2, len(few_KU)), dim=0).indices
-    few_2U1 = few_KU.gather(0, rows_2U)[:, :, None]
-    order_K = torch.cat([(~few_U).nonzero(), few_U.nonzero()]).squeeze(1).argsort()[same_K]
+    distinct_KU, same_K = np.unique(transitions_KK, axis=1, return_inverse=True)
+    few_U = np.isfinite(distinct_KU).sum(axis=0) <= 2
+    many_KU, few_KU = distinct_KU[:, ~few_U], distinct_KU[:, few_U]
+    rows_R = np.isfinite(many_KU).any(axis=1).nonzero()[0]
+    many_RU1 = many_KU[rows_R, :, None]
+    rows_2U = (-few_KU).argsort(axis=0, kind="stable")[:2]  # the legal ones, for these are more than -inf
+    few_2U1 = np.take_along_axis(few_KU, rows_2U, axis=0)[:, :, None]
+    order_K = np.concatenate([(~few_U).nonzero()[0], few_U.nonzero()[0]]).argsort()[same_K.ravel()]
 
-    def tell(score_KC: Tensor) -> Tensor:
-        score_KC = score_KC - score_KC.amax(dim=0)
-        many_UC = (score_KC[:, None] + many_KU).amax(dim=0)
-        few_UC = (score_KC[rows_2U] + few_2U1).amax(dim=0)
-        return torch.cat([many_UC, few_UC])[order_K]
+    def tell(score_KC: np.ndarray) -> np.ndarray:
+        score_KC = score_KC - score_KC.max(axis=0)
+        many_UC = (score_KC.take(rows_R, axis=0)[:, None] + many_RU1).max(axis=0, initial=-np.inf)
+        few_UC = (score_KC.take(rows_2U, axis=0) + few_2U1).max(axis=0)
+        return np.concatenate([many_UC, few_UC]).take(order_K, axis=0)
 
-    return Recursion(torch.add, tell, neutral=0.0, rtol=1e-14, atol=1e-12)
+    return Recursion(np.add, tell, neutral=0.0, rtol=1e-14, atol=1e-12)
 
 
-def _build_backtrack(transitions_KK: Tensor) -> Recursion:
+def _build_backtrack(transitions_KK: np.ndarray) -> Recursion:
     """State: the word's tag on the best path, found from the scores of all its tags and from the tag behind it."""
-    num_tags = len(transitions_KK)
-    tag_K1 = torch.arange(num_tags, dtype=torch.double)[:, None]
 
-    def combine(heard_KC: Tensor, score_KC: Tensor) -> Tensor:
-        total_KC = score_KC + heard_KC
-        tag_KC = torch.where(total_KC == total_KC.amax(dim=0), tag_K1, num_tags)
-        return tag_KC.amin(dim=0).long() % num_tags  # the first of the best; many times faster than by argmax
+    def combine(heard_KC: np.ndarray, score_KC: np.ndarray) -> np.ndarray:
+        tag_C: np.ndarray = (score_KC + heard_KC).argmax(axis=0)
+        return tag_C
 
-    def tell(tag_C: Tensor) -> Tensor:
-        return transitions_KK.gather(1, tag_C.expand(num_tags, -1))
-
-    return Recursion(combine, tell, neutral=0.0, rtol=0.0, atol=0.0)
+    return Recursion(combine, lambda tag_C: transitions_KK.take(tag_C, axis=1), neutral=0.0, rtol=0.0, atol=0.0)
 
 
-def _build_sum_product(transitions_KK: Tensor) -> Recursion:
+def _build_sum_product(transitions_KK: np.ndarray) -> Recursion:
     """State: the probability of the word's tags and emissions given what is before, up to the word's scale."""
-    factors_KK = transitions_KK.T.exp()
-    return Recursion(
-        torch.mul, lambda state_KC: factors_KK @ (state_KC / state_KC.sum(dim=0)), neutral=1.0, rtol=1e-12, atol=0.0
-    )
+    factors_KK = np.exp(transitions_KK.T)
+    factors_JK = np.concatenate([factors_KK, np.ones_like(factors_KK[:1])])  # one more row, for the sum
+
+    def tell(state_KC: np.ndarray) -> np.ndarray:
+        sums_JC = factors_JK.dot(state_KC)
+        told_KC: np.ndarray = sums_JC[:-1] / sums_JC[-1]
+        return told_KC
+
+    return Recursion(np.multiply, tell, neutral=1.0, rtol=1e-12, atol=0.0)
 
 
-def _build_log_sum(transitions_KK: Tensor) -> Recursion:
+def _build_log_sum(transitions_KK: np.ndarray) -> Recursion:
     """As `_build_sum_product`, in logarithms: slower, and safe for any scores."""
 
-    def tell(state_KC: Tensor) -> Tensor:
-        state_KC = state_KC - state_KC.logsumexp(dim=0)
-        return (state_KC[:, None] + transitions_KK[:, :, None]).logsumexp(dim=0)
+    def tell(state_KC: np.ndarray) -> np.ndarray:
+        state_KC = state_KC - sum_logs(state_KC, axis=0)
+        return sum_logs(state_KC[:, None] + transitions_KK[:, :, None], axis=0)
 
-    return Recursion(torch.add, tell, neutral=0.0, rtol=1e-14, atol=1e-12)
-
-
-def _is_tame(emissions_NK: Tensor, chain: Chain) -> bool:
-    """Whether probabilities can be computed without logarithms; not if a score is NaN or an emission is infinite."""
-    scores = torch.cat([chain.transitions_KK.flatten(), chain.start_K, chain.end_K])
-    steps_KK = chain.transitions_KK.isfinite().double()
-    mixes = bool((torch.linalg.matrix_power(steps_KK, MIXING_STEPS) > 0).all())
-    small = bool((scores[scores.isfinite()].abs() <= MAX_CHAIN_SCORE).all()) and not scores.isnan().any()
-    widest = float((emissions_NK.amax(dim=1) - emissions_NK.amin(dim=1)).max())
-    return mixes and small and widest <= MAX_EMISSION_RANGE
+    return Recursion(np.add, tell, neutral=0.0, rtol=1e-14, atol=1e-12)
 
 
-def _load(emissions_NK: Tensor, chunks: Chunks) -> Tensor:
-    """Emissions of a slab's chunks, `[L, K, C]`, a new tensor; beyond a chunk's end, those of any words."""
-    words_LC = chunks.index()[0].clamp(max=len(emissions_NK) - 1)
-    inputs_LCK = emissions_NK[words_LC]
-    return inputs_LCK.transpose(1, 2).to(torch.double, memory_format=torch.contiguous_format).contiguous()
+def _load(emissions_NK: np.ndarray, chunks: Chunks) -> np.ndarray:
+    """Emissions of a slab's chunks, `[L, K, C]`, a new array; beyond a chunk's end, those of any words."""
+    words_LC = chunks.index()[0].clip(max=len(emissions_NK) - 1)
+    return np.ascontiguousarray(emissions_NK.take(words_LC, axis=0).transpose(0, 2, 1), dtype=np.double)

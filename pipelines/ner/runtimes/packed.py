@@ -2,7 +2,7 @@
 
 For encoders of one shape: absolute positions, LayerNorm after each block, a linear classifier (BERT, RoBERTa, XLM-R,
 CamemBERT, ELECTRA, DistilBERT). On a CPU the linear layers are oneDNN's, with weights laid out beforehand and GELU and
-the residual fused in; rows are filled up to a multiple of `ROW_MULTIPLE`, without which oneDNN loses up to a fifth.
+the residual fused in; rows are filled up to one of few counts (`fill_rows`), for oneDNN compiles kernels for each.
 Windows of equal length share one batched attention, which needs no mask; on a GPU attention is the variable-length
 flash kernel of PyTorch.
 
@@ -26,7 +26,7 @@ from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import Architecture, Layer, read_architecture
 from pipelines.ner.runtimes.runtime import PRECISIONS, RuntimeUnavailable
 
-ROW_MULTIPLE = 64
+LEAST_ROW_STEP, MOST_ROW_STEP = 4, 64
 MAX_WEIGHTS = 2**20
 ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "none": ("", lambda x: x),
@@ -118,8 +118,14 @@ def lay_out(lengths: Sequence[int] | np.ndarray) -> Layout:
 
 
 def fill_rows(values: Tensor) -> Tensor:
-    """Values `[N]`, the first repeated up to a multiple of `ROW_MULTIPLE`: what is computed of those, nothing reads."""
-    return torch.cat([values, values[:1].expand(-len(values) % ROW_MULTIPLE)])
+    """Values `[N]`, the first repeated up to a multiple of a step: what is computed of those, nothing reads.
+
+    The step is a power of two and an eighth of the rows at most, within its bounds: so a lone sentence costs little
+    more than its own rows, and yet 64 counts serve all batches of up to 2048 rows.
+    """
+    most = min(max(len(values) // 8, LEAST_ROW_STEP), MOST_ROW_STEP)
+    step = 1 << (most.bit_length() - 1)
+    return torch.cat([values, values[:1].expand(-len(values) % step)])
 
 
 def pack_windows(windows: Sequence[Window], first_position: int) -> tuple[Tensor, Tensor, Tensor, Groups]:

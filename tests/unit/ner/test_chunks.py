@@ -1,7 +1,7 @@
 """Cutting documents in chunks, and passes over them: every word once, few steps, the same as word by word."""
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,25 +38,25 @@ def build_decay(factor, steps=None):
 
 def run_word_by_word(values_N, lengths, factor, edge, backward):
     expected = []
-    for document in values_N.split(lengths):
+    for document in np.split(values_N, np.cumsum(lengths)[:-1]):
         heard, states = edge, []
-        for value in document.flip(0) if backward else document:
+        for value in document[::-1] if backward else document:
             states.append(heard + value.item())
             heard = states[-1] * factor
         expected += states[::-1] if backward else states
-    return torch.tensor(expected, dtype=torch.double)
+    return np.array(expected, dtype=float)
 
 
 def run_in_chunks(values_N, lengths, recursion, edge, backward):
     """States from the run and from the recall, each `[N]`."""
 
     def load(part):
-        return values_N[part.index()[0].clamp(max=len(values_N) - 1)][:, None, :]
+        return values_N[part.index()[0].clip(max=len(values_N) - 1)][:, None, :]
 
-    slabs = cut_documents(torch.tensor(lengths))
-    run = Pass(recursion, slabs, load, torch.tensor([edge], dtype=torch.double), backward)
-    found = [(part, states.clone()) for part, states in run.run()]
-    states_N, recalled_N = torch.full_like(values_N, torch.nan), torch.full_like(values_N, torch.nan)
+    slabs = cut_documents(np.array(lengths))
+    run = Pass(recursion, slabs, load, np.array([edge]), backward)
+    found = [(part, states.copy()) for part, states in run.run()]
+    states_N, recalled_N = np.full_like(values_N, np.nan), np.full_like(values_N, np.nan)
     for part, states in found:
         words, reached = part.index()
         states_N[words[reached]] = states[:, 0][reached]
@@ -70,7 +70,7 @@ def test_chunks_hold_every_word_once_and_know_their_neighbours(lengths, chunk_wo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "CHUNK_WORDS", chunk_words)
         patch.setattr(chunks, "MAX_SLAB_WORDS", slab_words)
-        slabs = cut_documents(torch.tensor(lengths))
+        slabs = cut_documents(np.array(lengths))
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     seen = []
     for slab in slabs:
@@ -79,10 +79,8 @@ def test_chunks_hold_every_word_once_and_know_their_neighbours(lengths, chunk_wo
         assert slab.lengths_C.tolist() == sorted(slab.lengths_C.tolist(), reverse=True)
         assert 1 <= slab.lengths_C.min() <= slab.lengths_C.max() <= chunk_words
         position, column = slab.locate(words[reached])
-        assert torch.equal(words[position, column], words[reached])
-        assert torch.equal(
-            slab.contains(torch.arange(-1, sum(lengths) + 1)).nonzero().squeeze(1) - 1, words[reached].sort().values
-        )
+        assert np.array_equal(words[position, column], words[reached])
+        assert np.array_equal(slab.contains(np.arange(-1, sum(lengths) + 1)).nonzero()[0] - 1, np.sort(words[reached]))
         for i, first in enumerate(slab.first_C.tolist()):
             length, document = int(slab.lengths_C[i]), int(slab.document_C[i])
             assert bool(slab.opens_C[i]) == (first == starts[document])
@@ -103,21 +101,21 @@ def test_chunks_hold_every_word_once_and_know_their_neighbours(lengths, chunk_wo
 @settings(max_examples=15, deadline=None)
 @given(**SIZES)
 def test_a_pass_in_chunks_equals_the_pass_word_by_word(backward, factor, rounds, lengths, chunk_words, slab_words):
-    values_N = torch.randn(sum(lengths), generator=torch.Generator().manual_seed(sum(lengths))).double()
+    values_N = np.random.default_rng(sum(lengths)).standard_normal(sum(lengths))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "CHUNK_WORDS", chunk_words)
         patch.setattr(chunks, "MAX_SLAB_WORDS", slab_words)
         patch.setattr(chunks, "MAX_ROUNDS", rounds)
         states_N, recalled_N = run_in_chunks(values_N, lengths, build_decay(factor), 5.0, backward)
     expected_N = run_word_by_word(values_N, lengths, factor, 5.0, backward)
-    assert torch.allclose(states_N, expected_N, rtol=0, atol=1e-11)
-    assert torch.allclose(recalled_N, expected_N, rtol=0, atol=1e-11)
+    assert np.allclose(states_N, expected_N, rtol=0, atol=1e-11)
+    assert np.allclose(recalled_N, expected_N, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_a_long_document_takes_no_more_steps_than_a_chunk_and_its_guess(backward):
     steps = []
-    run_in_chunks(torch.ones(50_000).double(), [50_000], build_decay(0.1, steps), 1.0, backward)
+    run_in_chunks(np.ones(50_000), [50_000], build_decay(0.1, steps), 1.0, backward)
     assert len(steps) == chunks.CHUNK_WORDS * 3 // 2
     assert sum(steps) < 50_000 * 1.6
 
@@ -126,16 +124,16 @@ def test_a_long_document_takes_no_more_steps_than_a_chunk_and_its_guess(backward
 def test_a_chain_that_never_forgets_is_not_run_again_and_again(backward, set_sizes):
     set_sizes(chunk_words=4, slab_words=100_000, rounds=3)
     steps = []
-    states_N, _ = run_in_chunks(torch.ones(4_000).double(), [4_000], build_decay(1.0, steps), 0.0, backward)
-    expected_N = torch.arange(1, 4_001).double()
-    assert torch.equal(states_N, expected_N.flip(0) if backward else expected_N)
+    states_N, _ = run_in_chunks(np.ones(4_000), [4_000], build_decay(1.0, steps), 0.0, backward)
+    expected_N = np.arange(1, 4_001, dtype=float)
+    assert np.array_equal(states_N, expected_N[::-1] if backward else expected_N)
     assert sum(steps) <= 4_000 * 6  # the guess, the first run, three rounds, and chunk by chunk
 
 
 def test_what_is_not_a_number_does_not_keep_a_pass_from_its_end(set_sizes):
     set_sizes(chunk_words=3, slab_words=100)
-    values_N = torch.ones(200).double()
-    values_N[50] = torch.nan
+    values_N = np.ones(200)
+    values_N[50] = np.nan
     states_N, _ = run_in_chunks(values_N, [200], build_decay(0.5), 0.0, backward=False)
-    assert torch.isfinite(states_N[:50]).all()
-    assert torch.isnan(states_N[50:]).all()
+    assert np.isfinite(states_N[:50]).all()
+    assert np.isnan(states_N[50:]).all()

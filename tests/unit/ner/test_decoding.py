@@ -4,6 +4,7 @@ import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -205,7 +206,7 @@ def test_tags_of_a_batch_are_read_as_read_spans_reads_each_document(name, data):
     if not joined:
         return
     lengths = [len(document) for document in documents]
-    mentions = decoder._read_mentions(torch.tensor(joined), torch.tensor(lengths))
+    mentions = decoder._read_mentions(np.array(joined), np.array(lengths))
     found = zip(mentions.first_E.tolist(), mentions.last_E.tolist(), strict=True)
     expected, begin = [], 0
     for document in documents:

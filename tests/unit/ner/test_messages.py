@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from pipelines.ner import chunks
 from pipelines.ner.crf import Chain, build_legal_chain
 from pipelines.ner.labels import SCHEMES, LabelScheme
-from pipelines.ner.messages import Messages, find_best_tags
+from pipelines.ner.messages import Messages, Recursions, find_best_tags
 from tests.unit.ner import sequential
 
 FEW_TAGS = [(name, ["PER"]) for name in SCHEMES] + [("BIO", ["LOC", "PER"]), ("IO", ["LOC", "PER"])]
@@ -34,12 +35,14 @@ def random_emissions(num_words, num_tags, seed=1, scale=2.0):
 
 def list_marginals(emissions_NK, lengths, chain):
     """`[N, K]` probabilities of each tag, and the log-partition of each document, from the messages."""
-    messages = Messages(emissions_NK, torch.tensor(lengths), chain)
-    words_N = torch.arange(len(emissions_NK))
+    messages = Messages(emissions_NK.numpy(), np.array(lengths), Recursions(chain))
+    words_N = np.arange(len(emissions_NK))
     top_N1 = emissions_NK.double().amax(dim=1, keepdim=True)
-    forward_NK, backward_NK = messages.from_before(words_N), messages.from_behind(words_N)
+    forward_NK, backward_NK = (
+        torch.from_numpy(found_NK) for found_NK in (messages.from_before(words_N), messages.from_behind(words_N))
+    )
     marginals_NK = (forward_NK + backward_NK - (emissions_NK.double() - top_N1)).softmax(dim=1)
-    scales = (messages.log_scales_N + top_N1.squeeze(1)).split(lengths)
+    scales = (torch.from_numpy(messages.log_scales_N) + top_N1.squeeze(1)).split(lengths)
     ends = [end - 1 for end in itertools.accumulate(lengths)]
     closing = [(forward_NK[end].log_softmax(dim=0) + chain.end_K).logsumexp(dim=0).item() for end in ends]
     return marginals_NK, [part.sum().item() + last for part, last in zip(scales, closing, strict=True)]
@@ -127,6 +130,26 @@ def test_ties_are_broken_as_word_by_word(data):
         best = find_best_tags(emissions_NK, torch.tensor(lengths), chain).split(lengths)
     for own_WK, tags in zip(emissions_NK.split(lengths), best, strict=True):
         assert tags.tolist() == sequential.find_best_tags(own_WK, chain)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("broken", [(), (1,), (0, 3), (0, 1, 2, 3, 4)])
+def test_documents_whose_best_tags_break_a_rule_are_mended_among_others_that_are_kept(name, broken):
+    """All words prefer the first tag, which is legal everywhere, but for the last word of a broken document."""
+    scheme = LabelScheme.from_labels(["LOC", "PER"], name)
+    chain = build_chain(scheme)
+    chain.end_K[-1] = -torch.inf
+    lengths = [5, 1, 0, 70, 8]
+    emissions_NK = random_emissions(sum(lengths), len(scheme.tags), scale=0.1)
+    emissions_NK[:, 0] += 2.0
+    for document in broken:
+        if lengths[document]:
+            emissions_NK[sum(lengths[: document + 1]) - 1, -1] += 4.0
+    best = find_best_tags(emissions_NK, torch.tensor(lengths), chain).split(lengths)
+    for document, (own_WK, tags) in enumerate(zip(emissions_NK.split(lengths), best, strict=True)):
+        if lengths[document]:
+            assert tags.tolist() == sequential.find_best_tags(own_WK.double(), chain)
+            assert (tags.tolist() == own_WK.argmax(dim=1).tolist()) == (document not in broken)
 
 
 @pytest.mark.parametrize("reluctance", [20.0, 39.0, 1000.0])

@@ -23,7 +23,7 @@ from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes import packed
 from pipelines.ner.runtimes.architectures import read_architecture
-from pipelines.ner.runtimes.packed import PackedRuntime, pack_windows
+from pipelines.ner.runtimes.packed import PackedRuntime, fill_rows, pack_windows
 from pipelines.ner.runtimes.padded import TorchRuntime
 from pipelines.ner.runtimes.runtime import RuntimeUnavailable
 from tests.conftest import EXACT, SAMPLE, make_bundle
@@ -130,9 +130,18 @@ def test_packing_puts_equal_lengths_together_and_words_in_the_order_of_the_windo
     ]
     ids_N, positions_N, places_W, groups = pack_windows(windows, 2)
     assert groups == [(1, 5), (2, 3)]
-    assert ids_N.tolist() == [6] * 5 + [5] * 3 + [7] * 3 + [6] * (64 - 11)  # filling: the first again
+    assert ids_N.tolist() == [6] * 5 + [5] * 3 + [7] * 3 + [6]  # filled to 12: the first again
     assert positions_N.tolist()[:11] == [2, 3, 4, 5, 6, 2, 3, 4, 2, 3, 4]
     assert places_W.tolist() == [6, 1, 3, 8, 10]
+
+
+def test_rows_are_filled_to_few_counts_with_little_waste():
+    counts = {num_rows: len(fill_rows(torch.arange(num_rows))) for num_rows in range(1, 2049)}
+    assert all(0 <= filled - num_rows < max(4, num_rows / 8) for num_rows, filled in counts.items())
+    assert len(set(counts.values())) == 64
+    assert {filled % 64 for num_rows, filled in counts.items() if num_rows >= 512} == {0}
+    assert fill_rows(torch.tensor([7, 8, 9, 10, 11])).tolist() == [7, 8, 9, 10, 11, 7, 7, 7]
+    assert fill_rows(torch.empty(0)).tolist() == []
 
 
 @pytest.mark.parametrize(
