@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import grpc
 
 from serve import entities_pb2 as messages
-from serve.bodies import check_size, validate
+from serve.bodies import BODY_TIMEOUT_S, check_size, validate
 from serve.border import CLIENT_LEFT, choose_request_id, explain, note_request, open_span
 from serve.problems import Problem
 from serve.replica import Replica, Timing
@@ -24,6 +24,7 @@ CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.INVALID_ARGUMENT,
     422: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -134,7 +135,7 @@ class Call:
     def attend(self) -> Iterator[None]:
         """A block that answers the call; where it fails, the call gets the status of its problem."""
         self.context.set_trailing_metadata([("x-request-id", self.request_id)])
-        status = 200
+        status = 200  # HTTP's, for the figures and the log
         try:
             yield
             self._tell_timing()
@@ -208,7 +209,7 @@ class Stream:
     async def _read(self, lines: AsyncIterable[Any]) -> None:
         number = 0
         try:
-            async for line in lines:
+            async for line in iterate_lines(lines):
                 number += 1
                 size = line.ByteSize()
                 while self.size and self.size + size > MAX_CHARACTERS:
@@ -238,6 +239,20 @@ class Stream:
             if problem.status == 500:
                 logger.exception("line %d of request %s failed", number, self.request_id)
             return messages.StreamResult(**given, problem=describe(problem, self.request_id))
+
+
+async def iterate_lines(lines: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    """Lines as they come. Raises Problem for a client that stops sending."""
+    coming = aiter(lines)
+    while True:
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                line = await anext(coming)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise Problem(408, f"no line came for {BODY_TIMEOUT_S:g} s") from error
+        yield line
 
 
 def read_options(message: Any) -> dict[str, Any]:

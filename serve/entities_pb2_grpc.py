@@ -70,8 +70,9 @@ class NerServicer:
 
     def StreamEntities(self, request_iterator, context):
         """Entities of a text a line, in the order of the lines, while they are still being sent. A line that cannot be
-        answered gets a problem, and the others their results. No more lines are read than can be answered soon. A call
-        that is refused as a whole gets one problem, of line 0, and ends with its status.
+        answered gets a problem, and the others their results. No more lines are read than can be answered soon; a client
+        that sends none for 20 s is cut off. A call that is refused as a whole gets one problem, of line 0, and ends with
+        its status.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

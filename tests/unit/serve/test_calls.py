@@ -133,6 +133,12 @@ def refused(code: grpc.StatusCode) -> Iterator[Any]:
     assert caught.value.code() is code
 
 
+def for_all(results: Any, do: Callable[[Any], None]) -> None:
+    """What came before an error is done too."""
+    for one in results:
+        do(one)
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 20
     while not condition():
@@ -284,8 +290,7 @@ def test_without_a_key_nothing_is_answered(guarded, metadata):
         assert ("x-request-id", "mine") in caught.value.trailing_metadata()
     results = []
     with refused(grpc.StatusCode.UNAUTHENTICATED) as caught:
-        for result in stub.StreamEntities(iter([messages.StreamLine(text=SENTENCE)]), metadata=metadata):
-            results.append(result)
+        for_all(stub.StreamEntities(iter([messages.StreamLine(text=SENTENCE)]), metadata=metadata), results.append)
     assert ("x-request-id", "mine") in caught.value.trailing_metadata()
     assert [(one.line, one.problem.status) for one in results] == [(0, 401)]
 
@@ -368,6 +373,22 @@ def test_stream_reads_no_more_than_may_be_under_way(endpoint, monkeypatch, text,
     wait_until(lambda: num_read > most / 2 and endpoint.replica.count_load() == 0)
     assert num_read <= most + 3
     endpoint.run(answers.aclose())
+
+
+def test_client_that_stops_sending_is_cut_off(endpoint, monkeypatch):
+    monkeypatch.setattr("serve.calls.BODY_TIMEOUT_S", 0.1)
+    may_end = threading.Event()
+
+    def send() -> Iterator[Any]:
+        yield messages.StreamLine(text=SENTENCE)
+        may_end.wait(20)
+
+    results = []
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED) as caught:
+        for_all(endpoint.stub.StreamEntities(send()), results.append)
+    may_end.set()
+    assert [(one.line, one.problem.status) for one in results] == [(1, 0), (0, 408)]
+    assert caught.value.details() == "no line came for 0.1 s"
 
 
 def test_client_that_leaves_ends_the_work_on_its_stream(endpoint):
