@@ -12,6 +12,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 
 from serve.border import open_access_log
+from serve.calls import GrpcCalls
 from serve.metrics import Board
 from serve.replica import Replica, read_redaction_key
 from serve.routes import build_http
@@ -26,7 +27,7 @@ TELL_EVERY_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-class NerServer:
+class NerServer(GrpcCalls):
     """One replica: HTTP and gRPC in, answers of one engine a model out."""
 
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]

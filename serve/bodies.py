@@ -1,8 +1,8 @@
 """Request bodies, read with limits and parsed strictly."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import TypeVar
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -88,12 +88,30 @@ def parse(model: type[Model], body: bytes) -> Model:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        mistakes = error.errors(include_url=False, include_input=False, include_context=False)
+        raise _describe(error) from None
+
+
+def validate(model: type[Model], given: Mapping[str, Any]) -> Model:
+    """The same for what has been read from another form than JSON."""
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise _describe(error) from None
+
+
+def check_size(num_bytes: int, max_kib: int) -> None:
+    """Raise Problem for a message that is too large."""
+    if num_bytes > max_kib * KIB:
+        raise _too_large(max_kib)
+
+
+def _describe(error: ValidationError) -> Problem:
+    mistakes = error.errors(include_url=False, include_input=False, include_context=False)
     if any(mistake["type"] == "json_invalid" for mistake in mistakes):
-        raise Problem(400, mistakes[0]["msg"])
+        return Problem(400, mistakes[0]["msg"])
     told = [(_point(mistake["loc"]), mistake["msg"].removeprefix("Value error, ")) for mistake in mistakes]
     more = f" (and {len(told) - MAX_MISTAKES} more)" if len(told) > MAX_MISTAKES else ""
-    raise Problem(422, f"{told[0][0] or 'the body'}: {told[0][1]}{more}", errors=told[:MAX_MISTAKES])
+    return Problem(422, f"{told[0][0] or 'the body'}: {told[0][1]}{more}", errors=told[:MAX_MISTAKES])
 
 
 def _point(location: tuple[int | str, ...]) -> str:

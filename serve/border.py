@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.batching import Overloaded
 from serve.problems import MEDIA_TYPE, Problem
-from serve.replica import FailedText, Replica
+from serve.replica import FailedText, Replica, Timing
 
 MAX_ID = 128
 GUARDED = ("/v1/", "/metrics")
@@ -67,7 +68,7 @@ class Border:
         try:
             try:
                 self.check_key(scope["path"], headers)
-                with self.trace(headers, scope["method"]):
+                with open_span(self.replica, headers, scope["method"]):
                     await self.app(scope, receive, send_marked)
             except Exception as error:
                 problem = explain(error)
@@ -88,39 +89,67 @@ class Border:
             detail = "this endpoint wants an API key: `Authorization: Bearer KEY`, or `X-API-Key: KEY`"
             raise Problem(401, detail, headers={"www-authenticate": 'Bearer realm="rayner"'})
 
-    def trace(self, headers: Headers, method: str) -> AbstractContextManager[object]:
-        """A span around the request, where tracing is on."""
-        if not self.replica.arguments.tracing:
-            return nullcontext()
-        from serve.tracing import trace_request
-
-        return trace_request(headers, method)
-
     def note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         """Count the request, and write its line of the access log."""
         route = getattr(scope.get("route"), "path", "other")
-        self.replica.metrics.observe_request(route, status, seconds)
-        if not self.replica.arguments.access_log:
-            return
         state = scope["state"]
-        line: dict[str, Any] = {
-            "time": round(time.time(), 3),
-            "request_id": request_id,
-            "method": scope["method"],
-            "route": route,
-            "status": status,
-            "ms": round(1000 * seconds, 1),
+        note_request(
+            self.replica,
+            scope["method"],
+            route,
+            request_id,
+            status,
+            seconds,
+            timing=state.get("timing"),
+            texts=state.get("texts"),
+        )
+
+
+def open_span(replica: Replica, headers: Mapping[str, str], name: str) -> AbstractContextManager[object]:
+    """A span around a request, where tracing is on."""
+    if not replica.arguments.tracing:
+        return nullcontext()
+    from serve.tracing import trace_request
+
+    return trace_request(headers, name)
+
+
+def note_request(
+    replica: Replica,
+    method: str,
+    route: str,
+    request_id: str,
+    status: int,
+    seconds: float,
+    *,
+    timing: Timing | None = None,
+    texts: Sequence[str] | None = None,
+) -> None:
+    """Count a request, and write its line of the access log.
+
+    Args:
+        texts: where they may be logged.
+    """
+    replica.metrics.observe_request(route, status, seconds)
+    if not replica.arguments.access_log:
+        return
+    line: dict[str, Any] = {
+        "time": round(time.time(), 3),
+        "request_id": request_id,
+        "method": method,
+        "route": route,
+        "status": status,
+        "ms": round(1000 * seconds, 1),
+    }
+    if timing is not None:
+        line |= {
+            "queue_ms": round(1000 * timing.queue_s, 1),
+            "engine_ms": round(1000 * timing.engine_s, 1),
+            "num_tokens": timing.num_tokens,
         }
-        timing = state.get("timing")
-        if timing is not None:
-            line |= {
-                "queue_ms": round(1000 * timing.queue_s, 1),
-                "engine_ms": round(1000 * timing.engine_s, 1),
-                "num_tokens": timing.num_tokens,
-            }
-        if "texts" in state:
-            line["texts"] = state["texts"]
-        access.info("%s", json.dumps(line))
+    if texts is not None:
+        line["texts"] = texts
+    access.info("%s", json.dumps(line))
 
 
 def choose_request_id(given: str) -> str:

@@ -104,13 +104,15 @@ class StreamResponse(Response):
                 given["id"] = parsed.id
             self.replica.check_line(parsed)
             async with asyncio.timeout(self.replica.tuning.timeout_s):
-                return given | await self._predict(parsed)
+                return given | await predict_patiently(self.replica, parsed, self.model, self.timing)
         except Exception as error:
             return given | {"error": explain(error).describe(self.request.state.request_id)}
 
-    async def _predict(self, line: StreamLine) -> dict[str, Any]:
-        while True:
-            try:
-                return await self.replica.answer_text(line.text, line, self.model, self.timing)
-            except Overloaded as error:  # a stream waits, where a request would be sent away
-                await asyncio.sleep(min(MAX_WAIT_S, max(0.05, error.retry_after_s / 4)))
+
+async def predict_patiently(replica: Replica, line: StreamLine, model: str | None, timing: Timing) -> dict[str, Any]:
+    """The answer to a line: a stream waits, where a request would be sent away."""
+    while True:
+        try:
+            return await replica.answer_text(line.text, line, model, timing)
+        except Overloaded as error:
+            await asyncio.sleep(min(MAX_WAIT_S, max(0.05, error.retry_after_s / 4)))

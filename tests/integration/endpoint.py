@@ -36,7 +36,11 @@ def serve_orders(order: dict[str, Any]) -> None:
         with connect(ClusterConfig(num_cpus=8, object_store_mib=200, log_workers=True), is_private=True):
             from ray import serve
 
-            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": order["port"]})
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options={"host": "127.0.0.1", "port": order["port"]},
+                grpc_options=order["grpc_options"],
+            )
             deploy(order["arguments"])
             print(json.dumps({"deployed": True}), flush=True)
             for line in sys.stdin:
@@ -135,11 +139,21 @@ class Endpoint:
 
 @contextmanager
 def open_endpoint(
-    arguments: dict[str, Any], folder: Path, ingress: str = "haproxy", environment: dict[str, str] | None = None
+    arguments: dict[str, Any],
+    folder: Path,
+    ingress: str = "haproxy",
+    environment: dict[str, str] | None = None,
+    grpc_options: dict[str, Any] | None = None,
 ) -> Iterator[Endpoint]:
     """Start an endpoint for the time of the block; it is ready."""
     [port] = find_free_ports(1)
-    order = {"arguments": arguments, "port": port, "ingress": ingress, "environment": environment or {}}
+    order = {
+        "arguments": arguments,
+        "port": port,
+        "ingress": ingress,
+        "environment": environment or {},
+        "grpc_options": grpc_options,
+    }
     log = folder / "endpoint.log"
     with log.open("w") as errors:
         process = subprocess.Popen(
