@@ -1,14 +1,14 @@
 """Many requests, few batches: windows of waiting texts are computed together, under a budget of sub-tokens.
 
-Nothing waits for a batch to fill: whenever a thread is free it takes what is there. A batch is filled from two lanes,
-one of texts that fit in a part of it and one of longer ones, half of it from each while both have work: a long text
-advances in every batch and never holds up the short ones. All that touches the lanes runs on one event loop; threads
-see only the batches that they are handed.
+Nothing waits for a batch to fill: whenever a thread is free it takes what is there. A batch is filled from several
+lanes, each of texts of like length, an equal part of it from each that has work: a long text advances in every batch
+and holds up no shorter one. All that touches the lanes runs on one event loop; threads see only the batches that they
+are handed.
 """
 
 import asyncio
-import math
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +22,8 @@ from pipelines.ner.encoding import Window
 from pipelines.ner.engine import NerEngine, PreparedText
 from pipelines.ner.entities import Prediction
 
-LONG_FRACTION = 4
-"""A text of more than this part of a batch goes into the lane of long ones."""
+LANES = (0.25, 1.0, 4.0, 16.0)
+"""The longest texts of each lane, in batches; the last lane has those beyond."""
 MIN_BATCH_TOKENS = 64
 """Work is spread over free threads in batches of at least this."""
 RATE_MEMORY = 0.9
@@ -32,6 +32,8 @@ FIRST_RATE = 5000.0
 """Sub-tokens per second, before any batch was measured."""
 INLINE_CHARACTERS = 2000
 """Shorter texts are encoded on the event loop: handing them to a thread would take longer."""
+INLINE_CHARACTERS_A_TURN = 20_000
+"""But so many in one turn of the loop at most: a request of a thousand texts would hold up everybody."""
 
 
 class Overloaded(Exception):
@@ -109,8 +111,7 @@ class Batcher:
 
     Args:
         max_batch_tokens: sub-tokens of a batch.
-        max_queued_tokens: sub-tokens that may wait; a text that finds room is taken whatever its length.
-        max_wait_s: longest expected waiting, by the speed of the last batches, with which texts are still taken.
+        max_queued_tokens: sub-tokens that may wait; a text that finds the queue empty is taken whatever its length.
         observe: is told of every batch: its sub-tokens, the budget, and its seconds.
     """
 
@@ -120,14 +121,17 @@ class Batcher:
         *,
         max_batch_tokens: int,
         max_queued_tokens: int,
-        max_wait_s: float = math.inf,
         observe: Callable[[int, int, float], None] = lambda *_: None,
     ) -> None:
         self.engine, self.observe = engine, observe
         self.max_batch_tokens, self.max_queued_tokens = max_batch_tokens, max_queued_tokens
-        self.max_wait_s = max_wait_s
-        self.short: deque[Job] = deque()
-        self.long: deque[Job] = deque()
+        self.lanes: list[deque[Job]] = [deque() for _ in range(len(LANES) + 1)]
+        self.first_lane = 0
+        """Each comes first in turn, for only the first one may take a window that is larger than its part."""
+        self.patient: deque[asyncio.Future[None]] = deque()
+        """Callers that wait for room in the queue."""
+        self.num_inline_characters = 0
+        """Encoded in this turn of the loop."""
         self.num_queued_tokens = 0
         """That no batch has taken yet."""
         self.num_running_tokens = 0
@@ -143,17 +147,19 @@ class Batcher:
 
     def check_room(self) -> None:
         """Raise Overloaded where the queue is full."""
-        wait_s = self.num_queued_tokens / self.tokens_per_s
-        if self.num_queued_tokens >= self.max_queued_tokens or wait_s > self.max_wait_s:
-            raise Overloaded(wait_s)
+        if self.num_queued_tokens >= self.max_queued_tokens:
+            raise Overloaded(self.num_queued_tokens / self.tokens_per_s)
 
-    async def predict(self, text: str) -> Answer:
-        """The entities of a text, whether there is room or not (`check_room`). Raises what the text itself causes."""
+    async def predict(self, text: str, *, is_patient: bool = False) -> Answer:
+        """The entities of a text. Raises Overloaded, and whatever the text itself causes; may be cancelled.
+
+        Args:
+            is_patient: wait for room in the queue instead of raising Overloaded.
+        """
+        if not is_patient:
+            self.check_room()
         queued_at = time.monotonic()
-        if len(text) <= INLINE_CHARACTERS:
-            prepared = self.engine.prepare(text)
-        else:
-            prepared = await asyncio.get_running_loop().run_in_executor(self.preparing, self.engine.prepare, text)
+        prepared = await self._prepare(text)
         windows = prepared.document.windows
         if not windows:
             return Answer(self.engine.finish([prepared], [[]])[0], time.monotonic() - queued_at, 0.0)
@@ -165,17 +171,54 @@ class Batcher:
             num_left=len(windows),
         )
         waiting = job.count_waiting()
-        (self.long if waiting > self.max_batch_tokens // LONG_FRACTION else self.short).append(job)
+        while self.num_queued_tokens and self.num_queued_tokens + waiting > self.max_queued_tokens:
+            if not is_patient:
+                raise Overloaded(self.num_queued_tokens / self.tokens_per_s)
+            room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.patient.append(room)
+            await room
+        self.lanes[bisect_left(LANES, waiting / self.max_batch_tokens)].append(job)
         self.num_queued_tokens += waiting
         if self.num_running < self.num_streams:
             asyncio.get_running_loop().call_soon(self._start_batches)  # with what arrives in this turn of the loop
-        return await job.future
+        try:
+            return await job.future
+        finally:
+            self._drop(job)
 
     def close(self) -> None:
         """Take nothing more. Jobs under way are cancelled."""
-        for job in [*self.short, *self.long]:
-            job.future.cancel()
+        for future in [*self.patient, *(job.future for lane in self.lanes for job in lane)]:
+            future.cancel()
         self.preparing.shutdown(wait=False)
+
+    async def _prepare(self, text: str) -> PreparedText:
+        loop = asyncio.get_running_loop()
+        num_characters = self.num_inline_characters + len(text)
+        if len(text) > INLINE_CHARACTERS or num_characters > INLINE_CHARACTERS_A_TURN:
+            return await loop.run_in_executor(self.preparing, self.engine.prepare, text)
+        if not self.num_inline_characters:
+            loop.call_soon(self._begin_turn)
+        self.num_inline_characters = num_characters
+        return self.engine.prepare(text)
+
+    def _begin_turn(self) -> None:
+        self.num_inline_characters = 0
+
+    def _drop(self, job: Job) -> None:
+        """Take no more windows of a job: it failed or was cancelled, or has none left."""
+        waiting = job.count_waiting()
+        if waiting:
+            job.num_taken = len(job.windows)
+            self._count_out(waiting)
+
+    def _count_out(self, num_tokens: int) -> None:
+        """Sub-tokens leave the queue, and who waits for room looks again, in the order of their coming."""
+        self.num_queued_tokens -= num_tokens
+        while self.patient:
+            room = self.patient.popleft()
+            if not room.done():
+                room.set_result(None)
 
     def _start_batches(self) -> None:
         while self.num_running < self.num_streams:
@@ -190,15 +233,18 @@ class Batcher:
             computed.add_done_callback(self._take_back)
 
     def _take(self, budget: int) -> Work:
-        """The next batch: first half of it from each lane, then what is left from either."""
+        """The next batch: an equal part of it from each lane that has work, then what is left from any."""
         work = Work()
-        half = budget // 2 if self.long and self.short else budget
-        for lane, limit in ((self.short, half), (self.long, budget), (self.short, budget)):
+        self.first_lane += 1
+        start = self.first_lane % len(self.lanes)
+        lanes = [lane for lane in self.lanes[start:] + self.lanes[:start] if lane]
+        limits = [budget * number // len(lanes) for number in range(1, len(lanes) + 1)]
+        for lane, limit in [*zip(lanes, limits, strict=True), *((lane, budget) for lane in lanes)]:
             for job in self._iterate(lane):
                 if work.jobs and work.num_tokens + len(job.windows[job.num_taken].input_ids) > limit:
                     break
                 work.add(job)
-        self.num_queued_tokens -= work.num_tokens
+        self._count_out(work.num_tokens)
         return work
 
     def _iterate(self, lane: deque[Job]) -> Iterator[Job]:
@@ -206,9 +252,8 @@ class Batcher:
         while lane:
             job = lane[0]
             if job.future.done():  # cancelled, or failed in another batch
-                self.num_queued_tokens -= job.count_waiting()
-                lane.popleft()
-            elif job.num_taken == len(job.windows):
+                self._drop(job)
+            if job.num_taken == len(job.windows):
                 lane.popleft()
             else:
                 yield job
