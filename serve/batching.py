@@ -7,6 +7,7 @@ are handed.
 """
 
 import asyncio
+import math
 import time
 from bisect import bisect_left
 from collections import deque
@@ -58,6 +59,7 @@ class Job:
     """Windows that went into a batch."""
     num_left: int = 0
     """Windows that are not computed yet."""
+    is_queued: bool = False
 
     @property
     def windows(self) -> Sequence[Window]:
@@ -111,7 +113,8 @@ class Batcher:
 
     Args:
         max_batch_tokens: sub-tokens of a batch.
-        max_queued_tokens: sub-tokens that may wait; a text that finds the queue empty is taken whatever its length.
+        max_queued_tokens: sub-tokens that may wait; a text that finds room is taken whatever its length.
+        max_wait_s: longest expected waiting, by the speed of the last batches, with which texts are still taken.
         observe: is told of every batch: its sub-tokens, the budget, and its seconds.
     """
 
@@ -121,15 +124,17 @@ class Batcher:
         *,
         max_batch_tokens: int,
         max_queued_tokens: int,
+        max_wait_s: float = math.inf,
         observe: Callable[[int, int, float], None] = lambda *_: None,
     ) -> None:
         self.engine, self.observe = engine, observe
         self.max_batch_tokens, self.max_queued_tokens = max_batch_tokens, max_queued_tokens
+        self.max_wait_s = max_wait_s
         self.lanes: list[deque[Job]] = [deque() for _ in range(len(LANES) + 1)]
         self.first_lane = 0
         """Each comes first in turn, for only the first one may take a window that is larger than its part."""
-        self.patient: deque[asyncio.Future[None]] = deque()
-        """Callers that wait for room in the queue."""
+        self.patient: deque[Job] = deque()
+        """That wait for room in the queue."""
         self.num_inline_characters = 0
         """Encoded in this turn of the loop."""
         self.num_queued_tokens = 0
@@ -145,19 +150,22 @@ class Batcher:
         """Whether there is nothing to do."""
         return not (self.num_queued_tokens or self.num_running)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether texts are still taken."""
+        return self.num_queued_tokens < self.max_queued_tokens and self._expect_wait() <= self.max_wait_s
+
     def check_room(self) -> None:
         """Raise Overloaded where the queue is full."""
-        if self.num_queued_tokens >= self.max_queued_tokens:
-            raise Overloaded(self.num_queued_tokens / self.tokens_per_s)
+        if not self.has_room:
+            raise Overloaded(self._expect_wait())
 
     async def predict(self, text: str, *, is_patient: bool = False) -> Answer:
-        """The entities of a text. Raises Overloaded, and whatever the text itself causes; may be cancelled.
+        """The entities of a text. Raises what the text itself causes.
 
         Args:
-            is_patient: wait for room in the queue instead of raising Overloaded.
+            is_patient: wait until there is room; else it is taken whether there is some or not (`check_room`).
         """
-        if not is_patient:
-            self.check_room()
         queued_at = time.monotonic()
         prepared = await self._prepare(text)
         windows = prepared.document.windows
@@ -170,17 +178,11 @@ class Batcher:
             [None] * len(windows),
             num_left=len(windows),
         )
-        waiting = job.count_waiting()
-        while self.num_queued_tokens and self.num_queued_tokens + waiting > self.max_queued_tokens:
-            if not is_patient:
-                raise Overloaded(self.num_queued_tokens / self.tokens_per_s)
-            room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.patient.append(room)
-            await room
-        self.lanes[bisect_left(LANES, waiting / self.max_batch_tokens)].append(job)
-        self.num_queued_tokens += waiting
-        if self.num_running < self.num_streams:
-            asyncio.get_running_loop().call_soon(self._start_batches)  # with what arrives in this turn of the loop
+        if is_patient:
+            self.patient.append(job)
+            self._let_in()
+        else:
+            self._queue(job)
         try:
             return await job.future
         finally:
@@ -188,8 +190,8 @@ class Batcher:
 
     def close(self) -> None:
         """Take nothing more. Jobs under way are cancelled."""
-        for future in [*self.patient, *(job.future for lane in self.lanes for job in lane)]:
-            future.cancel()
+        for job in [*self.patient, *(job for lane in self.lanes for job in lane)]:
+            job.future.cancel()
         self.preparing.shutdown(wait=False)
 
     async def _prepare(self, text: str) -> PreparedText:
@@ -205,20 +207,34 @@ class Batcher:
     def _begin_turn(self) -> None:
         self.num_inline_characters = 0
 
+    def _expect_wait(self) -> float:
+        return self.num_queued_tokens / self.tokens_per_s
+
+    def _queue(self, job: Job) -> None:
+        waiting = job.count_waiting()
+        self.lanes[bisect_left(LANES, waiting / self.max_batch_tokens)].append(job)
+        self.num_queued_tokens += waiting
+        job.is_queued = True
+        if self.num_running < self.num_streams:
+            asyncio.get_running_loop().call_soon(self._start_batches)  # with what arrives in this turn of the loop
+
+    def _let_in(self) -> None:
+        """Queue those that wait for room, in the order of their coming, as far as there is some."""
+        while self.patient and (self.has_room or self.patient[0].future.done()):
+            job = self.patient.popleft()
+            if not job.future.done():
+                self._queue(job)
+
     def _drop(self, job: Job) -> None:
         """Take no more windows of a job: it failed or was cancelled, or has none left."""
         waiting = job.count_waiting()
-        if waiting:
-            job.num_taken = len(job.windows)
+        job.num_taken = len(job.windows)
+        if job.is_queued and waiting:
             self._count_out(waiting)
 
     def _count_out(self, num_tokens: int) -> None:
-        """Sub-tokens leave the queue, and who waits for room looks again, in the order of their coming."""
         self.num_queued_tokens -= num_tokens
-        while self.patient:
-            room = self.patient.popleft()
-            if not room.done():
-                room.set_result(None)
+        self._let_in()
 
     def _start_batches(self) -> None:
         while self.num_running < self.num_streams:
