@@ -252,37 +252,37 @@ def test_whatever_is_cancelled_when_the_others_are_answered_and_the_counts_retur
     run(check())
 
 
-def test_full_queue_sends_away_but_an_empty_one_takes_a_text_of_any_length(engine):
+def test_full_queue_has_no_room_until_it_is_shorter(engine):
     async def check() -> None:
         async with open_batcher(engine, max_queued_tokens=200) as batcher:
+            batcher.check_room()
             engine.gate.clear()
-            long = asyncio.create_task(batcher.predict(LONG))
+            long = asyncio.create_task(batcher.predict(LONG))  # of any length, as there was room
             await wait_until(lambda: batcher.num_queued_tokens > 200, "the long text waits")
             with pytest.raises(Overloaded) as refused:
-                await batcher.predict("Ada met Grace.")
+                batcher.check_room()
             assert refused.value.retry_after_s > 0
             await cancel(long)
+            batcher.check_room()
             engine.gate.set()
             await batcher.predict("Ada met Grace.")
 
     run(check())
 
 
-def test_text_that_would_overfill_the_queue_is_sent_away_and_a_shorter_one_is_taken(engine):
+def test_queue_that_would_take_too_long_has_no_room(engine):
     async def check() -> None:
-        async with open_batcher(engine, max_queued_tokens=400) as batcher:
+        async with open_batcher(engine) as batcher:
             engine.gate.clear()
-            busy = [asyncio.create_task(batcher.predict(LONG[:200])) for _ in range(2)]
-            await wait_until(lambda: batcher.num_running == 2, "every thread has a batch")
-            assert batcher.num_queued_tokens == 0
-            waiting = asyncio.create_task(batcher.predict("Ada met Grace."))
-            await wait_until(lambda: batcher.num_queued_tokens > 0, "a text waits")
+            long = asyncio.create_task(batcher.predict(LONG))
+            await wait_until(lambda: batcher.num_queued_tokens > 0, "the long text waits")
+            batcher.check_room()
+            batcher.max_wait_s = batcher.num_queued_tokens / batcher.tokens_per_s / 2
             with pytest.raises(Overloaded):
-                await batcher.predict(LONG[:3000])
-            taken = asyncio.create_task(batcher.predict("Ada met Grace."))
-            await asyncio.sleep(0)
+                batcher.check_room()
+            await cancel(long)
+            batcher.check_room()
             engine.gate.set()
-            await asyncio.gather(*busy, waiting, taken)
 
     run(check())
 

@@ -30,6 +30,8 @@ def test_defaults_are_one_replica_without_secrets_in_logs():
         ("min_score", math.nan),
         ("max_batch_tokens", 15),
         ("max_queued_tokens", 0),
+        ("max_wait_s", 0),
+        ("max_wait_s", math.inf),
         ("timeout_s", 0),
         ("timeout_s", 3601),
         ("timeout_s", math.inf),
