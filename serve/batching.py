@@ -1,14 +1,15 @@
 """Many requests, few batches: windows of waiting texts are computed together, under a budget of sub-tokens.
 
-Nothing waits for a batch to fill: whenever a thread is free it takes what is there. A batch is filled from two lanes,
-one of texts that fit in a part of it and one of longer ones, half of it from each while both have work: a long text
-advances in every batch and never holds up the short ones. All that touches the lanes runs on one event loop; threads
-see only the batches that they are handed.
+Nothing waits for a batch to fill: whenever a thread is free it takes what is there. A batch is filled from several
+lanes, each of texts of like length, an equal part of it from each that has work: a long text advances in every batch
+and holds up no shorter one. All that touches the lanes runs on one event loop; threads see only the batches that they
+are handed.
 """
 
 import asyncio
 import math
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,8 @@ from pipelines.ner.encoding import Window
 from pipelines.ner.engine import NerEngine, PreparedText
 from pipelines.ner.entities import Prediction
 
-LONG_FRACTION = 4
-"""A text of more than this part of a batch goes into the lane of long ones."""
+LANES = (0.25, 1.0, 4.0, 16.0)
+"""The longest texts of each lane, in batches; the last lane has those beyond."""
 MIN_BATCH_TOKENS = 64
 """Work is spread over free threads in batches of at least this."""
 RATE_MEMORY = 0.9
@@ -32,6 +33,8 @@ FIRST_RATE = 5000.0
 """Sub-tokens per second, before any batch was measured."""
 INLINE_CHARACTERS = 2000
 """Shorter texts are encoded on the event loop: handing them to a thread would take longer."""
+INLINE_CHARACTERS_A_TURN = 20_000
+"""But so many in one turn of the loop at most: a request of a thousand texts would hold up everybody."""
 
 
 class Overloaded(Exception):
@@ -56,6 +59,7 @@ class Job:
     """Windows that went into a batch."""
     num_left: int = 0
     """Windows that are not computed yet."""
+    is_queued: bool = False
 
     @property
     def windows(self) -> Sequence[Window]:
@@ -126,8 +130,13 @@ class Batcher:
         self.engine, self.observe = engine, observe
         self.max_batch_tokens, self.max_queued_tokens = max_batch_tokens, max_queued_tokens
         self.max_wait_s = max_wait_s
-        self.short: deque[Job] = deque()
-        self.long: deque[Job] = deque()
+        self.lanes: list[deque[Job]] = [deque() for _ in range(len(LANES) + 1)]
+        self.first_lane = 0
+        """Each comes first in turn, for only the first one may take a window that is larger than its part."""
+        self.patient: deque[Job] = deque()
+        """That wait for room in the queue."""
+        self.num_inline_characters = 0
+        """Encoded in this turn of the loop."""
         self.num_queued_tokens = 0
         """That no batch has taken yet."""
         self.num_running_tokens = 0
@@ -141,19 +150,24 @@ class Batcher:
         """Whether there is nothing to do."""
         return not (self.num_queued_tokens or self.num_running)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether texts are still taken."""
+        return self.num_queued_tokens < self.max_queued_tokens and self._expect_wait() <= self.max_wait_s
+
     def check_room(self) -> None:
         """Raise Overloaded where the queue is full."""
-        wait_s = self.num_queued_tokens / self.tokens_per_s
-        if self.num_queued_tokens >= self.max_queued_tokens or wait_s > self.max_wait_s:
-            raise Overloaded(wait_s)
+        if not self.has_room:
+            raise Overloaded(self._expect_wait())
 
-    async def predict(self, text: str) -> Answer:
-        """The entities of a text, whether there is room or not (`check_room`). Raises what the text itself causes."""
+    async def predict(self, text: str, *, is_patient: bool = False) -> Answer:
+        """The entities of a text. Raises what the text itself causes.
+
+        Args:
+            is_patient: wait until there is room; else it is taken whether there is some or not (`check_room`).
+        """
         queued_at = time.monotonic()
-        if len(text) <= INLINE_CHARACTERS:
-            prepared = self.engine.prepare(text)
-        else:
-            prepared = await asyncio.get_running_loop().run_in_executor(self.preparing, self.engine.prepare, text)
+        prepared = await self._prepare(text)
         windows = prepared.document.windows
         if not windows:
             return Answer(self.engine.finish([prepared], [[]])[0], time.monotonic() - queued_at, 0.0)
@@ -164,18 +178,63 @@ class Batcher:
             [None] * len(windows),
             num_left=len(windows),
         )
-        waiting = job.count_waiting()
-        (self.long if waiting > self.max_batch_tokens // LONG_FRACTION else self.short).append(job)
-        self.num_queued_tokens += waiting
-        if self.num_running < self.num_streams:
-            asyncio.get_running_loop().call_soon(self._start_batches)  # with what arrives in this turn of the loop
-        return await job.future
+        if is_patient:
+            self.patient.append(job)
+            self._let_in()
+        else:
+            self._queue(job)
+        try:
+            return await job.future
+        finally:
+            self._drop(job)
 
     def close(self) -> None:
         """Take nothing more. Jobs under way are cancelled."""
-        for job in [*self.short, *self.long]:
+        for job in [*self.patient, *(job for lane in self.lanes for job in lane)]:
             job.future.cancel()
         self.preparing.shutdown(wait=False)
+
+    async def _prepare(self, text: str) -> PreparedText:
+        loop = asyncio.get_running_loop()
+        num_characters = self.num_inline_characters + len(text)
+        if len(text) > INLINE_CHARACTERS or num_characters > INLINE_CHARACTERS_A_TURN:
+            return await loop.run_in_executor(self.preparing, self.engine.prepare, text)
+        if not self.num_inline_characters:
+            loop.call_soon(self._begin_turn)
+        self.num_inline_characters = num_characters
+        return self.engine.prepare(text)
+
+    def _begin_turn(self) -> None:
+        self.num_inline_characters = 0
+
+    def _expect_wait(self) -> float:
+        return self.num_queued_tokens / self.tokens_per_s
+
+    def _queue(self, job: Job) -> None:
+        waiting = job.count_waiting()
+        self.lanes[bisect_left(LANES, waiting / self.max_batch_tokens)].append(job)
+        self.num_queued_tokens += waiting
+        job.is_queued = True
+        if self.num_running < self.num_streams:
+            asyncio.get_running_loop().call_soon(self._start_batches)  # with what arrives in this turn of the loop
+
+    def _let_in(self) -> None:
+        """Queue those that wait for room, in the order of their coming, as far as there is some."""
+        while self.patient and (self.has_room or self.patient[0].future.done()):
+            job = self.patient.popleft()
+            if not job.future.done():
+                self._queue(job)
+
+    def _drop(self, job: Job) -> None:
+        """Take no more windows of a job: it failed or was cancelled, or has none left."""
+        waiting = job.count_waiting()
+        job.num_taken = len(job.windows)
+        if job.is_queued and waiting:
+            self._count_out(waiting)
+
+    def _count_out(self, num_tokens: int) -> None:
+        self.num_queued_tokens -= num_tokens
+        self._let_in()
 
     def _start_batches(self) -> None:
         while self.num_running < self.num_streams:
@@ -190,15 +249,18 @@ class Batcher:
             computed.add_done_callback(self._take_back)
 
     def _take(self, budget: int) -> Work:
-        """The next batch: first half of it from each lane, then what is left from either."""
+        """The next batch: an equal part of it from each lane that has work, then what is left from any."""
         work = Work()
-        half = budget // 2 if self.long and self.short else budget
-        for lane, limit in ((self.short, half), (self.long, budget), (self.short, budget)):
+        self.first_lane += 1
+        start = self.first_lane % len(self.lanes)
+        lanes = [lane for lane in self.lanes[start:] + self.lanes[:start] if lane]
+        limits = [budget * number // len(lanes) for number in range(1, len(lanes) + 1)]
+        for lane, limit in [*zip(lanes, limits, strict=True), *((lane, budget) for lane in lanes)]:
             for job in self._iterate(lane):
                 if work.jobs and work.num_tokens + len(job.windows[job.num_taken].input_ids) > limit:
                     break
                 work.add(job)
-        self.num_queued_tokens -= work.num_tokens
+        self._count_out(work.num_tokens)
         return work
 
     def _iterate(self, lane: deque[Job]) -> Iterator[Job]:
@@ -206,9 +268,8 @@ class Batcher:
         while lane:
             job = lane[0]
             if job.future.done():  # cancelled, or failed in another batch
-                self.num_queued_tokens -= job.count_waiting()
-                lane.popleft()
-            elif job.num_taken == len(job.windows):
+                self._drop(job)
+            if job.num_taken == len(job.windows):
                 lane.popleft()
             else:
                 yield job

@@ -1,6 +1,7 @@
 """Request bodies, read with limits and parsed strictly."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 
@@ -12,7 +13,13 @@ from serve.problems import Problem
 KIB = 1 << 10
 BODY_TIMEOUT_S = 20.0
 """A client that takes longer to send the next part of a body is cut off."""
+MIN_BYTES_PER_S = 1000
+"""A client that sends a body more slowly is cut off too, after a first `BODY_TIMEOUT_S`."""
+MAX_DIGITS = 18
+"""Of a size; Python refuses to read thousands of them."""
 MAX_MISTAKES = 20
+MAX_TOLD_MISTAKES = 1000
+"""More are counted but not told: each would become an object with its own texts."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -31,14 +38,17 @@ async def read_body(request: Request, max_kib: int) -> bytes:
     """The whole body. Raises Problem where it is too large or too slow."""
     limit = max_kib * KIB
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
+    if declared.isdecimal() and (len(declared) > MAX_DIGITS or int(declared) > limit):
         raise _too_large(max_kib)
     parts = []
     size = 0
+    started = time.monotonic()
     async for part in iterate_parts(request):
         size += len(part)
         if size > limit:
             raise _too_large(max_kib)
+        if time.monotonic() - started > BODY_TIMEOUT_S + size / MIN_BYTES_PER_S:
+            raise Problem(408, f"a body must come with at least {MIN_BYTES_PER_S} bytes per second")
         parts.append(part)
     return b"".join(parts)
 
@@ -106,6 +116,8 @@ def check_size(num_bytes: int, max_kib: int) -> None:
 
 
 def _describe(error: ValidationError) -> Problem:
+    if error.error_count() > MAX_TOLD_MISTAKES:
+        return Problem(422, f"the body breaks the rules in {error.error_count()} places")
     mistakes = error.errors(include_url=False, include_input=False, include_context=False)
     if any(mistake["type"] == "json_invalid" for mistake in mistakes):
         return Problem(400, mistakes[0]["msg"])

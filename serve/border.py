@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.batching import Overloaded
@@ -18,7 +19,9 @@ from serve.problems import MEDIA_TYPE, Problem
 from serve.replica import FailedText, Replica, Timing
 
 MAX_ID = 128
-GUARDED = ("/v1/", "/metrics")
+OPEN = ("/", "/docs", "/healthz", "/openapi.json", "/readyz")
+OPEN_FOLDERS = ("/docs/", "/page/")
+"""Whatever else there is wants a key, where the endpoint has any."""
 CLIENT_LEFT = 499
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -54,9 +57,15 @@ class Border:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         status = 0
+        method = scope["method"]
+        is_head = method == "HEAD"
+        if is_head:  # every path that can be got answers it
+            scope["method"] = "GET"
 
         async def send_marked(message: Message) -> None:
             nonlocal status
+            if is_head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             if message["type"] == "http.response.start":
                 status = message["status"]
                 found = MutableHeaders(scope=message)
@@ -67,10 +76,13 @@ class Border:
 
         try:
             try:
-                self.check_key(scope["path"], headers)
-                with open_span(self.replica, headers, scope["method"]):
+                self.check_key(find_path(scope), headers)
+                with open_span(self.replica, headers, method):
                     await self.app(scope, receive, send_marked)
             except Exception as error:
+                if is_departure(error):
+                    status = CLIENT_LEFT
+                    return
                 problem = explain(error)
                 if problem.status == 500:
                     logger.exception("request %s failed", request_id)
@@ -81,21 +93,22 @@ class Border:
             status = CLIENT_LEFT
             raise
         finally:
-            self.note(scope, request_id, status, time.monotonic() - started)
+            self.note(scope, method, request_id, status, time.monotonic() - started)
 
     def check_key(self, path: str, headers: Headers) -> None:
         """Raise Problem where a key is needed and not given."""
-        if path.startswith(GUARDED) and not self.replica.keys.allow(headers):
+        is_open = path in OPEN or path.startswith(OPEN_FOLDERS)
+        if not is_open and not self.replica.keys.allow(headers):
             detail = "this endpoint wants an API key: `Authorization: Bearer KEY`, or `X-API-Key: KEY`"
             raise Problem(401, detail, headers={"www-authenticate": 'Bearer realm="rayner"'})
 
-    def note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    def note(self, scope: Scope, method: str, request_id: str, status: int, seconds: float) -> None:
         """Count the request, and write its line of the access log."""
         route = getattr(scope.get("route"), "path", "other")
         state = scope["state"]
         note_request(
             self.replica,
-            scope["method"],
+            method,
             route,
             request_id,
             status,
@@ -150,6 +163,20 @@ def note_request(
     if texts is not None:
         line["texts"] = texts
     access.info("%s", json.dumps(line))
+
+
+def find_path(scope: Scope) -> str:
+    """The path below the application's own, which is part of `path` where it is not served at the root."""
+    path: str = scope["path"]
+    root = scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] if root and f"{path}/".startswith(f"{root}/") else path
+
+
+def is_departure(error: BaseException) -> bool:
+    """Whether a request ended because its client went."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_departure(one) for one in error.exceptions)
+    return isinstance(error, ClientDisconnect)
 
 
 def choose_request_id(given: str) -> str:

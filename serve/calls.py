@@ -15,7 +15,7 @@ from serve.border import CLIENT_LEFT, choose_request_id, explain, note_request, 
 from serve.problems import Problem
 from serve.replica import Replica, Timing
 from serve.schemas import EntitiesRequest, StreamLine
-from serve.streaming import MAX_CHARACTERS, MAX_LINES, predict_patiently
+from serve.streaming import MAX_CHARACTERS, MAX_LINES
 
 SERVICE: str = messages.DESCRIPTOR.services_by_name["Ner"].full_name
 METHOD = "GRPC"
@@ -232,7 +232,9 @@ class Stream:
             parsed = validate(StreamLine, {"text": line.text, **read_options(line)})
             self.replica.check_line(parsed)
             async with asyncio.timeout(self.replica.tuning.timeout_s):
-                answered = await predict_patiently(self.replica, parsed, line.model or None, self.timing)
+                answered = await self.replica.answer_text(
+                    parsed.text, parsed, line.model or None, self.timing, is_patient=True
+                )
             return messages.StreamResult(**given, result=messages.Result(**answered))
         except Exception as error:
             problem = explain(error)

@@ -13,7 +13,7 @@ import torch
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.entities import Entity, Prediction
 from pipelines.ner.errors import UserError
-from serve.batching import Answer, Batcher, Overloaded
+from serve.batching import Answer, Batcher
 from serve.keys import read_keys
 from serve.metrics import Metrics
 from serve.problems import Problem
@@ -63,14 +63,16 @@ class Replica:
 
     async def start(self) -> None:
         """Load the default model and answer once. Raises Problem."""
-        await self.check()
+        async with self.shelf.borrow(self.arguments.model_name):
+            await self.check()
         self.is_ready = True
 
     async def check(self) -> None:
-        """Answer a known text; what is wrong is raised."""
-        model = await self.shelf.find(self.arguments.model_name)
-        if model.batcher.is_idle:  # under load, requests show whether it works
-            await asyncio.wait_for(model.batcher.predict(CANARY), CANARY_TIMEOUT_S)
+        """Answer a known text with each model in memory that has nothing to do; what is wrong is raised."""
+        for name in list(self.shelf.loaded):
+            with self.shelf.look(name) as model:  # asking for it would load it, or keep it from making room
+                if model is not None and model.batcher.is_idle:  # under load, requests show whether it works
+                    await asyncio.wait_for(model.batcher.predict(CANARY), CANARY_TIMEOUT_S)
 
     def tune(self, tuning: Tuning) -> None:
         """Go on with other thresholds and budgets."""
@@ -112,27 +114,40 @@ class Replica:
         """A `Result`, or `Results` for several texts, as plain data."""
         if request.text is not None:
             return await self.answer_text(request.text, request, model, timing)
-        texts = request.texts or []
-        loaded = await self.shelf.find(model or self.arguments.model_name)
-        loaded.batcher.check_room()
-        tasks = [asyncio.ensure_future(self._answer_one(text, request, loaded, timing)) for text in texts]
+        async with self.shelf.borrow(model or self.arguments.model_name) as loaded:
+            return {"results": await self._answer_all(request.texts or [], request, loaded, timing)}
+
+    async def _answer_all(
+        self, texts: Sequence[str], options: Options, model: LoadedModel, timing: Timing
+    ) -> list[dict[str, Any]]:
+        model.batcher.check_room()  # once: a request whose texts do not fit in the queue together would never be taken
+        tasks = [asyncio.ensure_future(self._answer_one(text, options, model, timing)) for text in texts]
         try:
-            return {"results": await asyncio.gather(*tasks)}
+            return list(await asyncio.gather(*tasks))
         except Exception as error:
-            at = next((index for index, task in enumerate(tasks) if task.done() and task.exception() is error), None)
-            raise error if isinstance(error, Overloaded) or at is None else FailedText(at, error) from error
+            failed = (index for index, task in enumerate(tasks) if _find_error(task) is error)
+            raise FailedText(next(failed), error) from error
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def answer_text(self, text: str, options: Options, model: str | None, timing: Timing) -> dict[str, Any]:
-        """A `Result` as plain data."""
-        loaded = await self.shelf.find(model or self.arguments.model_name)
-        loaded.batcher.check_room()
-        return await self._answer_one(text, options, loaded, timing)
+    async def answer_text(
+        self, text: str, options: Options, model: str | None, timing: Timing, *, is_patient: bool = False
+    ) -> dict[str, Any]:
+        """A `Result` as plain data.
 
-    async def _answer_one(self, text: str, options: Options, model: LoadedModel, timing: Timing) -> dict[str, Any]:
-        answer = await model.batcher.predict(text)
+        Args:
+            is_patient: wait where the queue is full.
+        """
+        async with self.shelf.borrow(model or self.arguments.model_name) as loaded:
+            if not is_patient:
+                loaded.batcher.check_room()
+            return await self._answer_one(text, options, loaded, timing, is_patient=is_patient)
+
+    async def _answer_one(
+        self, text: str, options: Options, model: LoadedModel, timing: Timing, *, is_patient: bool = False
+    ) -> dict[str, Any]:
+        answer = await model.batcher.predict(text, is_patient=is_patient)
         timing.add(answer)
         self.metrics.observe_text(model.name, answer.prediction, answer.queue_s, answer.engine_s)
         return self.render(text, answer.prediction, options)
@@ -195,7 +210,8 @@ class Replica:
 
     async def describe_model(self, name: str | None) -> dict[str, Any]:
         """`ModelInfo` as plain data."""
-        return (await self.shelf.find(name or self.arguments.model_name)).describe()
+        async with self.shelf.borrow(name or self.arguments.model_name) as model:
+            return model.describe()
 
     def look(self) -> None:
         """Bring the gauges up to date."""
@@ -210,6 +226,10 @@ class FailedText(Exception):
     def __init__(self, index: int, cause: Exception) -> None:
         self.index, self.cause = index, cause
         super().__init__(f"text {index} could not be computed")
+
+
+def _find_error(task: "asyncio.Future[Any]") -> BaseException | None:
+    return task.exception() if task.done() and not task.cancelled() else None
 
 
 def choose_entities(entities: Sequence[Entity], options: Options, min_score: float) -> list[Entity]:

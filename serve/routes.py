@@ -47,7 +47,7 @@ def build_http(replica: Replica, gather_figures: Figures, version: str) -> FastA
     Args:
         gather_figures: the metrics of all replicas, by replica.
     """
-    app = FastAPI(title="rayner", version=version, docs_url=None, redoc_url=None, description=__doc__)
+    app = FastAPI(title="rayner", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Border, replica=replica)
     app.add_exception_handler(HTTPException, _handle_http_error)
     _add_entities(app, replica)
@@ -74,8 +74,10 @@ def _add_entities(app: FastAPI, replica: Replica) -> None:
         spent = f"queue;dur={1000 * timing.queue_s:.1f}, engine;dur={1000 * timing.engine_s:.1f}"
         return Response(json.dumps(answered, ensure_ascii=False), media_type=JSON, headers={"server-timing": spent})
 
-    def answer_stream(request: Request, model: str | None) -> StreamResponse:
+    async def answer_stream(request: Request, model: str | None) -> StreamResponse:
         check_media_type(request, STREAM_TYPE, "application/jsonl", "application/ndjson")
+        async with replica.shelf.borrow(model or replica.arguments.model_name):
+            pass  # what is wrong with the model is told before the first line
         timing = request.state.timing = Timing()
         return StreamResponse(request, replica, model, timing)
 
@@ -96,12 +98,12 @@ def _add_entities(app: FastAPI, replica: Replica) -> None:
     @app.post("/v1/entities/stream", tags=["entities"], **lines)
     async def stream_entities(request: Request) -> Any:
         """Entities of a text a line, in the order of the lines, while they are still being sent."""
-        return answer_stream(request, None)
+        return await answer_stream(request, None)
 
     @app.post("/v1/models/{name}/entities/stream", tags=["entities"], **_add_name(lines))
     async def stream_entities_by_model(request: Request) -> Any:
         """The same by a named model."""
-        return answer_stream(request, request.path_params["name"])
+        return await answer_stream(request, request.path_params["name"])
 
 
 def _add_models(app: FastAPI, replica: Replica) -> None:
@@ -178,7 +180,9 @@ async def _handle_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     details = {404: "there is nothing at this path; `/docs` lists what there is", 405: "not with this method"}
     problem = Problem(error.status_code, details.get(error.status_code, str(error.detail)))
-    headers = {**(error.headers or {}), "content-type": PROBLEM_TYPE}
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()} | {"content-type": PROBLEM_TYPE}
+    if headers.get("allow") == "GET":
+        headers["allow"] = "GET, HEAD"
     return Response(problem.render(request.state.request_id), error.status_code, headers=headers)
 
 
@@ -206,7 +210,7 @@ def _document_stream() -> dict[str, Any]:
     return {
         "responses": {
             200: {"description": told, "content": {STREAM_TYPE: {"schema": {"type": "string"}}}},
-            **_list_problems(401, 415),
+            **_list_problems(401, 415, 503),
         },
         "openapi_extra": {"requestBody": {"required": True, "content": {STREAM_TYPE: lines}}},
         "response_class": Response,

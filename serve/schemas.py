@@ -2,12 +2,22 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, model_validator
 
 MAX_LABELS = 1000
 MAX_NAME = 256
 Redaction = Literal["mask", "label", "hash"]
 Label = Annotated[str, StringConstraints(max_length=MAX_NAME)]
+
+
+def _check_id(value: Any) -> str | int:
+    """A union of two types would point at `/id/str` and `/id/int`, which no body has."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError("Input should be a string or an integer")
+    return value
+
+
+LineId = Annotated[str | int, PlainValidator(_check_id, json_schema_input_type=str | int)]
 
 
 class Options(BaseModel):
@@ -48,7 +58,12 @@ class EntitiesRequest(Options):
     model_config = ConfigDict(json_schema_extra=_require_one, extra="forbid", strict=True)
 
     text: str | None = Field(None, description="A text of any length that the endpoint's limits allow.")
-    texts: list[str] | None = Field(None, min_length=1, description="Several texts; the answer keeps their order.")
+    texts: list[str] | None = Field(
+        None,
+        min_length=1,
+        fail_fast=True,  # a million mistakes would fill the memory
+        description="Several texts; the answer keeps their order.",
+    )
 
     @model_validator(mode="after")
     def check_texts(self) -> Self:
@@ -62,7 +77,7 @@ class StreamLine(Options):
     """One line of a stream."""
 
     text: str
-    id: str | int | None = Field(None, description="Comes back with the answer.")
+    id: LineId | None = Field(None, description="Comes back with the answer.")
 
 
 class Entity(BaseModel):

@@ -10,7 +10,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 class Tuning(BaseModel):
     """What may change without a restart: `user_config` of the deployment."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     min_score: float = Field(0.0, ge=0, le=1, description="Entities below are left out where a request says nothing.")
     max_batch_tokens: int | None = Field(
@@ -32,17 +32,22 @@ def _split_models(value: Any) -> Any:
     """`a=path,b=path` as a command line gives it."""
     if not isinstance(value, str):
         return value
-    pairs = [pair.partition("=") for pair in value.split(",") if pair]
-    return {name.strip(): path.strip() for name, _, path in pairs}
+    pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+    models = {name.strip(): path.strip() for name, _, path in pairs}
+    if len(models) < len(pairs):
+        raise ValueError("two models have the same name")
+    return models
 
 
-Models = Annotated[dict[Annotated[str, Field(pattern=NAME)], str], BeforeValidator(_split_models)]
+Models = Annotated[
+    dict[Annotated[str, Field(pattern=NAME)], Annotated[str, Field(min_length=1)]], BeforeValidator(_split_models)
+]
 
 
 class Arguments(BaseModel):
     """Arguments of `serve.app:build_app`."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     model: str = Field(description="A bundle folder, a Hugging Face token-classification checkpoint, or a hub id.")
     model_name: str = Field("default", pattern=NAME, description="Its name at the endpoint.")

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,8 @@ from serve.batching import Batcher
 from serve.problems import Problem
 
 MIB = 1 << 20
+RETRY_S = 60.0
+"""A model that cannot be loaded is tried again after this; each try would hold up the others' loading."""
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +29,7 @@ class LoadedModel:
     engine: NerEngine
     batcher: Batcher
     size_mib: float
+    num_borrowed: int = 0
 
     def describe(self) -> dict[str, Any]:
         """What `/v1/model` says."""
@@ -70,20 +75,43 @@ class Shelf:
         self.loaded: dict[str, LoadedModel] = {}
         """The last used one last."""
         self.loading: dict[str, asyncio.Task[LoadedModel]] = {}
+        self.broken: dict[str, float] = {}
+        """Until when a model that could not be loaded is not tried again."""
         self.thread = ThreadPoolExecutor(1, "loading")
 
-    async def find(self, name: str) -> LoadedModel:
-        """The model of this name. Raises Problem where there is none, or it cannot be loaded."""
-        model = self.loaded.pop(name, None)
-        if model is not None:
-            self.loaded[name] = model
-            return model
+    @asynccontextmanager
+    async def borrow(self, name: str) -> AsyncIterator[LoadedModel]:
+        """The model of this name, which stays in memory during the block.
+
+        Raises Problem where there is none, or it cannot be loaded.
+        """
         if name not in self.paths:
             raise Problem(404, f"no model `{name[:100]}`; there are {', '.join(self.paths)}")
-        task = self.loading.get(name)
-        if task is None:
-            task = self.loading[name] = asyncio.create_task(self._load(name))
-        return await asyncio.shield(task)  # who gives up does not stop it for the others
+        while name not in self.loaded:  # it may be put away again before this coroutine goes on
+            if self.broken.get(name, 0.0) > time.monotonic():
+                raise self._refuse(name)
+            task = self.loading.get(name)
+            if task is None:
+                task = self.loading[name] = asyncio.create_task(self._load(name))
+            await asyncio.shield(task)  # who gives up does not stop it for the others
+        self.loaded[name] = self.loaded.pop(name)
+        with self.look(name) as model:
+            assert model is not None
+            yield model
+
+    @contextmanager
+    def look(self, name: str) -> Iterator[LoadedModel | None]:
+        """The model if it is in memory, where it stays during the block; that does not count as a use."""
+        model = self.loaded.get(name)
+        if model is None:
+            yield None
+            return
+        model.num_borrowed += 1
+        try:
+            yield model
+        finally:
+            model.num_borrowed -= 1
+            self._make_room(0)
 
     async def _load(self, name: str) -> LoadedModel:
         try:
@@ -91,8 +119,8 @@ class Shelf:
             engine = await loop.run_in_executor(self.thread, self.open_engine, self.paths[name])
         except UserError as error:
             logger.error("model %s cannot be loaded: %s", name, error)
-            headers = {"retry-after": "60"}
-            raise Problem(503, f"the model `{name}` cannot be loaded: {error.what}", headers=headers) from error
+            self.broken[name] = time.monotonic() + RETRY_S
+            raise self._refuse(name) from error
         finally:
             self.loading.pop(name, None)
         model = LoadedModel(name, engine, self.make_batcher(engine), engine.size_bytes / MIB)
@@ -100,10 +128,15 @@ class Shelf:
         self.loaded[name] = model
         return model
 
+    def _refuse(self, name: str) -> Problem:
+        headers = {"retry-after": str(max(1, round(self.broken[name] - time.monotonic())))}
+        return Problem(503, f"the model `{name}` cannot be loaded; the log says why", headers=headers)
+
     def _make_room(self, size_mib: float) -> None:
-        for name, model in list(self.loaded.items()):
+        """Put away what nobody uses, the longest unused first, until so much fits besides; the last one used stays."""
+        for name, model in list(self.loaded.items())[: None if size_mib else -1]:
             if size_mib + sum(one.size_mib for one in self.loaded.values()) <= self.max_mib:
                 return
-            if model.batcher.is_idle:
+            if not model.num_borrowed and model.batcher.is_idle:
                 del self.loaded[name]
                 model.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.batching import Overloaded
 from serve.bodies import parse, read_lines
 from serve.border import explain
 from serve.problems import Problem
@@ -22,7 +22,8 @@ MAX_LINES = 256
 """Of a stream that are under way at once."""
 MAX_CHARACTERS = 2_000_000
 """Of those lines, where there is more than one."""
-MAX_WAIT_S = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -104,15 +105,11 @@ class StreamResponse(Response):
                 given["id"] = parsed.id
             self.replica.check_line(parsed)
             async with asyncio.timeout(self.replica.tuning.timeout_s):
-                return given | await predict_patiently(self.replica, parsed, self.model, self.timing)
+                return given | await self.replica.answer_text(
+                    parsed.text, parsed, self.model, self.timing, is_patient=True
+                )
         except Exception as error:
-            return given | {"error": explain(error).describe(self.request.state.request_id)}
-
-
-async def predict_patiently(replica: Replica, line: StreamLine, model: str | None, timing: Timing) -> dict[str, Any]:
-    """The answer to a line: a stream waits, where a request would be sent away."""
-    while True:
-        try:
-            return await replica.answer_text(line.text, line, model, timing)
-        except Overloaded as error:
-            await asyncio.sleep(min(MAX_WAIT_S, max(0.05, error.retry_after_s / 4)))
+            problem, request_id = explain(error), self.request.state.request_id
+            if problem.status == 500:
+                logger.exception("line %d of request %s failed", number, request_id)
+            return given | {"error": problem.describe(request_id)}

@@ -15,9 +15,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from serve import entities_pb2 as messages
 from serve import entities_pb2_grpc as services
+from serve.ingress import find_free_ports
 from serve.listening import choose_environment
 from tests.conftest import ROOT, make_bundle
-from tests.integration.endpoint import Endpoint, find_free_port, open_endpoint
+from tests.integration.endpoint import Endpoint, open_endpoint
 from tests.integration.processes import list_descendants, wait_until
 
 TEXTS = [json.loads(line)["text"] for line in (ROOT / "tests/data/twenty_documents.jsonl").open(encoding="utf-8")]
@@ -59,10 +60,10 @@ def caller(
         "runtime": "torch",
         "precision": "fp32",
     }
-    port = find_free_port()
+    port = find_free_ports(1)[0]
     environment = choose_environment() | {
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(find_free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(find_free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(find_free_ports(1)[0]),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(find_free_ports(1)[0]),
     }
     if request.param == "python":
         environment["RAY_SERVE_ENABLE_DIRECT_INGRESS"] = "0"  # the proxy is the only way in

@@ -236,6 +236,7 @@ def test_model_that_cannot_be_loaded_is_unavailable_for_a_while(endpoint):
 
 def test_full_queue_exhausts_resources_and_says_when_to_come_back(open_endpoint):
     narrow = open_endpoint(tuning={"max_queued_tokens": 1})
+    narrow.replica.shelf.loaded["default"].batcher.num_queued_tokens = 1  # as if a text waited
     with refused(grpc.StatusCode.RESOURCE_EXHAUSTED) as caught:
         narrow.stub.FindEntities(messages.EntitiesRequest(texts=[SENTENCE] * 20))
     assert int(dict(caught.value.trailing_metadata())["retry-after"]) >= 1
