@@ -2,8 +2,8 @@
 
     python -m tests.integration.endpoint '{"arguments": {"model": …}, "port": 8001, "ingress": "haproxy"}'
 
-Orders: `{"deploy": ARGUMENTS}` deploys again, `{"status": true}` tells of the replicas, `{"stop": true}` ends it. Each
-is answered with a line of JSON.
+Orders: `{"deploy": ARGUMENTS}` deploys again, `{"configure": CONFIG}` does what `serve deploy` does, `{"status": true}`
+tells of the replicas, `{"stop": true}` ends it. Each is answered with a line of JSON.
 """
 
 import json
@@ -48,6 +48,9 @@ def serve_orders(order: dict[str, Any]) -> None:
                 if "deploy" in asked:
                     deploy(asked["deploy"])
                     print(json.dumps({"deployed": True}), flush=True)
+                elif "configure" in asked:
+                    configure(asked["configure"], order["port"])
+                    print(json.dumps({"configured": True}), flush=True)
                 elif "status" in asked:
                     print(json.dumps(tell_status()), flush=True)
                 else:
@@ -63,6 +66,15 @@ def deploy(arguments: dict[str, Any]) -> None:
     from serve.settings import Arguments
 
     serve.run(build_app(Arguments.model_validate(arguments)), name=APP_NAME, route_prefix="/")
+
+
+def configure(config: dict[str, Any], port: int) -> None:
+    """What `serve deploy` has the cluster do with a file."""
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    config["http_options"] = {"host": "127.0.0.1", "port": port}
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=True)
 
 
 def tell_status() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipelines.ner.engine import NerEngine
 from tests.conftest import EXACT, ROOT, make_bundle
@@ -129,9 +130,24 @@ def test_another_bundle_takes_over_under_load_without_a_failed_request(endpoint:
 
 
 def test_thresholds_change_without_a_restart(endpoint: Endpoint, bundles):
+    arguments = SETTINGS | {"model": str(bundles[1]), "access_log": False}
+    config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
+    [application] = config["applications"]
+    application["args"] = arguments
+    [deployment] = application["deployments"]
+    endpoint.order({"configure": config})
     wait_until(lambda: len(endpoint.list_replicas()) == 1, "the replicas of before have ended", 60)
+    assert endpoint.ask("/v1/entities", {"text": TEXTS[0]})[1]["entities"] != []
     before = endpoint.list_replicas()
-    arguments = SETTINGS | {"model": str(bundles[1]), "min_replicas": 1, "max_replicas": 1, "tuning": {"min_score": 1}}
-    endpoint.order({"deploy": arguments})
+    deployment["user_config"]["min_score"] = 1.0
+    endpoint.order({"configure": config})
     wait_until(lambda: endpoint.ask("/v1/entities", {"text": TEXTS[0]})[1]["entities"] == [], "no entity is sure")
     assert endpoint.list_replicas() == before
+
+
+def test_two_replicas_share_a_gpu(bundles, tmp_path):
+    arguments = SETTINGS | {"model": str(bundles[0]), "num_gpus": 0.5, "min_replicas": 2, "max_replicas": 2}
+    one_gpu = {"RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": 1})}
+    with open_endpoint(arguments, tmp_path, ingress="python", environment=one_gpu) as endpoint:
+        assert endpoint.count_replicas() == 2
+        assert endpoint.ask("/v1/entities", {"text": TEXTS[0]})[0] == 200
