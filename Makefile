@@ -41,6 +41,7 @@ bench: $(STAMP)  ## quality on the real corpora and speeds (over an hour); write
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.serve
 
 clean:          ## remove what was built, not what was trained
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,13 +1,18 @@
 """Every command of README.md, run word for word in a copy of the checkout."""
 
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
+
+from tests.integration.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"```(sh|python)\n(.*?)```", re.DOTALL)
@@ -24,6 +29,14 @@ def test_commands_that_cannot_run_inside_a_test_are_what_ci_runs():
     assert "make check test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
+def is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
 @pytest.mark.timeout(900)
 def test_every_command_of_the_readme_works(tmp_path: Path):
     if not (Path(sys.prefix) / ".installed").exists():
@@ -37,14 +50,25 @@ def test_every_command_of_the_readme_works(tmp_path: Path):
     environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "PYTHONPATH")}
     environment["PATH"] = f"{sys.prefix}/bin:{environment['PATH']}"
     outputs: dict[str, str] = {}
+    serving: subprocess.Popen[bytes] | None = None
     for kind, code in read_blocks():
         for step in [code] if kind == "python" else code.splitlines():
             if step in RUN_BY_CI:
                 continue
+            if step.startswith("rayner serve"):
+                serving = subprocess.Popen(step.split(), cwd=tmp_path, env=environment)
+                wait_until(lambda: is_ready("http://localhost:8000/readyz"), "the endpoint is ready")
+                continue
+            if serving is not None and not step.startswith("curl"):
+                serving.send_signal(signal.SIGINT)
+                assert serving.wait(60) == 0
+                serving = None
             run = ["python", "-c", step] if kind == "python" else ["bash", "-c", step]
             done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
             assert done.returncode == 0, f"{step}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
             outputs[step] = done.stdout
+    served = next(output for step, output in outputs.items() if step.startswith("curl"))
+    assert [one["text"] for one in json.loads(served)["entities"]] == ["Angela Merkel", "Utrecht"]
     [quickstart] = [output for step, output in outputs.items() if step == "make quickstart"]
     f1 = float(re.search(r"test strict F1 (\d\.\d+)", quickstart)[1])
     assert f1 >= 0.70
