@@ -23,7 +23,15 @@ from pipelines.job import console, progress_console, run_door
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.settings import ConfigError
-from serve.ingress import INGRESSES, LOOPBACK, choose_environment, find_free_ports, find_haproxy
+from serve.ingress import (
+    GRPC_SERVICER,
+    INGRESSES,
+    LOOPBACK,
+    choose_environment,
+    choose_grpc_environment,
+    find_free_ports,
+    find_haproxy,
+)
 from serve.keys import read_keys
 from serve.settings import Arguments, Tuning
 
@@ -144,6 +152,7 @@ def run(config: ServeConfig) -> None:
     try:
         if is_own:
             os.environ.update(choose_environment(config.http.ingress, folder))
+        os.environ.update(choose_grpc_environment(config.http.host))
         with connect(config.cluster, is_private=True):
             signal.signal(signal.SIGTERM, _stop)  # Ray has set its own
             _serve(config, arguments, labels)
@@ -216,44 +225,58 @@ def build_arguments(config: ServeConfig) -> Arguments:
 
 def _serve(config: ServeConfig, arguments: Arguments, labels: Sequence[str]) -> None:
     from ray import serve
-    from ray.serve.config import gRPCOptions
-
-    from serve.app import APP_NAME, build_app
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    http = config.http
-    grpc: dict[str, Any] = {}
-    if http.grpc_port is not None:
-        servicers = ["serve.entities_pb2_grpc.add_NerServicer_to_server"]
-        grpc = {"grpc_options": gRPCOptions(port=http.grpc_port, grpc_servicer_functions=servicers)}
-    with progress_console.status("starting the replicas"):
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": http.host, "port": http.port, "request_timeout_s": None},
-            **grpc,
-        )
-        serve.run(build_app(arguments), name=APP_NAME, route_prefix="/")
-        address = f"http://{http.host}:{http.port}"
-        _wait_until_ready(http.host, http.port)
-    ingress = "HAProxy" if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else "Ray Serve's proxy"
-    console.print(f"model:   {escape(str(config.model))} ({escape(', '.join(labels))})")
-    console.print(f"ingress: {ingress}, replicas {config.scaling.min_replicas} to {config.scaling.max_replicas}")
-    if config.page:
-        console.print(f"page:    {address}/")
-    console.print(f"API:     {address}/v1/entities, documented at {address}/docs")
-    body = json.dumps({"text": EXAMPLE})
-    key = " -H 'x-api-key: KEY'" if read_keys(config.api_keys_file) else ""
-    console.print(
-        escape(f"try:     curl -s {address}/v1/entities -H 'content-type: application/json'{key} -d '{body}'")
-    )
-    console.print("Ctrl-C ends it")
     try:
+        with progress_console.status("starting the replicas"):
+            _start(config, arguments)
+        _tell(config, labels)
         while True:
             time.sleep(LOOK_EVERY_S)
     except KeyboardInterrupt:
         progress_console.print("ending")
         with suppress(KeyboardInterrupt):  # a second one: at once
             serve.shutdown()
+
+
+def _start(config: ServeConfig, arguments: Arguments) -> None:
+    from ray import serve
+    from ray.serve.config import gRPCOptions
+
+    from serve.app import APP_NAME, build_app
+
+    http = config.http
+    options: dict[str, Any] = {}
+    if http.grpc_port is not None:
+        options["grpc_options"] = gRPCOptions(port=http.grpc_port, grpc_servicer_functions=[GRPC_SERVICER])
+    if find_address(config.cluster):  # its processes have the environment that it was started with
+        options["controller_options"] = {"runtime_env": {"env_vars": choose_grpc_environment(http.host)}}
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": http.host, "port": http.port, "request_timeout_s": None},
+        **options,
+    )
+    serve.run(build_app(arguments), name=APP_NAME, route_prefix="/")
+    _wait_until_ready(http.host, http.port)
+
+
+def _tell(config: ServeConfig, labels: Sequence[str]) -> None:
+    http, scaling = config.http, config.scaling
+    address = f"http://{http.host}:{http.port}"
+    ingress = "HAProxy" if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else "Ray Serve's proxy"
+    console.print(f"model:   {escape(str(config.model))} ({escape(', '.join(labels))})")
+    console.print(f"ingress: {ingress}, replicas {scaling.min_replicas} to {scaling.max_replicas}")
+    if config.page:
+        console.print(f"page:    {address}/")
+    console.print(f"API:     {address}/v1/entities, documented at {address}/docs")
+    if http.grpc_port is not None:
+        console.print(f"gRPC:    {http.host}:{http.grpc_port}, service rayner.v1.Ner")
+    body = json.dumps({"text": EXAMPLE})
+    key = " -H 'x-api-key: KEY'" if read_keys(config.api_keys_file) else ""
+    console.print(
+        escape(f"try:     curl -s {address}/v1/entities -H 'content-type: application/json'{key} -d '{body}'")
+    )
+    console.print("Ctrl-C ends it")
 
 
 def _wait_until_ready(host: str, port: int, timeout_s: float = 60) -> None:

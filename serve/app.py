@@ -23,6 +23,8 @@ DEPLOYMENT = "NerServer"
 MAX_ONGOING = 10_000
 """Requests in one replica. It counts sub-tokens itself, and answers 429 long before there are so many."""
 TELL_EVERY_S = 1.0
+BOARDS = "rayner"
+"""Ray's namespace of the boards."""
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,9 @@ class NerServer(GrpcCalls):
         """The board that all replicas share: it outlives each of them, and ends after the last."""
         board = (
             ray.remote(LeavingBoard)
-            .options(name=f"{self.app_name}-board", get_if_exists=True, lifetime="detached", num_cpus=0)
+            .options(
+                name=f"{self.app_name}-board", namespace=BOARDS, get_if_exists=True, lifetime="detached", num_cpus=0
+            )
             .remote(key)
         )
         board.wait_until_left.remote()

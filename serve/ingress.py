@@ -18,6 +18,11 @@ BUFFER_BYTES = 65_536
 HEADERS_TIMEOUT_S = 15
 IDLE_TIMEOUT_S = 300
 
+GRPC_SERVICER = "serve.entities_pb2_grpc.add_NerServicer_to_server"
+GRPC_HOOK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+GRPC_HOOK = "serve.listening.restrict_grpc"
+GRPC_HOST_VARIABLE = "RAYNER_GRPC_HOST"
+
 ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
@@ -67,7 +72,7 @@ def choose_environment(ingress: str, folder: Path) -> dict[str, str]:
     """The environment of a cluster of this machine alone, with HAProxy's files and ports of its own."""
     program = find_haproxy() if ingress != "python" else None
     if program is None:
-        return ENVIRONMENT | {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
+        return ENVIRONMENT | {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
@@ -87,6 +92,11 @@ def choose_environment(ingress: str, folder: Path) -> dict[str, str]:
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # its only HAProxy hears at once of a replica's end
         }
     )
+
+
+def choose_grpc_environment(host: str = LOOPBACK[0]) -> dict[str, str]:
+    """What the processes of Ray Serve must find in their environment for gRPC to listen at an address."""
+    return {GRPC_HOOK_VARIABLE: GRPC_HOOK, GRPC_HOST_VARIABLE: host}
 
 
 def find_free_ports(count: int) -> list[int]:

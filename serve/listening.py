@@ -9,14 +9,7 @@ from typing import Any
 
 from ray.serve._private import default_impl
 
-HOOK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-HOST_VARIABLE = "RAYNER_GRPC_HOST"
-LOOPBACK = "127.0.0.1"
-
-
-def choose_environment(host: str = LOOPBACK) -> dict[str, str]:
-    """What the processes of Ray Serve must find in their environment for gRPC to listen at an address."""
-    return {HOOK_VARIABLE: f"{__name__}.{restrict_grpc.__name__}", HOST_VARIABLE: host}
+from serve.ingress import GRPC_HOST_VARIABLE, LOOPBACK
 
 
 def restrict_grpc() -> list[Any]:
@@ -29,6 +22,6 @@ def restrict_grpc() -> list[Any]:
 
 def add_address(server: Any, address: str) -> None:
     """Bind the port of an address that Ray chose at the host that is wanted."""
-    host = os.environ.get(HOST_VARIABLE) or LOOPBACK
+    host = os.environ.get(GRPC_HOST_VARIABLE) or LOOPBACK[0]
     port = address.rpartition(":")[2]
     server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")

@@ -72,8 +72,9 @@ def list_listeners(pids: list[int]) -> set[str]:
 
 
 def test_the_printed_command_works_and_the_endpoint_ends_when_told(bundle, tmp_path):
-    [port] = find_free_ports(1)
-    with start([*RAYNER, "serve", "--model", str(bundle), "--http.port", str(port)], port, tmp_path) as (process, log):
+    [port, grpc_port] = find_free_ports(2)
+    ports = ["--http.port", str(port), "--http.grpc_port", str(grpc_port)]
+    with start([*RAYNER, "serve", "--model", str(bundle), *ports], port, tmp_path) as (process, log):
         wait_until(lambda: "Ctrl-C ends it" in log.read_text(), "all is printed", 30)
         told = log.read_text()
         assert f"http://127.0.0.1:{port}/" in told
@@ -86,6 +87,8 @@ def test_the_printed_command_works_and_the_endpoint_ends_when_told(bundle, tmp_p
         front = list_listeners([pid for pid in below if HAPROXY in Path(f"/proc/{pid}/cmdline").read_text()])
         assert front
         assert {address.partition(":")[0] for address in front} == {"0100007F"}  # 127.0.0.1
+        for open_port in (port, grpc_port):
+            assert f"0100007F:{open_port:04X}" in front
         with socket.create_connection(("127.0.0.1", port)):
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0

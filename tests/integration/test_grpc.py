@@ -15,8 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from serve import entities_pb2 as messages
 from serve import entities_pb2_grpc as services
-from serve.ingress import find_free_ports
-from serve.listening import choose_environment
+from serve.ingress import choose_grpc_environment, find_free_ports
 from tests.conftest import ROOT, make_bundle
 from tests.integration.endpoint import Endpoint, open_endpoint
 from tests.integration.processes import list_descendants, wait_until
@@ -61,7 +60,7 @@ def caller(
         "precision": "fp32",
     }
     port = find_free_ports(1)[0]
-    environment = choose_environment() | {
+    environment = choose_grpc_environment() | {
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(find_free_ports(1)[0]),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(find_free_ports(1)[0]),
     }

@@ -7,7 +7,8 @@ import grpc
 import pytest
 from ray.serve._private import default_impl
 
-from serve.listening import HOST_VARIABLE, add_address, choose_environment, restrict_grpc
+from serve.ingress import GRPC_HOST_VARIABLE, choose_grpc_environment
+from serve.listening import add_address, restrict_grpc
 
 
 def find_port() -> int:
@@ -23,9 +24,9 @@ def is_open(host: str, port: int) -> bool:
 
 @pytest.mark.parametrize(("host", "is_wide"), [(None, False), ("", False), ("127.0.0.1", False), ("0.0.0.0", True)])
 def test_port_is_open_at_the_host_that_is_wanted_and_no_other(monkeypatch, host, is_wide):
-    monkeypatch.delenv(HOST_VARIABLE, raising=False)
+    monkeypatch.delenv(GRPC_HOST_VARIABLE, raising=False)
     if host is not None:
-        monkeypatch.setenv(HOST_VARIABLE, host)
+        monkeypatch.setenv(GRPC_HOST_VARIABLE, host)
     port = find_port()
 
     async def listen() -> list[bool]:
@@ -52,7 +53,7 @@ def test_hook_refuses_a_ray_that_binds_in_another_way(monkeypatch):
 
 
 def test_environment_names_the_hook_and_the_host():
-    environment = choose_environment("10.0.0.1")
+    environment = choose_grpc_environment("10.0.0.1")
     assert environment == {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.listening.restrict_grpc",
         "RAYNER_GRPC_HOST": "10.0.0.1",
