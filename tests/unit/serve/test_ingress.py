@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serve import ingress
-from serve.ingress import BUFFER_BYTES, HEADERS_TIMEOUT_S, choose_environment, find_haproxy, write_wrapper
+from serve.ingress import BUFFER_BYTES, HEADERS_TIMEOUT_S, PORTS, choose_environment, find_haproxy, write_wrapper
 
 CONFIG = """\
 global
@@ -117,9 +117,11 @@ def test_environment_of_haproxy_names_files_of_its_own_folder(tmp_path, monkeypa
     program = write_stand_in(tmp_path)
     monkeypatch.setattr(ingress, "find_haproxy", lambda: str(program))
     folder = tmp_path / "ingress"
-    found = choose_environment("auto", folder, 12345)
+    found = choose_environment("auto", folder)
     assert found["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
-    assert found["RAY_SERVE_HAPROXY_STATS_PORT"] == "12345"
+    ports = [int(found[name]) for name in PORTS]
+    assert len(set(ports)) == len(ports)
+    assert all(1024 < port < 65536 for port in ports)
     assert 1 <= int(found["RAY_SERVE_HAPROXY_NBTHREAD"]) <= 4
     assert os.access(found["RAY_SERVE_HAPROXY_BINARY_PATH"], os.X_OK)
     for name, value in found.items():
@@ -131,7 +133,7 @@ def test_environment_of_haproxy_names_files_of_its_own_folder(tmp_path, monkeypa
 @pytest.mark.parametrize(("choice", "has_program"), [("python", True), ("auto", False)])
 def test_environment_of_rays_own_proxy(tmp_path, monkeypatch, choice, has_program):
     monkeypatch.setattr(ingress, "find_haproxy", lambda: "/bin/true" if has_program else None)
-    found = choose_environment(choice, tmp_path / "ingress", 1)
+    found = choose_environment(choice, tmp_path / "ingress")
     assert found["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
     assert not [name for name in found if "HAPROXY" in name]
     assert not (tmp_path / "ingress").exists()

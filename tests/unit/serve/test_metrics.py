@@ -1,5 +1,6 @@
 """Figures of several replicas as one page that Prometheus' own parser reads."""
 
+import asyncio
 import time
 
 import pytest
@@ -78,12 +79,22 @@ def test_no_replica_gives_an_empty_page():
 
 
 def test_board_forgets_replicas_that_say_nothing_any_more(monkeypatch):
-    board = Board()
-    board.tell("gone", [])
-    now = time.monotonic()
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now + metrics.STALE_S - 1)
-    board.tell("here", [])
-    assert set(board.list_figures()) == {"gone", "here"}
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now + metrics.STALE_S + 1)
-    assert set(board.list_figures()) == {"here"}
-    assert set(board.told) == {"here"}
+    async def check() -> None:
+        board = Board(b"k" * 32)
+        await board.tell("gone", [])
+        now = time.monotonic()
+        monkeypatch.setattr(metrics.time, "monotonic", lambda: now + metrics.STALE_S - 1)
+        await board.tell("here", [])
+        assert set(await board.list_figures()) == {"gone", "here"}
+        monkeypatch.setattr(metrics.time, "monotonic", lambda: now + metrics.STALE_S + 1)
+        assert set(await board.list_figures()) == {"here"}
+        assert set(board.told) == {"here"}
+
+    asyncio.run(check())
+
+
+def test_board_keeps_the_redaction_key_of_the_first_replica():
+    async def check() -> None:
+        assert await Board(b"k" * 32).get_key() == b"k" * 32
+
+    asyncio.run(check())

@@ -640,11 +640,13 @@ def test_request_that_is_cancelled_leaves_nothing_in_the_queue(bundle, access_li
 
     async def ask(with_: Talk) -> None:
         with_.replica.engine.gate.clear()
+        waiting = 0
         for body in ({"text": TEXT * 10}, {"texts": [TEXT] * 20}):
             asked = asyncio.create_task(with_.ask(body))
-            await wait_until(lambda: with_.replica.count_load() > 0, "it is under way")
+            await wait_until(lambda least=waiting: with_.replica.count_load() > least, "it is under way")
             asked.cancel()
             await asyncio.wait([asked])
+            waiting = with_.replica.count_load()  # what threads already have
         with_.replica.engine.gate.set()
         await wait_until(lambda: with_.replica.count_load() == 0, "nothing is left")
 
