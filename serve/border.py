@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -74,26 +74,28 @@ class Border:
                     found.setdefault(name, value)
             await send(message)
 
-        try:
+        with open_span(self.replica, headers, method) as tell:
             try:
-                self.check_key(find_path(scope), headers)
-                with open_span(self.replica, headers, method):
+                try:
+                    self.check_key(find_path(scope), headers)
                     await self.app(scope, receive, send_marked)
-            except Exception as error:
-                if is_departure(error):
-                    status = CLIENT_LEFT
-                    return
-                problem = explain(error)
-                if problem.status == 500:
-                    logger.exception("request %s failed", request_id)
-                if status:  # a stream has begun: what is missing tells the client
-                    raise
-                await send_problem(problem, request_id, send_marked)
-        except asyncio.CancelledError:
-            status = CLIENT_LEFT
-            raise
-        finally:
-            self.note(scope, method, request_id, status, time.monotonic() - started)
+                except Exception as error:
+                    if is_departure(error):
+                        status = CLIENT_LEFT
+                        return
+                    problem = explain(error)
+                    if problem.status == 500:
+                        logger.exception("request %s failed", request_id)
+                    if status:  # a stream has begun: what is missing tells the client
+                        raise
+                    await send_problem(problem, request_id, send_marked)
+            except asyncio.CancelledError:
+                status = CLIENT_LEFT
+                raise
+            finally:
+                route = getattr(scope.get("route"), "path", "other")
+                tell(method, route, status)
+                self.note(scope, method, route, request_id, status, time.monotonic() - started)
 
     def check_key(self, path: str, headers: Headers) -> None:
         """Raise Problem where a key is needed and not given."""
@@ -102,9 +104,8 @@ class Border:
             detail = "this endpoint wants an API key: `Authorization: Bearer KEY`, or `X-API-Key: KEY`"
             raise Problem(401, detail, headers={"www-authenticate": 'Bearer realm="rayner"'})
 
-    def note(self, scope: Scope, method: str, request_id: str, status: int, seconds: float) -> None:
+    def note(self, scope: Scope, method: str, route: str, request_id: str, status: int, seconds: float) -> None:
         """Count the request, and write its line of the access log."""
-        route = getattr(scope.get("route"), "path", "other")
         state = scope["state"]
         note_request(
             self.replica,
@@ -118,10 +119,12 @@ class Border:
         )
 
 
-def open_span(replica: Replica, headers: Mapping[str, str], name: str) -> AbstractContextManager[object]:
-    """A span around a request, where tracing is on."""
+def open_span(
+    replica: Replica, headers: Mapping[str, str], name: str
+) -> AbstractContextManager[Callable[[str, str, int], None]]:
+    """A span around a request, where tracing is on; what it gives may be told method, route and status."""
     if not replica.arguments.tracing:
-        return nullcontext()
+        return nullcontext(lambda *_: None)
     from serve.tracing import trace_request
 
     return trace_request(headers, name)

@@ -5,6 +5,7 @@ Ray reads its settings from the environment, before it is imported and in every 
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import stat
@@ -130,7 +131,7 @@ def write_wrapper(program: str, folder: Path) -> Path:
         '  "$config"\n'
         'guard=""\n'
         'command -v setpriv > /dev/null && guard="setpriv --pdeathsig TERM"\n'  # does not outlive a killed Ray
-        f'exec $guard {program} "$@"\n',
+        f'exec $guard {shlex.quote(program)} "$@"\n',
         encoding="utf-8",
     )
     wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)

@@ -25,7 +25,6 @@ from serve.problems import TITLES, Problem
 from serve.replica import Replica, Timing
 from serve.schemas import EntitiesRequest, ModelInfo, ModelList, Result, Results, StreamLine, StreamResult
 from serve.schemas import Problem as ProblemSchema
-from serve.settings import NAME
 from serve.streaming import MEDIA_TYPE as STREAM_TYPE
 from serve.streaming import StreamResponse
 
@@ -220,13 +219,13 @@ def _document_stream() -> dict[str, Any]:
 
 def _add_name(spec: dict[str, Any]) -> dict[str, Any]:
     """The same for a path with a model's name in it."""
-    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "pattern": NAME}}
+    name = {"name": "name", "in": "path", "required": True}
     extra = {**spec.get("openapi_extra", {}), "parameters": [name]}
     return {**spec, "responses": {**spec["responses"], **_list_problems(404)}, "openapi_extra": extra}
 
 
 def _describe(app: FastAPI, replica: Replica) -> dict[str, Any]:
-    """The OpenAPI document, with the limits that hold now."""
+    """The OpenAPI document, with the limits that hold now and the models there are."""
     document: dict[str, Any] = get_openapi(
         title=app.title,
         version=app.version,
@@ -243,6 +242,10 @@ def _describe(app: FastAPI, replica: Replica) -> dict[str, Any]:
             body = operation.get("requestBody", {}).get("content", {}).get(JSON)
             if body:
                 body["schema"] = _limit(body["schema"], replica)
+            for parameter in operation.get("parameters", []):
+                parameter["schema"] = {"type": "string", "enum": list(replica.shelf.paths)}
+            if replica.keys and "401" not in operation["responses"]:
+                operation["security"] = []
     if replica.keys:
         components["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},

@@ -43,13 +43,14 @@ class Options(BaseModel):
 
 
 def _require_one(schema: dict[str, Any]) -> None:
-    """Say in the schema what `check_texts` checks."""
+    """Say in the schema what `check_texts` checks; null is as good as nothing."""
+    schema["oneOf"] = []
     for name in ("text", "texts"):
         field = schema["properties"][name]
-        schema["properties"][name] = field.pop("anyOf")[0] | {
-            key: value for key, value in field.items() if key != "default"
-        }
-    schema["oneOf"] = [{"required": ["text"]}, {"required": ["texts"]}]
+        given = field.pop("anyOf")[0]
+        del field["default"]
+        schema["properties"][name] = given | field | {"type": [given["type"], "null"]}
+        schema["oneOf"].append({"required": [name], "properties": {name: {"type": given["type"]}}})
 
 
 class EntitiesRequest(Options):

@@ -1,8 +1,9 @@
 """OpenTelemetry spans of requests, sent as the standard `OTEL_…` variables say."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 from opentelemetry import propagate, trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -21,8 +22,11 @@ def start_tracing() -> None:
 
 
 @contextmanager
-def trace_request(headers: Mapping[str, str], name: str) -> Iterator[trace.Span]:
-    """A span of a request, below that of the client if it sent one (`traceparent`). Free where tracing is off."""
+def trace_request(headers: Mapping[str, str], name: str) -> Iterator[Callable[[str, str, int], None]]:
+    """A span of a request, below that of the client if it sent one (`traceparent`). Free where tracing is off.
+
+    What it gives is to be called with the method, the route and the status when they are known.
+    """
     with trace.get_tracer(SERVICE).start_as_current_span(
         name,
         context=propagate.extract(headers),
@@ -30,14 +34,13 @@ def trace_request(headers: Mapping[str, str], name: str) -> Iterator[trace.Span]
         record_exception=False,  # its message may have a text in it
         set_status_on_exception=False,
     ) as span:
-        yield span
+        yield partial(_describe, span)
 
 
-def describe_request(span: trace.Span, method: str, route: str, status: int) -> None:
-    """Say what was asked for and how it ended; a client's mistake is no error of ours."""
+def _describe(span: trace.Span, method: str, route: str, status: int) -> None:
     span.update_name(f"{method} {route}")
     span.set_attributes(
         {"http.request.method": method, "http.route": route, "http.response.status_code": status},
     )
-    if status >= 500:
+    if status >= 500:  # a client's mistake is no error of ours
         span.set_status(trace.StatusCode.ERROR)

@@ -22,10 +22,8 @@ def make_request(parts: Iterable[bytes], headers: dict[str, str] | None = None, 
     waiting = iter(messages)
 
     async def receive():  # type: ignore[no-untyped-def]
-        for message in waiting:
-            return message
-        await asyncio.sleep(60)
-        return None
+        message = next(waiting, None)
+        return message or await asyncio.sleep(60)
 
     raw = [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
     return Request({"type": "http", "method": "POST", "path": "/", "headers": raw}, receive)
