@@ -1,6 +1,7 @@
 """The Ray Serve application: `serve run serve.app:build_app model=out/run/bundle`, or `serve/config.yaml`."""
 
 import asyncio
+import gc
 import logging
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -11,6 +12,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 
+from pipelines.ner.runtimes.runtime import set_up_process
 from serve.border import open_access_log
 from serve.calls import GrpcCalls
 from serve.metrics import Board
@@ -35,6 +37,7 @@ class NerServer(GrpcCalls):
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]
         """Ray Serve waits for it."""
         self.arguments = Arguments.model_validate(arguments)
+        set_up_process()
         if self.arguments.access_log:
             open_access_log()
         if self.arguments.tracing:
@@ -49,6 +52,8 @@ class NerServer(GrpcCalls):
             key = read_redaction_key(self.arguments.redaction_key_file)
         self.replica = Replica(self.arguments, key)
         await self.replica.start()
+        gc.collect()
+        gc.freeze()  # what is loaded stays: no need to look through it time and again
         self.telling = asyncio.create_task(self._tell_figures())
 
     def __serve_build_asgi_app__(self) -> FastAPI:

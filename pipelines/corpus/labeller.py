@@ -3,7 +3,6 @@
 import gc
 import os
 import resource
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from pipelines.corpus.agreement import LoadEngine, load_agreed
 from pipelines.corpus.attempts import ATTEMPTS_FOLDER, Attempts, note_loading, read_attempts
@@ -33,14 +31,11 @@ from pipelines.corpus.turns import Meter, Turns
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.entities import Prediction
 from pipelines.ner.errors import UserError
+from pipelines.ner.runtimes.runtime import set_up_process
 
 KILLS_WORKER, CANNOT_LABEL = "kills_worker", "cannot_label"
 QUARANTINE_TEXT_LIMIT = 10_000
 """Characters; a longer text is not repeated in the quarantine."""
-KERNEL_CACHES = {"LRU_CACHE_CAPACITY": 32, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": 256}
-"""Shapes that ideep and oneDNN keep kernels for; by default 1,024, with scratch memory, which grows for hours."""
-SWITCH_INTERVAL = 0.0005
-"""Seconds after which Python code must let the threads go on that compute, and that only want to start a product."""
 ENGINE_FACTS = ("runtime", "precision", "device", "num_threads", "max_batch_tokens")
 
 
@@ -81,10 +76,7 @@ class ChunkLabeller:
         self.parts = PartFolder(job.work)
         self.failure: Exception | None = None
         self.turns, self.meter = Turns(), Meter()
-        for name, shapes in KERNEL_CACHES.items():
-            os.environ.setdefault(name, str(shapes))
-        torch.set_num_interop_threads(1)
-        sys.setswitchinterval(SWITCH_INTERVAL)
+        set_up_process()
         try:
             self.engine = self._load(load)
             gc.freeze()  # what is loaded stays: no need to look through it time and again, while all threads wait
