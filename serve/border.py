@@ -191,7 +191,8 @@ def choose_request_id(given: str) -> str:
 def explain(error: Exception) -> Problem:
     """The problem that an error is to a client; what is not the client's matter stays inside."""
     if isinstance(error, Problem):
-        return error
+        error.__cause__ = error.__context__ = None  # frames of its past hold the body, and are held by who holds it
+        return error.with_traceback(None)
     if isinstance(error, Overloaded):
         return Problem(429, str(error), headers={"retry-after": str(max(1, round(error.retry_after_s)))})
     if isinstance(error, TimeoutError):

@@ -1,9 +1,11 @@
 """Every answer of the contract through the real application: bodies, problem documents, headers, logs."""
 
 import asyncio
+import gc
 import json
 import logging
 import re
+import tracemalloc
 
 import httpx
 import pytest
@@ -597,6 +599,33 @@ def test_only_the_documentations_own_files_are_served(bundle, path):
         check_problem(await with_.client.get(path), 404)
 
     talk(bundle, ask, is_started=False)
+
+
+@pytest.mark.parametrize("body", [b"[" * 1_000_000, b'{"text": [' + b"1," * 500_000 + b"1]}", b" " * 1_100_000])
+@pytest.mark.parametrize("path", ["/v1/entities", "/v1/entities/stream"])
+def test_refused_body_is_gone_at_once_and_does_not_wait_for_the_collector(bundle, path, body):
+    """A cycle of frames and errors would hold each of them until Python looks for cycles, which is seldom."""
+
+    async def ask(with_: Talk) -> None:
+        async def send() -> None:
+            if path.endswith("stream"):
+                await with_.stream(body, path)
+            else:
+                await with_.client.post(path, content=body, headers=JSON)
+
+        await send()
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for _ in range(3):
+                await send()
+            assert tracemalloc.get_traced_memory()[0] < 500_000
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+
+    talk(bundle, ask, tuning={"max_body_kib": 1024})
 
 
 # ---- clients that leave
