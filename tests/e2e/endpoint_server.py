@@ -18,6 +18,7 @@ from typing import Any
 
 import uvicorn
 
+from pipelines.ner.runtimes.runtime import set_up_process
 from serve import bodies
 from serve.replica import Replica
 from serve.routes import build_http
@@ -30,6 +31,7 @@ BODY_TIMEOUT_S = 2.0
 
 async def serve(arguments: dict[str, Any]) -> None:
     """Answer until standard input ends."""
+    set_up_process()  # as a replica does
     bodies.BODY_TIMEOUT_S = BODY_TIMEOUT_S
     replica = Replica(Arguments.model_validate(arguments), b"k" * 32)
     await replica.start()
