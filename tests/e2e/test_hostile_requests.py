@@ -52,7 +52,8 @@ def bundle(tiny_encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def arguments(bundle: Path) -> dict[str, Any]:
     computing = {"device": "cpu", "runtime": "torch", "precision": "fp32", "num_cpus": 2}
-    return {"model": str(bundle), "page": False, "access_log": False, **computing}
+    patient = {"tuning": {"max_wait_s": 60, "timeout_s": 120}}  # a busy machine is not overload
+    return {"model": str(bundle), "page": False, "access_log": False, **computing, **patient}
 
 
 @pytest.fixture(scope="module")
