@@ -28,6 +28,9 @@ from tests.conftest import ROOT
 BODY_TIMEOUT_S = 2.0
 """Short, so that a test need not wait as long as a user may."""
 
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
+"""Large buffers are given back at once, so that memory that grows is memory that is held."""
+
 
 async def serve(arguments: dict[str, Any]) -> None:
     """Answer until standard input ends."""
@@ -76,7 +79,9 @@ def open_server(arguments: dict[str, Any], folder: Path) -> Iterator[Server]:
     pipe = subprocess.PIPE
     with (
         log.open("w") as errors,
-        subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process,
+        subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | MALLOC, stdin=pipe, stdout=pipe, stderr=errors, text=True
+        ) as process,
     ):
         assert process.stdin is not None
         assert process.stdout is not None
