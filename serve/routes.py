@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,18 @@ def build_http(replica: Replica, gather_figures: Figures, version: str) -> FastA
     _add_docs(app)
     if replica.arguments.page:
         _add_page(app)
-    app.openapi = lambda: _describe(app, replica)  # type: ignore[method-assign]
+    app.openapi = _remember(app, replica)  # type: ignore[method-assign]
     return app
+
+
+def _remember(app: FastAPI, replica: Replica) -> Callable[[], dict[str, Any]]:
+    """The OpenAPI document, made anew only where the limits have changed: it takes a while, and anybody may ask."""
+
+    @lru_cache(maxsize=1)
+    def describe(_: str) -> dict[str, Any]:
+        return _describe(app, replica)
+
+    return lambda: describe(replica.tuning.model_dump_json())
 
 
 def _add_entities(app: FastAPI, replica: Replica) -> None:

@@ -1,5 +1,6 @@
 """What an endpoint can be told: the arguments of `serve.app:build_app`, and what may change while it runs."""
 
+from importlib.util import find_spec
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -90,6 +91,8 @@ class Arguments(BaseModel):
             raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
         if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
             raise ValueError(f"num_gpus must be a fraction up to 1 or a whole number, not {self.num_gpus}")
+        if self.tracing and find_spec("opentelemetry.exporter") is None:
+            raise ValueError("tracing needs the extra `tracing`: pip install 'rayner[tracing]'")
         if self.model_name in self.models:
             raise ValueError(f"two models are named `{self.model_name}`")
         return self

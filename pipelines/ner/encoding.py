@@ -23,6 +23,8 @@ from pipelines.ner.errors import UserError
 from pipelines.ner.words import split_pieces
 
 CACHE_SIZE = 200_000
+CACHED_CHARACTERS = 64
+"""Of a word; longer ones are rare, never seen again, and may be as large as whole documents."""
 
 
 class EncodingError(UserError):
@@ -144,9 +146,13 @@ class Encoder:
             words = [[word] for word in readable]
             found = self.backend.encode_batch(words, is_pretokenized=True, add_special_tokens=False) if words else []
             ids = (encoding.ids for encoding in found)
+        long: dict[str, tuple[int, ...]] = {}
         for piece, piece_ids in zip(new, ids, strict=True):
             shift = find_case(piece) * CASE_STEP if self.casing else 0
-            cache[piece] = tuple(token + shift for token in piece_ids) or (self.unknown_id + shift,)
+            known = cache if len(piece) <= CACHED_CHARACTERS else long
+            known[piece] = tuple(token + shift for token in piece_ids) or (self.unknown_id + shift,)
+        if long:
+            return [long[piece] if piece in long else cache[piece] for piece in pieces]
         return [cache[piece] for piece in pieces]
 
     def _build_windows(self, units: Sequence[tuple[int, ...]], is_start: Sequence[bool]) -> EncodedDocument:

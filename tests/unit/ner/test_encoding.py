@@ -294,3 +294,12 @@ def test_fingerprint_tells_tokenizers_apart_and_ignores_truncation(tiny, tiny_en
     again("a b c", truncation=True, max_length=3, padding="max_length")
     assert fingerprint_tokenizer(again) == fingerprint_tokenizer(tiny)
     assert fingerprint_tokenizer(load_tokenizer(str(byte_level))) != fingerprint_tokenizer(tiny)
+
+
+def test_words_as_long_as_documents_are_not_kept(tiny_encoder):
+    encoder = Encoder(load_tokenizer(tiny_encoder), window=32, stride=8, splitter="punctuation")
+    long = "ab" * 5000
+    first = encoder.encode_pieces(["Ada", long, "Ada"])
+    assert encoder.encode_pieces(["Ada", long, "Ada"]) == first
+    assert first.num_tokens_read == first.num_tokens > 2
+    assert set(encoder._cache) == {"Ada"}

@@ -1,6 +1,7 @@
 """The gRPC methods behind a gRPC server of this process, without Ray."""
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
@@ -377,7 +378,7 @@ def test_stream_reads_no_more_than_may_be_under_way(endpoint, monkeypatch, text,
 
 
 def test_client_that_stops_sending_is_cut_off(endpoint, monkeypatch):
-    monkeypatch.setattr("serve.calls.BODY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("serve.calls.BODY_TIMEOUT_S", 1)
     may_end = threading.Event()
 
     def send() -> Iterator[Any]:
@@ -389,7 +390,7 @@ def test_client_that_stops_sending_is_cut_off(endpoint, monkeypatch):
         for_all(endpoint.stub.StreamEntities(send()), results.append)
     may_end.set()
     assert [(one.line, one.problem.status) for one in results] == [(1, 0), (0, 408)]
-    assert caught.value.details() == "no line came for 0.1 s"
+    assert caught.value.details() == "no line came for 1 s"
 
 
 def test_client_that_leaves_ends_the_work_on_its_stream(endpoint):
@@ -403,7 +404,12 @@ def test_client_that_leaves_ends_the_work_on_its_stream(endpoint):
     call = endpoint.stub.StreamEntities(send())
     assert next(call).line == 1
     call.cancel()
-    wait_until(lambda: endpoint.count_requests("StreamEntities", 499) == before + 1)
+
+    def is_counted() -> bool:
+        gc.collect()  # to which grpc leaves a generator that nobody asks any more
+        return endpoint.count_requests("StreamEntities", 499) == before + 1
+
+    wait_until(is_counted)
     sending.set()
     wait_until(lambda: endpoint.replica.count_load() == 0)
 
