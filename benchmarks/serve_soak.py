@@ -2,6 +2,7 @@
 
 import json
 import random
+import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ SLICE_S = 10.0
 """Memory is read between slices of load."""
 SETTLED_S = 60.0
 """From here on memory should not grow: caches and pools have their size."""
+MINUTE_S = 60.0
 LONG_CHARACTERS = 150_000
 """Of all long documents of the mixture together."""
 BAD_LINES: tuple[dict[str, Any], ...] = (
@@ -75,15 +77,19 @@ def mix_lines(sentences: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def find_growth(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """By what share the memory grew from the first sample after a minute to the last; and whether a replica changed.
+    """By what share the memory grew, from the median of the second minute to that of the last; did a replica change?
 
-    A run that is too short counts from its first sample.
+    Medians, since memory goes up and down by some percent between one giving back of what is free and the next. A run
+    that is too short counts from its first sample.
     """
-    settled = [sample for sample in samples if sample["at_s"] >= SETTLED_S]
-    first, last = (settled if len(settled) > 1 else samples)[0], samples[-1]
-    before, after = (sum(sample["memory_mib"].values()) for sample in (first, last))
+    settled = [sample for sample in samples if sample["at_s"] >= SETTLED_S] or list(samples)
+    first = [sample for sample in settled if sample["at_s"] <= settled[0]["at_s"] + MINUTE_S]
+    last = [sample for sample in settled if sample["at_s"] >= settled[-1]["at_s"] - MINUTE_S]
+    before, after = (statistics.median(sum(sample["memory_mib"].values()) for sample in some) for some in (first, last))
     return {
-        "from_s": first["at_s"],
+        "from_s": settled[0]["at_s"],
+        "before_mib": before,
+        "after_mib": after,
         "growth_fraction": after / before - 1,
-        "replicas_changed": first["memory_mib"].keys() != last["memory_mib"].keys(),
+        "replicas_changed": first[0]["memory_mib"].keys() != last[-1]["memory_mib"].keys(),
     }

@@ -112,12 +112,15 @@ def test_the_mixed_load_holds_good_requests_of_the_contract_and_bad_ones_that_ar
     assert mix_lines([f"Sentence {number} of Oslo ." for number in range(700)]) == lines
 
 
-def test_growth_counts_from_the_first_minute_to_the_end_over_all_replicas():
-    sizes = {10: 10.0, 50: 90.0, 61: 100.0, 70: 140.0, 80: 104.0}
+def test_growth_is_that_from_the_median_of_the_second_minute_to_that_of_the_last_over_all_replicas():
+    sizes = {10: 10.0, 50: 90.0, 61: 100.0, 70: 140.0, 80: 110.0, 600: 180.0, 640: 120.0, 650: 121.0, 659: 110.0}
     samples = [{"at_s": at, "memory_mib": {"1": mib, "2": mib}} for at, mib in sizes.items()]
-    assert find_growth(samples) == {"from_s": 61, "growth_fraction": pytest.approx(0.04), "replicas_changed": False}
+    found = find_growth(samples)
+    assert (found["from_s"], found["before_mib"], found["after_mib"]) == (61, 220.0, 241.0)
+    assert found["growth_fraction"] == pytest.approx(241 / 220 - 1)
+    assert not found["replicas_changed"]
     assert find_growth(samples[:2])["from_s"] == 10
-    samples[-1]["memory_mib"] = {"1": 104.0, "3": 104.0}
+    samples[-1]["memory_mib"] = {"1": 110.0, "3": 110.0}
     assert find_growth(samples)["replicas_changed"]
 
 
