@@ -14,16 +14,16 @@ from pipelines.ner.encoding import Window
 from pipelines.ner.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-KERNEL_CACHES = {"LRU_CACHE_CAPACITY": 32, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": 256}
+IDEEP_KERNELS, ONEDNN_KERNELS = 32, 256
 """Shapes that ideep and oneDNN keep kernels for; by default 1,024, with scratch memory, which grows for hours."""
 SWITCH_INTERVAL = 0.0005
 """Seconds after which Python code must let the threads go on that compute, and that only want to start a product."""
 
 
-def set_up_process() -> None:
+def set_up_process(onednn_kernels: int = ONEDNN_KERNELS) -> None:
     """Prepare a process that does little but predict; before anything is computed in it."""
-    for name, shapes in KERNEL_CACHES.items():
-        os.environ.setdefault(name, str(shapes))
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(IDEEP_KERNELS))
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(onednn_kernels))
     torch.set_num_interop_threads(1)
     sys.setswitchinterval(SWITCH_INTERVAL)
 
