@@ -27,8 +27,7 @@ MAX_ONGOING = 10_000
 TELL_EVERY_S = 1.0
 RELEASE_EVERY_S = 10.0
 KERNELS = 64
-"""Of oneDNN: batches of every shape come, and each kernel kept lies between what is freed. 256 take 90 MiB more and save
-no time here."""
+"""Of oneDNN: batches of every shape come, and each kernel kept lies in the way of what is freed; 256 saved no time."""
 BOARDS = "rayner"
 """Ray's namespace of the boards."""
 
