@@ -108,6 +108,7 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], folder: Path
     }
 
     def do(run: tuple[str, str, int]) -> tuple[tuple[str, str, int], Run]:
+        """Train one in a process of its own, with one thread."""
         corpus, recipe, seed = run
         command = [sys.executable, "-m", "benchmarks.recipes", "--one"]
         command += [str(shards[corpus, recipe != NO_CASING]), recipe, str(seed)]
@@ -158,27 +159,34 @@ def run_recipe(shards: Path, recipe: str, seed: int) -> Run:
     }
 
     def predict(scored: TokenClassifier, split: str) -> list[Scored]:
+        """A split's records as the engine predicts them."""
         engine = NerEngine(Bundle(scored, encoder, about), device="cpu", runtime="torch", precision="fp32")
         spans = engine.predict_documents([one.content for one in gold[split]])
         return [replace(one, predicted=found) for one, found in zip(gold[split], spans, strict=True)]
 
     def measure_f1(records: Sequence[Scored]) -> float:
+        """Strict micro F1."""
         f1: float = scores(count(records))["strict"]["micro"]["f1"]
         return f1
 
     class Listener:
+        """Adds up the processor's seconds of the steps, without scoring."""
+
         def __init__(self) -> None:
             self.num_tokens, self.seconds, self.dev_f1s = 0, 0.0, list[float]()
 
         def on_start(self, metrics: Run) -> None:
+            """The clock starts."""
             self.began = time.process_time()
 
         def on_step(self, metrics: Run) -> None:
+            """A step's sub-tokens and seconds count."""
             self.num_tokens += metrics["num_tokens"]
             now = time.process_time()
             self.seconds, self.began = self.seconds + now - self.began, now
 
         def on_checkpoint(self, metrics: Run | None, get_state: Any) -> None:
+            """An epoch's dev F1 is kept, and the clock starts again."""
             if metrics is not None:
                 self.dev_f1s.append(metrics["dev_f1"])
             self.began = time.process_time()  # scoring is not training

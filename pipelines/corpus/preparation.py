@@ -232,6 +232,7 @@ class _EncodeRecords:
         self.scheme, self.corpus_scheme = scheme, corpus_scheme
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        """The records with `num_tokens`, and `windows`, which are null outside the training split."""
         table = finish_records(table, self.corpus_scheme)
         num_tokens: list[int] = []
         windows: list[list[dict[str, Any]] | None] = []

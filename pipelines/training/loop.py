@@ -132,6 +132,8 @@ def train(
 
 
 class _Run:
+    """One call of `train`: what it works with, and how far it is."""
+
     def __init__(
         self,
         model: TokenClassifier,
@@ -303,6 +305,7 @@ class _Run:
         scale = self.strategy.num_shares / num_words * self.optimizer.scale.value
 
         def compute() -> Tensor:
+            """Add the step's gradients with the present weights; an adversary calls it again with others."""
             return self.strategy.compute(batches, scale, self.watch.lap)
 
         loss = compute()

@@ -277,11 +277,13 @@ class _Reporter:
         self.next_look = 0
 
     def on_start(self, metrics: dict[str, Any]) -> None:
+        """Write at once how the run begins, so that who follows it knows its length."""
         if self.recorder:
             self.recorder.add("start", metrics)
             self.recorder.flush()
 
     def on_step(self, metrics: dict[str, Any]) -> bool:
+        """Write the step down; when it is time, all workers follow the first's order. Raises TrainingError in all."""
         if self.recorder:
             self.recorder.add("step", metrics)
         if metrics["step"] < self.next_look:
@@ -331,6 +333,7 @@ def _run_worker(job: TrainingJob, output_dir: Path, patience_s: float) -> None:
     dev = [Scored.from_row(row, job.corpus_scheme) for row in rows]
 
     def evaluate(scored: TokenClassifier) -> float:
+        """Strict micro F1 on dev, by the engine in fp32."""
         bundle = Bundle(scored, encoder, info)
         return score_dev(NerEngine(bundle, device=str(device), runtime="torch", precision="fp32"), dev)
 
