@@ -48,8 +48,9 @@ from pipelines.training.config import TrainingConfig, find_contradictions
 from pipelines.training.history import read_metrics
 from pipelines.training.parallel import STRATEGIES, ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
+from pipelines.training.resources import ResourcesConfig, list_cores, plan_workers
 from pipelines.training.strategies import find_misfits
-from pipelines.training.trainer import ResourcesConfig, TrainingJob, fit, list_cores, plan_workers
+from pipelines.training.trainer import TrainingJob, fit
 
 IDENTITY = ("corpus", "model", "encoding", "training", "parallel", "num_steps", "use_gpu")
 """The settings that make cases comparable; the others may change from one call to the next."""

@@ -48,8 +48,9 @@ from pipelines.training.config import TrainingConfig, find_contradictions
 from pipelines.training.history import MetricsTail, read_metrics, summarize_usage, trace_dev_f1, trace_loss
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
+from pipelines.training.resources import ResourcesConfig, plan_workers
 from pipelines.training.strategies import find_misfits
-from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit, plan_workers
+from pipelines.training.trainer import TrainingJob, TrainingResult, fit
 
 IDENTITY = ("corpus", "model", "encoding", "training")
 """The settings that make a run what it is; the others may change when it is resumed."""

@@ -19,7 +19,8 @@ from pipelines.corpus.shards import load_shards_info, read_rows, read_windows
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.model import ModelConfig
 from pipelines.training.parallel import ParallelConfig
-from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit
+from pipelines.training.resources import ResourcesConfig
+from pipelines.training.trainer import TrainingJob, TrainingResult, fit
 from tests.conftest import SAMPLE
 from tests.integration.trainings import TRAINING
 
