@@ -18,8 +18,9 @@ import ray.train
 from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect
+from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.preparation import find_shards_misfits, prepare_shards
-from pipelines.corpus.reading import CorpusConfig, find_all_files
+from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import (
     SHARDS_FILE,
     ShardsInfo,
@@ -27,7 +28,6 @@ from pipelines.corpus.shards import (
     load_shards_info,
     sample_windows,
 )
-from pipelines.corpus.summary import SPLITS
 from pipelines.evaluation.scaling import ALONE, WARMUP_STEPS, Case, advise, choose_case, compare_cases, list_notes
 from pipelines.evaluation.scaling_page import render_scaling_html, render_scaling_markdown
 from pipelines.folders import (
@@ -101,7 +101,7 @@ def run(config: ScaleConfig) -> None:
     record = RunRecord("scale", config)
     can_forget = partial(leave_no_trace_of_mistakes, folder, (folder / "shards").exists)
     with can_forget():
-        find_all_files({split: getattr(config.corpus, split) for split in SPLITS})
+        find_all_files(config.corpus.list_patterns())
     left_out: dict[Case, str] = {}
     with connect(config.cluster):
         with can_forget():

@@ -17,9 +17,10 @@ import ray.data
 from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect, list_node_cpus
+from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.inference import ActorResources, InferenceConfig, plan_actors, predict_records
 from pipelines.corpus.preparation import find_shards_misfits, prepare_shards
-from pipelines.corpus.reading import CorpusConfig, find_all_files
+from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import (
     SHARDS_FILE,
     ShardsInfo,
@@ -30,7 +31,6 @@ from pipelines.corpus.shards import (
     read_split,
     read_windows,
 )
-from pipelines.corpus.summary import SPLITS
 from pipelines.evaluation.card import write_card
 from pipelines.evaluation.curves import render_curves_svg
 from pipelines.evaluation.report import EvaluationReport
@@ -97,7 +97,7 @@ def run(config: TrainConfig) -> None:
     record = RunRecord("train", config)
     can_forget = partial(leave_no_trace_of_mistakes, folder, (folder / "shards").exists)
     with can_forget():  # what needs no cluster is told before one is started
-        find_all_files({split: getattr(config.corpus, split) for split in SPLITS})
+        find_all_files(config.corpus.list_patterns())
         config.tracking.check_servers()
     with connect(config.cluster), Tracking(config.tracking, folder, asdict(config)) as tracking:
         record.data["inventory"] = ray.cluster_resources()

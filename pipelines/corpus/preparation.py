@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import ray.data
 from transformers import AutoConfig
 
+from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.ledger import LedgerEntry
-from pipelines.corpus.reading import Corpus, CorpusConfig, finish_records, read_corpus
+from pipelines.corpus.reading import Corpus, finish_records, read_corpus
 from pipelines.corpus.records import CorpusError
 from pipelines.corpus.shards import SHARDS_FILE, ShardsInfo, SplitInfo, read_split
 from pipelines.corpus.summary import SPLITS
@@ -50,7 +51,7 @@ def prepare_shards(
     missing = {"dev": corpus.dev_fraction, "test": corpus.test_fraction}
     split_off = {split: share for split, share in missing.items() if not getattr(corpus, split) and share > 0}
     read = read_corpus(
-        {split: getattr(corpus, split) for split in SPLITS},
+        corpus.list_patterns(),
         corpus.reader,
         scheme=corpus.scheme,
         max_bad_fraction=corpus.max_bad_fraction,

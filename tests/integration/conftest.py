@@ -13,8 +13,8 @@ import ray
 import ray.data
 
 from pipelines.cluster import ENVIRONMENT
+from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.preparation import prepare_shards
-from pipelines.corpus.reading import CorpusConfig
 from pipelines.corpus.shards import load_shards_info, read_rows, read_windows
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.model import ModelConfig
