@@ -19,12 +19,13 @@ from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect
 from pipelines.corpus.config import CorpusConfig
-from pipelines.corpus.preparation import find_shards_misfits, prepare_shards
+from pipelines.corpus.preparation import prepare_shards
 from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import (
     SHARDS_FILE,
     ShardsInfo,
     find_shards_encoder,
+    find_shards_misfits,
     load_shards_info,
     sample_windows,
 )

@@ -19,12 +19,13 @@ from rich.markup import escape
 from pipelines.cluster import ClusterConfig, connect, list_node_cpus
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.inference import ActorResources, InferenceConfig, plan_actors, predict_records
-from pipelines.corpus.preparation import find_shards_misfits, prepare_shards
+from pipelines.corpus.preparation import prepare_shards
 from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import (
     SHARDS_FILE,
     ShardsInfo,
     find_shards_encoder,
+    find_shards_misfits,
     hash_seen_mentions,
     load_shards_info,
     read_rows,
