@@ -39,6 +39,13 @@ FRAME = {
     "pipelines.job": {"pipelines.ner", "pipelines.settings"},
     "pipelines.folders": {"pipelines.ner", "pipelines.settings", "pipelines.job"},
     "pipelines.run_record": {"pipelines.ner", "pipelines.job", "pipelines.folders"},
+    "pipelines.runs": {
+        "pipelines.ner",
+        "pipelines.corpus",
+        "pipelines.training",
+        "pipelines.folders",
+        "pipelines.run_record",
+    },
     "pipelines.hub": {"pipelines.ner"},
     "pipelines.trackers": set(),
     "pipelines.tracking": {
