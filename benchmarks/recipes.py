@@ -140,7 +140,8 @@ def run_recipe(shards: Path, recipe: str, seed: int) -> Run:
     import torch
 
     from pipelines.training.batches import TrainingWindows
-    from pipelines.training.loop import resolve_precision, train
+    from pipelines.training.devices import resolve_precision
+    from pipelines.training.loop import train
 
     torch.set_num_threads(1)
     info = load_shards_info(shards)

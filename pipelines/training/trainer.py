@@ -38,10 +38,11 @@ from pipelines.training.batches import TrainingWindows
 from pipelines.training.checkpoints import find_last, list_checkpoints, load_state
 from pipelines.training.config import TrainingConfig, TrainingError
 from pipelines.training.history import append_metrics, read_metrics
-from pipelines.training.loop import TrainingState, train
+from pipelines.training.loop import train
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import CHECKPOINTS, METRICS_FILE, Order, Recorder
 from pipelines.training.resources import ResourcesConfig, plan_workers
+from pipelines.training.state import TrainingState
 
 MAX_FAILURES = 3
 """Deaths of workers that training survives without progress between them."""
