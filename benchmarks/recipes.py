@@ -2,12 +2,12 @@
 
     python -m benchmarks.recipes [--data ../shared/data] [--seeds 1 2 3] [--corpora wnut17 ncbi_disease] [--recipes …]
 
-Each corpus is prepared once as `rayner prepare` does. Each run is in fp32, so that machines without bf16 measure the
-same, with one thread and a process of its own, two at a time; its time is that of the processor, so that others on the
-machine do not count for much. Runs that are in
-`benchmarks/results/recipes.json` are not done again; the file is written after every run. Differences to the defaults
-are tested by a paired bootstrap over the test documents of all seeds together. Writes the table of README.md at the
-end.
+Next to them, the same network trained by transformers' `Trainer`, with settings tuned by hand. Each corpus is prepared
+once as `rayner prepare` does. Each run is in fp32, so that machines without bf16 measure the same, with one thread and
+a process of its own, two at a time; its time is that of the processor, so that others on the machine do not count for
+much. Runs that are in `benchmarks/results/recipes.json` are not done again; the file is written after every run.
+Differences to the defaults are tested by a paired bootstrap over the test documents of all seeds together. Writes the
+table of README.md at the end.
 """
 
 import argparse
@@ -24,11 +24,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.quality import CORPORA, ENCODER
 from benchmarks.tables import README, put_table
 from pipelines.corpus.shards import find_shards_encoder, load_shards_info, read_rows, read_windows
 from pipelines.evaluation.bootstrap import paired_bootstrap
-from pipelines.evaluation.metrics import Scored, count, count_documents, scores
+from pipelines.evaluation.metrics import Scored, Tallies, count, count_documents, scores
 from pipelines.ner.bundle import Bundle, BundleInfo
 from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.encoding import Encoder
@@ -37,6 +39,9 @@ from pipelines.ner.model import TokenClassifier, build_token_classifier
 from pipelines.run_record import read_git_revision, read_versions
 from pipelines.settings import parse_settings
 from pipelines.train import TrainConfig
+from pipelines.training.batches import TrainingWindows
+from pipelines.training.devices import resolve_precision
+from pipelines.training.loop import train
 
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
 DEFAULTS = "defaults"
@@ -66,7 +71,17 @@ RECIPES: dict[str, list[str]] = {
     "SWA": ["--training.averaging.method", "swa"],
     "bf16": ["--training.precision", "bf16"],
 }
+PEER = "transformers' Trainer, tuned by hand"
+PEER_SETTINGS: dict[str, Any] = {
+    "num_train_epochs": 3,
+    "learning_rate": 3e-4,
+    "per_device_train_batch_size": 32,
+    "optim": "adamw_torch_fused",
+    "train_sampling_strategy": "group_by_length",
+}
+"""The best of a few tries by hand on dev; its network, too, is taken from the epoch that is best on dev."""
 NO_CASING = "without the case of words"
+UNCASED = (NO_CASING, PEER)
 NUM_PROCESSES = 2
 
 Run = dict[str, Any]
@@ -78,7 +93,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--corpora", nargs="+", default=["wnut17", "ncbi_disease"], choices=list(CORPORA))
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", default=[*RECIPES, PEER], choices=[*RECIPES, PEER])
     parser.add_argument("--render", action="store_true", help="run nothing; only put the table into README.md")
     parser.add_argument("--one", nargs=3, metavar=("SHARDS", "RECIPE", "SEED"), help="one run; prints its result")
     arguments = parser.parse_args()
@@ -104,14 +119,13 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], folder: Path
     ]
     shards = {
         (corpus, casing): prepare(arguments.data / corpus, CORPORA[corpus], casing, folder / f"{corpus}-{casing}")
-        for corpus, casing in {(corpus, recipe != NO_CASING) for corpus, recipe, _ in wanted}
+        for corpus, casing in {(corpus, recipe not in UNCASED) for corpus, recipe, _ in wanted}
     }
 
     def do(run: tuple[str, str, int]) -> tuple[tuple[str, str, int], Run]:
-        """Train one in a process of its own, with one thread."""
         corpus, recipe, seed = run
         command = [sys.executable, "-m", "benchmarks.recipes", "--one"]
-        command += [str(shards[corpus, recipe != NO_CASING]), recipe, str(seed)]
+        command += [str(shards[corpus, recipe not in UNCASED]), recipe, str(seed)]
         alone = {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | alone, text=True)
         return run, json.loads(done.stdout.splitlines()[-1])
@@ -135,87 +149,167 @@ def prepare(folder: Path, files: Sequence[str], casing: bool, output: Path) -> P
     return output
 
 
+class Bench:
+    """A corpus and its encoder, and how a network is scored on it."""
+
+    def __init__(self, shards: Path, recipe: str, seed: int) -> None:
+        self.info = load_shards_info(shards)
+        flags = [*BASE, *RECIPES.get(recipe, []), "--training.seed", str(seed), "--corpus.shards", str(shards)]
+        self.config = parse_settings("train", TrainConfig, flags, "")
+        self.name = find_shards_encoder(shards, self.info)
+        self.encoder = Encoder(
+            load_tokenizer(self.name),
+            window=self.info.window,
+            stride=self.info.stride,
+            splitter=self.info.splitter,
+            casing=self.info.casing,
+        )
+        self.gold = {
+            split: [Scored.from_row(row, self.info.corpus_scheme) for row in read_rows(shards, split)]
+            for split in ("dev", "test")
+        }
+        self.windows = read_windows(shards)
+        self.num_tokens, self.seconds, self.began, self.dev_f1s = 0, 0.0, 0.0, list[float]()
+
+    def build_model(self) -> TokenClassifier:
+        """The encoder with a new head."""
+        torch.manual_seed(self.config.training.seed)
+        return build_token_classifier(self.name, self.info.label_scheme, self.config.model, casing=self.info.casing)
+
+    def predict(self, model: TokenClassifier, split: str) -> list[Scored]:
+        """The records of a split with what the engine finds in them."""
+        info = self.info
+        about = BundleInfo(info.scheme, self.config.model.head, info.splitter, info.window, info.stride)
+        engine = NerEngine(Bundle(model, self.encoder, about), device="cpu", runtime="torch", precision="fp32")
+        spans = engine.predict_documents([one.content for one in self.gold[split]])
+        return [replace(one, predicted=found) for one, found in zip(self.gold[split], spans, strict=True)]
+
+    def count_step(self, num_tokens: int) -> None:
+        """A step has ended."""
+        now = time.process_time()
+        self.num_tokens, self.seconds, self.began = self.num_tokens + num_tokens, self.seconds + now - self.began, now
+
+    def start_clock(self) -> None:
+        """From now on time counts: scoring is not training."""
+        self.began = time.process_time()
+
+    def report(self, model: TokenClassifier, recipe: str) -> Run:
+        """Scores of dev and test, the tallies of each test document, and what it took."""
+        tested = self.predict(model, "test")
+        return {
+            "test_strict_f1": measure_f1(tested),
+            "dev_strict_f1": max(self.dev_f1s),
+            "dev_by_epoch": self.dev_f1s,
+            "cpu_s": round(self.seconds, 1),
+            "num_tokens": self.num_tokens,
+            "flags": RECIPES.get(recipe, PEER_SETTINGS),
+            "cpu_has_bf16": resolve_precision("auto", torch.device("cpu")) == "bf16",
+            "git_revision": read_git_revision(),
+            "versions": read_versions(),
+            "documents": pack_tallies(count_documents(tested)),
+        }
+
+
+def measure_f1(records: Sequence[Scored]) -> float:
+    """Strict micro F1."""
+    f1: float = scores(count(records))["strict"]["micro"]["f1"]
+    return f1
+
+
 def run_recipe(shards: Path, recipe: str, seed: int) -> Run:
-    """Train by a recipe without Ray; scores of dev and test, the tallies of each test document, and what it took."""
-    import torch
-
-    from pipelines.training.batches import TrainingWindows
-    from pipelines.training.devices import resolve_precision
-    from pipelines.training.loop import train
-
+    """Train by a recipe without Ray."""
     torch.set_num_threads(1)
-    info = load_shards_info(shards)
-    flags = [*BASE, *RECIPES[recipe], "--training.seed", str(seed), "--corpus.shards", str(shards)]
-    config = parse_settings("train", TrainConfig, flags, "")
-    name = find_shards_encoder(shards, info)
-    torch.manual_seed(seed)
-    model = build_token_classifier(name, info.label_scheme, config.model, casing=info.casing)
-    encoder = Encoder(
-        load_tokenizer(name), window=info.window, stride=info.stride, splitter=info.splitter, casing=info.casing
-    )
-    about = BundleInfo(info.scheme, config.model.head, info.splitter, info.window, info.stride)
-    gold = {
-        split: [Scored.from_row(row, info.corpus_scheme) for row in read_rows(shards, split)]
-        for split in ("dev", "test")
-    }
-
-    def predict(scored: TokenClassifier, split: str) -> list[Scored]:
-        """A split's records as the engine predicts them."""
-        engine = NerEngine(Bundle(scored, encoder, about), device="cpu", runtime="torch", precision="fp32")
-        spans = engine.predict_documents([one.content for one in gold[split]])
-        return [replace(one, predicted=found) for one, found in zip(gold[split], spans, strict=True)]
-
-    def measure_f1(records: Sequence[Scored]) -> float:
-        """Strict micro F1."""
-        f1: float = scores(count(records))["strict"]["micro"]["f1"]
-        return f1
+    bench = Bench(shards, recipe, seed)
+    if recipe == PEER:
+        return run_peer(bench)
 
     class Listener:
-        """Adds up the processor's seconds of the steps, without scoring."""
-
-        def __init__(self) -> None:
-            self.num_tokens, self.seconds, self.dev_f1s = 0, 0.0, list[float]()
-
         def on_start(self, metrics: Run) -> None:
-            """The clock starts."""
-            self.began = time.process_time()
+            bench.start_clock()
 
         def on_step(self, metrics: Run) -> None:
-            """A step's sub-tokens and seconds count."""
-            self.num_tokens += metrics["num_tokens"]
-            now = time.process_time()
-            self.seconds, self.began = self.seconds + now - self.began, now
+            bench.count_step(metrics["num_tokens"])
 
         def on_checkpoint(self, metrics: Run | None, get_state: Any) -> None:
-            """An epoch's dev F1 is kept, and the clock starts again."""
             if metrics is not None:
-                self.dev_f1s.append(metrics["dev_f1"])
-            self.began = time.process_time()  # scoring is not training
+                bench.dev_f1s.append(metrics["dev_f1"])
+            bench.start_clock()
 
-    listener = Listener()
+    model = bench.build_model()
     state = train(
         model,
-        TrainingWindows(read_windows(shards)),
-        config.training,
-        pad_id=encoder.pad_id,
+        TrainingWindows(bench.windows),
+        bench.config.training,
+        pad_id=bench.encoder.pad_id,
         device=torch.device("cpu"),
-        evaluate=lambda scored: measure_f1(predict(scored, "dev")),
-        listener=listener,
+        evaluate=lambda scored: measure_f1(bench.predict(scored, "dev")),
+        listener=Listener(),
     )
     model.load_state_dict(state.best_model)
-    tested = predict(model, "test")
-    return {
-        "test_strict_f1": measure_f1(tested),
-        "dev_strict_f1": state.best_f1,
-        "dev_by_epoch": listener.dev_f1s,
-        "cpu_s": round(listener.seconds, 1),
-        "num_tokens": listener.num_tokens,
-        "flags": RECIPES[recipe],
-        "cpu_has_bf16": resolve_precision("auto", torch.device("cpu")) == "bf16",
-        "git_revision": read_git_revision(),
-        "versions": read_versions(),
-        "documents": {name: tally for name, tally in count_documents(tested).items() if any(map(any, tally.values()))},
-    }
+    return bench.report(model, recipe)
+
+
+def run_peer(bench: Bench) -> Run:
+    """Train the same network on the same windows by transformers' Trainer."""
+    from transformers import DataCollatorForTokenClassification, Trainer, TrainerCallback, TrainingArguments
+
+    model = bench.build_model()
+    best: dict[str, torch.Tensor] = {}
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, *args: Any, **more: Any) -> None:
+            bench.start_clock()
+
+        def on_epoch_end(self, *args: Any, **more: Any) -> None:
+            f1 = measure_f1(bench.predict(model.eval(), "dev"))
+            if f1 > max(bench.dev_f1s, default=-1.0):
+                best.update({name: value.clone() for name, value in model.state_dict().items()})
+            bench.dev_f1s.append(f1)
+            model.train()
+            bench.start_clock()
+
+    class TimedTrainer(Trainer):
+        def training_step(self, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
+            bench.count_step(0)  # what is between two steps counts as well
+            loss = super().training_step(model, inputs, *args, **more)
+            bench.count_step(int(inputs["attention_mask"].sum()))
+            return loss
+
+    rows = []
+    for row in bench.windows.to_pylist():
+        labels = [-100] * len(row["input_ids"])
+        for at, tag in zip(row["word_starts"], row["tag_ids"], strict=True):
+            labels[at] = tag
+        rows.append({"input_ids": row["input_ids"], "attention_mask": [1] * len(labels), "labels": labels})
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            seed=bench.config.training.seed,
+            **PEER_SETTINGS,
+        )
+        collator = DataCollatorForTokenClassification(load_tokenizer(bench.name))
+        TimedTrainer(model.network, arguments, train_dataset=rows, data_collator=collator, callbacks=[Watch()]).train()
+    model.load_state_dict(best)
+    return bench.report(model, PEER)
+
+
+def pack_tallies(documents: Mapping[str, Tallies]) -> str:
+    """The strict tallies of documents as `PLACE:TP,FP,FN …`: a hundredth of the room; those with nothing are left out.
+
+    PLACE is the document's among those of the split.
+    """
+    sums = [[sum(column) for column in zip(*tallies.values(), strict=True)][:3] for tallies in documents.values()]
+    return " ".join(f"{at}:{','.join(map(str, tally))}" for at, tally in enumerate(sums) if any(tally))
+
+
+def unpack_tallies(packed: str) -> dict[str, list[int]]:
+    """Place → tp, fp, fn."""
+    pairs = (one.split(":") for one in packed.split())
+    return {place: [int(number) for number in tally.split(",")] for place, tally in pairs}
 
 
 def compare(runs: Mapping[str, Run], others: Mapping[str, Run]) -> dict[str, float] | None:
@@ -224,11 +318,14 @@ def compare(runs: Mapping[str, Run], others: Mapping[str, Run]) -> dict[str, flo
     if not seeds:
         return None
     one, other = (
-        {(seed, name): tally for seed in seeds for name, tally in some[seed]["documents"].items()}
+        {(seed, place): tally for seed in seeds for place, tally in unpack_tallies(some[seed]["documents"]).items()}
         for some in (runs, others)
     )
     every = one.keys() | other.keys()  # a document without gold may have predictions in one of the two only
-    some, rest = ({f"{seed} {name}": found.get((seed, name), {}) for seed, name in every} for found in (one, other))
+    some, rest = (
+        {f"{seed} {place}": {"all": found.get((seed, place), [0, 0, 0])} for seed, place in every}
+        for found in (one, other)
+    )
     return paired_bootstrap(some, rest)
 
 
@@ -237,7 +334,7 @@ def render_table(results: Mapping[str, Any]) -> str:
     names = list(results)
     head = " | ".join(f"{name} test F1 | dev F1 | difference (p) | CPU time" for name in names)
     lines = [f"| recipe | {head} |", "|---|" + "---|" * 4 * len(names)]
-    for recipe in RECIPES:
+    for recipe in (*RECIPES, PEER):
         cells = [recipe]
         for corpus in names:
             runs = results[corpus].get(recipe, {})

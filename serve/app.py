@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 
-from pipelines.ner.runtimes.runtime import set_up_process
+from pipelines.ner.runtimes.runtime import release_memory, set_up_process
 from serve.border import open_access_log
 from serve.calls import GrpcCalls
 from serve.metrics import Board
@@ -25,6 +25,7 @@ DEPLOYMENT = "NerServer"
 MAX_ONGOING = 10_000
 """Requests in one replica. It counts sub-tokens itself, and answers 429 long before there are so many."""
 TELL_EVERY_S = 1.0
+RELEASE_EVERY_S = 10.0
 BOARDS = "rayner"
 """Ray's namespace of the boards."""
 
@@ -55,6 +56,7 @@ class NerServer(GrpcCalls):
         gc.collect()
         gc.freeze()  # what is loaded stays: no need to look through it time and again
         self.telling = asyncio.create_task(self._tell_figures())
+        self.releasing = asyncio.create_task(_release_memory())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The HTTP application; Ray Serve calls this once the replica is ready."""
@@ -102,6 +104,12 @@ class NerServer(GrpcCalls):
             except ray.exceptions.RayError:
                 self.board = self._open_board(self.replica.redaction_key)
             await asyncio.sleep(TELL_EVERY_S)
+
+
+async def _release_memory() -> None:
+    while True:
+        await asyncio.sleep(RELEASE_EVERY_S)
+        await asyncio.to_thread(release_memory)
 
 
 class LeavingBoard(Board):

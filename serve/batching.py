@@ -237,15 +237,20 @@ class Batcher:
         self._let_in()
 
     def _start_batches(self) -> None:
+        budget = int(min(self.max_batch_tokens, self.engine.streams.fitting_tokens))
+        started = []
         while self.num_running < self.num_streams:
             share = -(-self.num_queued_tokens // (self.num_streams - self.num_running))
-            work = self._take(min(self.max_batch_tokens, max(MIN_BATCH_TOKENS, share)))
+            work = self._take(min(budget, max(MIN_BATCH_TOKENS, share)))
             if not work.jobs:
-                return
+                break
             self.num_running += 1
             self.num_running_tokens += work.num_tokens
+            started.append(work)
+        is_alone = self.num_running == 1
+        for work in started:
             loop = asyncio.get_running_loop()
-            computed = loop.run_in_executor(self.engine.streams.pool, compute, self.engine, work)
+            computed = loop.run_in_executor(self.engine.streams.pool, compute, self.engine, work, is_alone)
             computed.add_done_callback(self._take_back)
 
     def _take(self, budget: int) -> Work:
@@ -316,13 +321,17 @@ def _answer(job: Job, prediction: Prediction | Exception) -> None:
         job.future.set_result(Answer(prediction, job.started_at - job.queued_at, now - job.started_at))
 
 
-def compute(engine: NerEngine, work: Work) -> Done:
-    """Compute a batch; where that fails, each of its windows by itself, so that only the text that causes it fails."""
+def compute(engine: NerEngine, work: Work, is_alone: bool = False) -> Done:
+    """Compute a batch; where that fails, each of its windows by itself, so that only the text that causes it fails.
+
+    Args:
+        is_alone: nothing else is computed, so it may use all cores.
+    """
     started = time.monotonic()
     windows = [job.windows[place] for job, place in zip(work.jobs, work.places, strict=True)]
     emissions: list[Tensor | Exception]
     try:
-        emissions = list(engine.compute(windows))
+        emissions = list(engine.compute(windows, is_alone=is_alone))
     except Exception as error:
         emissions = [_compute_one(engine, window) for window in windows] if len(windows) > 1 else [error]
     whole = []

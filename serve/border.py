@@ -22,6 +22,7 @@ MAX_ID = 128
 OPEN = ("/", "/docs", "/healthz", "/openapi.json", "/readyz")
 OPEN_FOLDERS = ("/docs/", "/page/")
 """Whatever else there is wants a key, where the endpoint has any."""
+ENTITIES = "/v1/entities"
 CLIENT_LEFT = 499
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -78,7 +79,10 @@ class Border:
         with open_span(self.replica, headers, method) as tell:
             try:
                 try:
-                    self.check_key(find_path(scope), headers)
+                    path = find_path(scope)
+                    self.check_key(path, headers)
+                    if path == ENTITIES and method == "POST":
+                        self.replica.check_room()  # as cheap as can be: refusals must not cost what answers need
                     await self.app(scope, receive, send_marked)
                 except Exception as error:
                     if is_departure(error):

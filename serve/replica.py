@@ -110,6 +110,12 @@ class Replica:
     def _choose_batch_tokens(self, engine: NerEngine) -> int:
         return self.tuning.max_batch_tokens or engine.streams.max_batch_tokens
 
+    def check_room(self) -> None:
+        """Raise Overloaded where the default model's queue is full."""
+        model = self.shelf.loaded.get(self.arguments.model_name)
+        if model is not None:
+            model.batcher.check_room()
+
     async def answer(self, request: EntitiesRequest, model: str | None, timing: Timing) -> dict[str, Any]:
         """A `Result`, or `Results` for several texts, as plain data."""
         if request.text is not None:

@@ -140,9 +140,13 @@ class NerEngine:
         words = split_words(text, self.encoder.splitter)
         return PreparedText(text, words, self._encode(text, words))
 
-    def compute(self, windows: Sequence[Window]) -> list[Tensor]:
-        """Emissions `[W, K]` of each window's words, in one batch on the calling thread: the second stage."""
-        return self.streams.compute(windows)
+    def compute(self, windows: Sequence[Window], *, is_alone: bool = False) -> list[Tensor]:
+        """Emissions `[W, K]` of each window's words, in one batch on the calling thread: the second stage.
+
+        Args:
+            is_alone: no other batch is computed now, so this one may use all cores.
+        """
+        return self.streams.compute(windows, is_alone=is_alone)
 
     def finish(self, texts: Sequence[PreparedText], emissions: Sequence[Sequence[Tensor]]) -> list[Prediction]:
         """The answers for texts whose windows' emissions are all there: the third stage."""

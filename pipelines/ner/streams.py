@@ -1,6 +1,7 @@
 """Windows to emissions in batches, on threads that have a share of the CPUs each."""
 
 import logging
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,8 +48,11 @@ class Streams:
 
     def __init__(self, runtime: Runtime, device: torch.device, num_threads: int, max_batch_tokens: int) -> None:
         self.runtime, self.device, self.max_batch_tokens = runtime, device, max_batch_tokens
+        self.num_threads = num_threads
         self.num_streams = min(MAX_STREAMS, num_threads if device.type == "cpu" else GPU_STREAMS)
         self.pool = start_threads("emissions", self.num_streams, num_threads)
+        self.fitting_tokens: float = math.inf
+        """So many of a batch fit in memory, as far as is known."""
         self.lock = Lock()
         self.num_waiting = 0
 
@@ -65,10 +69,23 @@ class Streams:
         futures = [(batch, self.pool.submit(self._run, [windows[index] for index in batch])) for batch in batches]
         return PendingEmissions(windows, futures)
 
-    def compute(self, windows: Sequence[Window]) -> list[Tensor]:
-        """Emissions `[W, K]` of each window's owned words, in one batch on the calling thread."""
+    def compute(self, windows: Sequence[Window], *, is_alone: bool = False) -> list[Tensor]:
+        """Emissions `[W, K]` of each window's owned words, in one batch on the calling thread.
+
+        Args:
+            is_alone: no other batch is computed now, so this one may use all cores.
+        """
         num_words = [len(window.word_starts) for window in windows]
-        return list(self._compute(windows).split(num_words)) if windows else []
+        if not windows:
+            return []
+        if not is_alone or self.device.type != "cpu":
+            return list(self._compute(windows).split(num_words))
+        share = torch.get_num_threads()
+        torch.set_num_threads(self.num_threads)
+        try:
+            return list(self._compute(windows).split(num_words))
+        finally:
+            torch.set_num_threads(share)
 
     def _run(self, windows: Sequence[Window]) -> Tensor:
         with self.lock:
@@ -86,8 +103,9 @@ class Streams:
             torch.cuda.empty_cache()
         longest = max(len(window.input_ids) for window in windows)
         budget = max(1, longest * len(windows) // 2)
-        if budget < self.max_batch_tokens:
-            self.max_batch_tokens = budget
+        if budget < self.fitting_tokens:
+            self.fitting_tokens = budget
+            self.max_batch_tokens = min(self.max_batch_tokens, budget)
             logger.warning("out of memory: batches have at most %d sub-tokens from now on", budget)
         middle = len(windows) // 2
         return torch.cat([self._compute(windows[:middle]), self._compute(windows[middle:])])

@@ -2,14 +2,14 @@
 
 import pytest
 
-from benchmarks.recipes import DEFAULTS, RECIPES, compare, render_table
+from benchmarks.recipes import DEFAULTS, RECIPES, compare, pack_tallies, render_table, unpack_tallies
 from pipelines.settings import parse_settings
 from pipelines.train import TrainConfig, _find_problems
 
 
 def make_run(f1: float, found: int, cpu_s: float = 100.0) -> dict:
     """Four documents with one entity each, of which the first `found` are found."""
-    documents = {f"doc {at}": {"LOC": [int(at < found), 0, int(at >= found)] * 2} for at in range(4)}
+    documents = pack_tallies({f"doc {at}": {"LOC": [int(at < found), 0, int(at >= found)] * 2} for at in range(4)})
     return {"test_strict_f1": f1, "dev_strict_f1": f1, "cpu_s": cpu_s, "documents": documents}
 
 
@@ -33,8 +33,16 @@ def test_runs_are_compared_over_the_documents_of_the_seeds_that_both_have():
 
 def test_a_document_without_gold_may_have_predictions_in_one_run_only():
     runs, others = {"1": make_run(0.8, 4)}, {"1": make_run(1.0, 4)}
-    runs["1"]["documents"]["empty"] = {"LOC": [0, 1, 0] * 2}
+    runs["1"]["documents"] += " 9:0,1,0"
     assert compare(runs, others)["difference"] == pytest.approx(8 / 9 - 1)
+
+
+def test_tallies_are_packed_by_place_and_documents_with_nothing_left_out():
+    documents = {"a": {"LOC": [1, 0, 2, 1, 0, 2], "PER": [1, 1, 0, 1, 1, 0]}, "b": {}, "c": {"LOC": [0, 0, 1] * 2}}
+    packed = pack_tallies(documents)
+    assert packed == "0:2,1,2 2:0,0,1"
+    assert unpack_tallies(packed) == {"0": [2, 1, 2], "2": [0, 0, 1]}
+    assert unpack_tallies("") == {}
 
 
 def test_the_table_tells_mean_deviation_difference_and_cost():

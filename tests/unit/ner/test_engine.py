@@ -6,6 +6,7 @@ And the answers of the transformers pipeline, where that one is legal.
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import regex
@@ -26,6 +27,7 @@ from pipelines.ner.engine import EngineError, NerEngine, _group
 from pipelines.ner.entities import Coverage, Prediction
 from pipelines.ner.labels import LabelScheme, count_illegal_tags, read_spans
 from pipelines.ner.model import ModelConfig, build_token_classifier
+from pipelines.ner.runtimes.runtime import release_memory
 from pipelines.ner.words import split_pieces, split_words
 from tests.conftest import EXACT, SAMPLE, make_bundle
 
@@ -386,3 +388,31 @@ def test_groups_begin_small_and_grow(engine):
 def test_no_batch_waits_once_all_are_answered(engine):
     engine.predict(TEXTS)
     assert engine.streams.is_idle
+
+
+def test_lone_batch_on_all_cores_gives_the_same_emissions_and_the_thread_its_share_back(tiny_bundle):
+    engine = NerEngine.load(tiny_bundle, device="cpu", precision="fp32", num_threads=2)
+    [window] = engine.prepare("Angela Merkel visited Utrecht").document.windows
+
+    def compute(is_alone: bool) -> tuple[torch.Tensor, int]:
+        return engine.compute([window], is_alone=is_alone)[0], torch.get_num_threads()
+
+    alone, threads_after_it = engine.streams.pool.submit(compute, True).result()
+    shared, threads_of_a_share = engine.streams.pool.submit(compute, False).result()
+    assert threads_after_it == threads_of_a_share == 1
+    torch.testing.assert_close(alone, shared)
+
+
+def test_memory_that_is_free_goes_back_to_the_system():
+    blocks = [bytearray(50_000) for _ in range(4000)]
+    kept = blocks[-1]  # on top of the heap, so that nothing below it goes back by itself
+    full = _read_resident_kib()
+    del blocks
+    release_memory()
+    assert len(kept) == 50_000
+    assert full - _read_resident_kib() > 100_000
+
+
+def _read_resident_kib() -> int:
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1])

@@ -31,6 +31,7 @@ class WatchedEngine(NerEngine):
     def forget(self) -> None:
         """Behave as any engine again."""
         self.batches: list[list[int]] = []
+        self.num_threads_of_batches: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
         self.poison_token: int | None = None
@@ -43,12 +44,13 @@ class WatchedEngine(NerEngine):
         else:
             self.poison_text = word
 
-    def compute(self, windows: Sequence[Window]) -> list[Tensor]:
+    def compute(self, windows: Sequence[Window], *, is_alone: bool = False) -> list[Tensor]:
+        self.num_threads_of_batches.append(self.num_threads if is_alone else 1)
         self.batches.append([len(window.input_ids) for window in windows])
         assert self.gate.wait(DEADLINE_S)
         if any(self.poison_token in window.input_ids for window in windows if self.poison_token is not None):
             raise RuntimeError("a poisonous window")
-        return super().compute(windows)
+        return super().compute(windows, is_alone=is_alone)
 
     def finish(self, texts: Sequence[PreparedText], emissions: Sequence[Sequence[Tensor]]) -> list[Prediction]:
         if any(self.poison_text in text.text for text in texts if self.poison_text is not None):

@@ -52,6 +52,37 @@ def count_tokens(engine: WatchedEngine, text: str) -> int:
     return sum(len(window.input_ids) for window in engine.prepare(text).document.windows)
 
 
+def test_batch_has_all_cores_where_it_is_alone_and_one_where_it_is_not(engine):
+    engine.forget()
+
+    async def check() -> None:
+        async with open_batcher(engine) as batcher:
+            await batcher.predict("Ada met Alan")
+            assert engine.num_threads_of_batches == [engine.num_threads]
+            engine.gate.clear()
+            first = asyncio.create_task(batcher.predict("Ada met Alan"))
+            await wait_until(lambda: len(engine.batches) == 2, "the first is computed")
+            second = asyncio.create_task(batcher.predict("Ada met Alan"))
+            await wait_until(lambda: len(engine.batches) == 3, "the second is computed too")
+            engine.gate.set()
+            await asyncio.gather(first, second)
+            assert engine.num_threads_of_batches[1:] == [engine.num_threads, 1]
+
+    run(check())
+
+
+def test_batches_are_smaller_once_memory_has_not_sufficed(engine, monkeypatch):
+    engine.forget()
+    monkeypatch.setattr(engine.streams, "fitting_tokens", 32)
+
+    async def check() -> None:
+        async with open_batcher(engine) as batcher:
+            await asyncio.gather(*(batcher.predict("Angela Merkel visited Utrecht") for _ in range(20)))
+        assert all(sum(batch) <= 32 for batch in engine.batches)
+
+    run(check())
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(texts, min_size=1, max_size=30), st.integers(16, 300))
 def test_answers_are_the_engines_own_and_batches_keep_to_the_budget_but_for_a_lone_window(engine, asked, budget):
