@@ -318,6 +318,7 @@ def run_load(host: str, port: int, requests: Sequence[Request], plan: Plan) -> d
     """Run a plan on an event loop of its own: uvloop's, which takes the least time from the server's cores."""
 
     async def run() -> dict[str, Any]:
+        """Make the load inside the loop, since it belongs to it."""
         return await Load(host, port, requests, plan).run()
 
     try:

@@ -145,6 +145,7 @@ def measure_roof(device: str) -> float:
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
 
     def multiply() -> None:
+        """All the products, to their end."""
         for _ in range(count):
             left @ right
         if device != "cpu":

@@ -21,6 +21,7 @@ def run_watched(command: Sequence[str]) -> tuple[float, float]:
     stop = threading.Event()
 
     def watch() -> None:
+        """Look at the memory of the whole tree of processes until told to stop."""
         nonlocal peak
         while not stop.wait(POLL_S):
             peak = max(peak, sum(map(read_memory_mib, list_tree(process.pid))))

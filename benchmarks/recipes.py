@@ -40,7 +40,8 @@ from pipelines.run_record import read_git_revision, read_versions
 from pipelines.settings import parse_settings
 from pipelines.train import TrainConfig
 from pipelines.training.batches import TrainingWindows
-from pipelines.training.loop import resolve_precision, train
+from pipelines.training.devices import resolve_precision
+from pipelines.training.loop import train
 
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
 DEFAULTS = "defaults"

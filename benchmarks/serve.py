@@ -36,7 +36,7 @@ from pipelines.evaluation.curves import Points, render_curves_svg
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.words import split_words
 from pipelines.run_record import read_git_revision, read_versions
-from pipelines.training.loop import resolve_precision
+from pipelines.training.devices import resolve_precision
 
 RESULTS = Path(__file__).parent / "results"
 PLOT = RESULTS / "serve-cpu.svg"

@@ -30,6 +30,7 @@ def build_app(model: Path) -> FastAPI:
 
     @app.post("/")
     def find_entities(document: Document) -> list[dict[str, Any]]:
+        """Entities as the pipeline gives them, with scores that JSON can carry."""
         return [{**entity, "score": float(entity["score"])} for entity in label(document.text)]
 
     return app

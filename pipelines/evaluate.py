@@ -9,9 +9,10 @@ import ray
 from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect, list_node_cpus
+from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.inference import ActorResources, InferenceConfig, plan_actors, predict_records
-from pipelines.corpus.reading import CorpusConfig, find_all_files, finish_records, read_corpus
+from pipelines.corpus.reading import find_all_files, finish_records, read_corpus
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import prepare_output_dir
 from pipelines.job import console, render_next, run_door

@@ -150,6 +150,7 @@ def _label(config: PredictConfig, reader: FormatOptions, job: OfflineJob, load: 
     view = LabellingView(total, job.census.num_characters, num_done, sum(characters for _, characters in done))
 
     def tell(counts: ChunkCounts) -> None:
+        """Count a finished chunk on the progress bar."""
         documents = counts.num_documents + counts.num_quarantined
         view.update(documents, counts.num_characters, counts.num_tokens, counts.seconds)
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from pipelines.cluster import ClusterConfig, connect
+from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.preparation import prepare_shards
-from pipelines.corpus.reading import CorpusConfig, find_all_files
-from pipelines.corpus.summary import SPLITS
+from pipelines.corpus.reading import find_all_files
 from pipelines.folders import check_replaceable, prepare_output_dir
 from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.encoding import EncodingConfig
@@ -56,7 +56,7 @@ def run(config: PrepareConfig) -> None:
             remedy="give another `--output_dir`, or replace what is there with `--fresh`",
         )
     check_replaceable(folder)
-    find_all_files({split: getattr(config.corpus, split) for split in SPLITS})
+    find_all_files(config.corpus.list_patterns())
     warn_of_idle(config.corpus.find_idle())
     record = RunRecord("prepare", config)
     with connect(config.cluster), record.phase("prepare", "reading, checking and tokenizing the corpus"):

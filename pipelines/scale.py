@@ -18,38 +18,27 @@ import ray.train
 from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect
-from pipelines.corpus.preparation import find_shards_misfits, prepare_shards
-from pipelines.corpus.reading import CorpusConfig, find_all_files
-from pipelines.corpus.shards import (
-    SHARDS_FILE,
-    ShardsInfo,
-    find_shards_encoder,
-    load_shards_info,
-    sample_windows,
-)
-from pipelines.corpus.summary import SPLITS
+from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.reading import find_all_files
+from pipelines.corpus.shards import ShardsInfo, find_shards_encoder, sample_windows
 from pipelines.evaluation.scaling import ALONE, WARMUP_STEPS, Case, advise, choose_case, compare_cases, list_notes
 from pipelines.evaluation.scaling_page import render_scaling_html, render_scaling_markdown
-from pipelines.folders import (
-    SUCCESS_FILE,
-    check_resumable,
-    leave_no_trace_of_mistakes,
-    prepare_output_dir,
-    write_json,
-)
+from pipelines.folders import SUCCESS_FILE, check_resumable, prepare_output_dir, write_json
 from pipelines.job import console, progress_console, render_next, run_door, warn_of_idle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, UserErrors, raise_all
 from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord
+from pipelines.runs import build_guard, build_job, get_shards
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_scaling
 from pipelines.training.config import TrainingConfig, find_contradictions
 from pipelines.training.history import read_metrics
 from pipelines.training.parallel import STRATEGIES, ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
+from pipelines.training.resources import ResourcesConfig, list_cores, plan_workers
 from pipelines.training.strategies import find_misfits
-from pipelines.training.trainer import ResourcesConfig, TrainingJob, fit, list_cores, plan_workers
+from pipelines.training.trainer import TrainingJob, fit
 
 IDENTITY = ("corpus", "model", "encoding", "training", "parallel", "num_steps", "use_gpu")
 """The settings that make cases comparable; the others may change from one call to the next."""
@@ -98,19 +87,19 @@ def run(config: ScaleConfig) -> None:
     check_resumable(folder, {name: value for name, value in asdict(config).items() if name in IDENTITY}, config.fresh)
     warn_of_idle(config.corpus.find_idle() + _find_idle(config))
     record = RunRecord("scale", config)
-    can_forget = partial(leave_no_trace_of_mistakes, folder, (folder / "shards").exists)
+    can_forget = build_guard(folder)
     with can_forget():
-        find_all_files({split: getattr(config.corpus, split) for split in SPLITS})
+        find_all_files(config.corpus.list_patterns())
     left_out: dict[Case, str] = {}
     with connect(config.cluster):
         with can_forget():
             resources = _plan_cases(config, left_out)
-            shards, info = _get_shards(config, folder, record)
+            shards, info = get_shards(config, folder, record)
             encoder = find_shards_encoder(shards, info)
             _leave_out_misfits(config, resources, encoder, left_out)
         runs: dict[Case, list[dict[str, Any]]] = {}
         for number, (case, needs) in enumerate(resources.items(), 1):
-            job = _build_job(config, case, shards, info, encoder)
+            job = _plan_job(config, case, shards, info, encoder)
             message = f"case {number} of {len(resources)}: {case.describe()}"
             try:
                 runs[case] = _measure(job, needs, folder / "cases" / _name_folder(case, needs), record, message)
@@ -193,21 +182,16 @@ def _leave_out_misfits(
         raise_all(problems)
 
 
-def _build_job(config: ScaleConfig, case: Case, shards: Path, info: ShardsInfo, encoder: str) -> TrainingJob:
+def _plan_job(config: ScaleConfig, case: Case, shards: Path, info: ShardsInfo, encoder: str) -> TrainingJob:
     training = _fix_training(config, case)
-    return TrainingJob(
-        encoder=encoder,
-        model=_fix_model(config),
-        scheme=info.label_scheme,
-        window=info.window,
-        stride=info.stride,
-        splitter=info.splitter,
-        casing=info.casing,
-        training=training,
-        parallel=_choose_parallel(config, case),
+    return build_job(
+        info,
+        encoder,
+        _fix_model(config),
+        training,
+        _choose_parallel(config, case),
         load_windows=partial(sample_windows, shards, config.num_steps, training.batch_tokens, training.seed),
         load_dev=list,  # nothing to score
-        corpus_scheme=info.corpus_scheme,
     )
 
 
@@ -250,23 +234,6 @@ def _measure(
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         (folder / SUCCESS_FILE).touch()
     return read_metrics(folder / METRICS_FILE)
-
-
-def _get_shards(config: ScaleConfig, folder: Path, record: RunRecord) -> tuple[Path, ShardsInfo]:
-    """The shards given, those of an earlier call, or new ones."""
-    if config.corpus.shards:
-        shards = Path(config.corpus.shards).expanduser().absolute()
-        info = load_shards_info(shards)
-        raise_all(find_shards_misfits(shards, info, config.model, config.encoding))
-        return shards, info
-    shards = folder / "shards"
-    if (shards / SHARDS_FILE).is_file():
-        return shards, load_shards_info(shards)
-    with record.phase("prepare", "reading, checking and tokenizing the corpus"):
-        info = prepare_shards(
-            config.corpus, config.encoding, config.model, shards, seed=config.training.seed, num_actors=1
-        )
-    return shards, info
 
 
 def _collect_facts(config: ScaleConfig, info: ShardsInfo, result: dict[str, Any]) -> dict[str, Any]:

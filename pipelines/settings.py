@@ -129,6 +129,7 @@ def _read_arguments(arguments: Sequence[str]) -> tuple[list[Setting], list[UserE
     values: list[str] = []
 
     def finish() -> None:
+        """Keep the flag read last with its values, or the settings of the presets it names."""
         if flag == "config":
             for preset in values:
                 _try_preset(preset, settings, problems)

@@ -109,6 +109,7 @@ def watch_training(read_metrics: Callable[[], list[dict[str, Any]]]) -> Iterator
     stop = threading.Event()
 
     def follow() -> None:
+        """Show new rows of the history until the block ends."""
         while not stop.wait(POLL_S):
             view.update(read_metrics())
 

@@ -188,6 +188,7 @@ class _State:
         self.runs: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def save(self, name: str, run_id: str | None, told: Mapping[str, int]) -> None:
+        """Write down the last step told of each curve; nothing for a tracker without run ids."""
         if run_id is None:
             return
         with self.lock:

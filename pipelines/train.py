@@ -17,24 +17,21 @@ import ray.data
 from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect, list_node_cpus
+from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.inference import ActorResources, InferenceConfig, plan_actors, predict_records
-from pipelines.corpus.preparation import find_shards_misfits, prepare_shards
-from pipelines.corpus.reading import CorpusConfig, find_all_files
+from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import (
-    SHARDS_FILE,
     ShardsInfo,
     find_shards_encoder,
     hash_seen_mentions,
-    load_shards_info,
     read_rows,
     read_split,
     read_windows,
 )
-from pipelines.corpus.summary import SPLITS
 from pipelines.evaluation.card import write_card
 from pipelines.evaluation.curves import render_curves_svg
 from pipelines.evaluation.report import EvaluationReport
-from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, prepare_output_dir
+from pipelines.folders import check_resumable, prepare_output_dir
 from pipelines.hub import find_push_problems, push_bundle
 from pipelines.job import console, progress_console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import Bundle, BundleInfo, annotate_bundle, hash_mention, save_bundle
@@ -42,14 +39,16 @@ from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord, read_versions
+from pipelines.runs import build_guard, build_job, get_shards
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
 from pipelines.tracking import Tracking, TrackingConfig
 from pipelines.training.config import TrainingConfig, find_contradictions
 from pipelines.training.history import MetricsTail, read_metrics, summarize_usage, trace_dev_f1, trace_loss
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
+from pipelines.training.resources import ResourcesConfig, plan_workers
 from pipelines.training.strategies import find_misfits
-from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit, plan_workers
+from pipelines.training.trainer import TrainingJob, TrainingResult, fit
 
 IDENTITY = ("corpus", "model", "encoding", "training")
 """The settings that make a run what it is; the others may change when it is resumed."""
@@ -94,30 +93,25 @@ def run(config: TrainConfig) -> None:
         return
     warn_of_idle(config.corpus.find_idle() + config.tracking.find_idle())
     record = RunRecord("train", config)
-    can_forget = partial(leave_no_trace_of_mistakes, folder, (folder / "shards").exists)
+    can_forget = build_guard(folder)
     with can_forget():  # what needs no cluster is told before one is started
-        find_all_files({split: getattr(config.corpus, split) for split in SPLITS})
+        find_all_files(config.corpus.list_patterns())
         config.tracking.check_servers()
     with connect(config.cluster), Tracking(config.tracking, folder, asdict(config)) as tracking:
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():
             scaling = plan_workers(config.resources)  # want of room is told before the corpus is read
-            shards, info = _get_shards(config, folder, record)
+            shards, info = get_shards(config, folder, record, print_shards)
             encoder = find_shards_encoder(shards, info)
             raise_all(find_misfits(config.parallel, scaling.max_workers, scaling.use_gpu, encoder))
-        job = TrainingJob(
-            encoder=encoder,
-            model=config.model,
-            scheme=info.label_scheme,
-            window=info.window,
-            stride=info.stride,
-            splitter=info.splitter,
-            casing=info.casing,
-            training=config.training,
-            parallel=config.parallel,
+        job = build_job(
+            info,
+            encoder,
+            config.model,
+            config.training,
+            config.parallel,
             load_windows=partial(read_windows, shards),
             load_dev=partial(read_rows, shards, "dev"),
-            corpus_scheme=info.corpus_scheme,
         )
         tracking.start(folder / METRICS_FILE)
         with record.phase("train", "training"), watch_training(MetricsTail(folder / METRICS_FILE).read):
@@ -155,24 +149,6 @@ def _push(config: TrainConfig, bundle: Path) -> None:
         with progress_console.status("uploading …"):
             url = push_bundle(bundle, config.push_to_hub, config.push_private)
         console.print(f"uploaded: {escape(url)}")
-
-
-def _get_shards(config: TrainConfig, folder: Path, record: RunRecord) -> tuple[Path, ShardsInfo]:
-    """The shards given, those that an interrupted run has left, or new ones."""
-    if config.corpus.shards:
-        shards = Path(config.corpus.shards).expanduser().absolute()
-        info = load_shards_info(shards)
-        raise_all(find_shards_misfits(shards, info, config.model, config.encoding))
-        return shards, info
-    shards = folder / "shards"
-    if (shards / SHARDS_FILE).is_file():
-        return shards, load_shards_info(shards)
-    with record.phase("prepare", "reading, checking and tokenizing the corpus"):
-        info = prepare_shards(
-            config.corpus, config.encoding, config.model, shards, seed=config.training.seed, num_actors=1
-        )
-    print_shards(info, shards)
-    return shards, info
 
 
 def _write_bundle(

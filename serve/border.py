@@ -64,6 +64,7 @@ class Border:
             scope["method"] = "GET"
 
         async def send_marked(message: Message) -> None:
+            """Send on with the request id and the security headers, for HEAD without the body; remembers the status."""
             nonlocal status
             if is_head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}

@@ -65,6 +65,7 @@ def _remember(app: FastAPI, replica: Replica) -> Callable[[], dict[str, Any]]:
 
     @lru_cache(maxsize=1)
     def describe(_: str) -> dict[str, Any]:
+        """The document under given limits, which are the key alone."""
         return _describe(app, replica)
 
     return lambda: describe(replica.tuning.model_dump_json())
@@ -72,6 +73,7 @@ def _remember(app: FastAPI, replica: Replica) -> Callable[[], dict[str, Any]]:
 
 def _add_entities(app: FastAPI, replica: Replica) -> None:
     async def answer(request: Request, model: str | None) -> Response:
+        """Check a request, and answer with its entities and their time. Raises Problem, or TimeoutError."""
         check_media_type(request, JSON)
         tuning = replica.tuning
         found = parse(EntitiesRequest, await read_body(request, tuning.max_body_kib))
@@ -85,6 +87,7 @@ def _add_entities(app: FastAPI, replica: Replica) -> None:
         return Response(json.dumps(answered, ensure_ascii=False), media_type=JSON, headers={"server-timing": spent})
 
     async def answer_stream(request: Request, model: str | None) -> StreamResponse:
+        """Check what can be before the first line, and answer line by line. Raises Problem."""
         check_media_type(request, STREAM_TYPE, "application/jsonl", "application/ndjson")
         async with replica.shelf.borrow(model or replica.arguments.model_name):
             pass  # what is wrong with the model is told before the first line
@@ -174,6 +177,7 @@ def _add_docs(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def get_docs() -> Response:
+        """The API's documentation, whose scripts the policy names by their hashes."""
         return Response(page, media_type="text/html", headers={"content-security-policy": policy})
 
 
@@ -182,6 +186,7 @@ def _add_page(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     async def get_page() -> Response:
+        """The page to try the model in."""
         return Response((PAGE / "index.html").read_bytes(), media_type="text/html")
 
 

@@ -159,6 +159,7 @@ class _Predictor:
         torch.set_num_interop_threads(1)
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        """The records with a column of their spans, in words or characters as the record has them."""
         texts, words = table["text"].to_pylist(), table["words"].to_pylist()
         documents = [text if text is not None else one for text, one in zip(texts, words, strict=True)]
         spans = self.engine.predict_documents(documents)

@@ -3,38 +3,32 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 from transformers import AutoConfig
 
+from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.ledger import LedgerEntry
-from pipelines.corpus.reading import Corpus, CorpusConfig, finish_records, read_corpus
+from pipelines.corpus.reading import Corpus, read_corpus
 from pipelines.corpus.records import CorpusError
 from pipelines.corpus.shards import SHARDS_FILE, ShardsInfo, SplitInfo, read_split
 from pipelines.corpus.summary import SPLITS
+from pipelines.corpus.windows import EncodeRecords
 from pipelines.ner.bundle import DEFAULT_WINDOW
 from pipelines.ner.casing import can_learn_cases
 from pipelines.ner.encoders import SCRATCH, build_scratch_encoder, find_encoder, load_tokenizer
 from pipelines.ner.encoding import Encoder, EncodingConfig, EncodingError, fingerprint_tokenizer
-from pipelines.ner.entities import Span
-from pipelines.ner.errors import UserError
 from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import ModelConfig, get_max_window
-from pipelines.ner.words import split_pieces, split_words
 
 ROW_GROUP_RECORDS = 5000
 HISTOGRAM_STEP = 16
-
-_INTEGERS = pa.list_(pa.int32())
-_WINDOW = [("input_ids", _INTEGERS), ("word_starts", _INTEGERS), ("tag_ids", _INTEGERS)]
-WINDOW_TYPE = pa.struct([*_WINDOW, ("starts_document", pa.bool_()), ("ends_document", pa.bool_())])
 
 
 def prepare_shards(
@@ -50,7 +44,7 @@ def prepare_shards(
     missing = {"dev": corpus.dev_fraction, "test": corpus.test_fraction}
     split_off = {split: share for split, share in missing.items() if not getattr(corpus, split) and share > 0}
     read = read_corpus(
-        {split: getattr(corpus, split) for split in SPLITS},
+        corpus.list_patterns(),
         corpus.reader,
         scheme=corpus.scheme,
         max_bad_fraction=corpus.max_bad_fraction,
@@ -59,30 +53,6 @@ def prepare_shards(
     _check_splits(read)
     with _stage(folder) as staging:
         return _write_shards(read, staging, encoder, encoding, model, split_off, seed, num_actors)
-
-
-def find_shards_misfits(
-    folder: Path, info: ShardsInfo, model: ModelConfig, encoding: EncodingConfig
-) -> list[UserError]:
-    """Settings that differ from those the shards were prepared with."""
-    given = {
-        "model.encoder": (model.encoder, ModelConfig().encoder, info.encoder),
-        "model.casing": (model.casing, None, info.casing),
-        "model.scheme": (model.scheme, ModelConfig().scheme, info.scheme),
-        "encoding.window": (encoding.window, None, info.window),
-        "encoding.stride": (encoding.stride, None, info.stride),
-        "encoding.splitter": (encoding.splitter, EncodingConfig().splitter, info.splitter),
-    }
-    return [
-        CorpusError(
-            f"the shards were prepared with another `{name}`",
-            rule=f"`{prepared}`, as in {folder}",
-            value=f"`{value}`",
-            remedy=f"leave `--{name}` out, or run `rayner prepare` with it",
-        )
-        for name, (value, default, prepared) in given.items()
-        if value not in (default, prepared)
-    ]
 
 
 @contextmanager
@@ -122,7 +92,7 @@ def _write_shards(
     casing = resolve_casing(encoder, tokenizer, model)
     scheme = LabelScheme.from_labels(read.labels["train"], model.scheme)
     encoded = read.records.map_batches(
-        _EncodeRecords,
+        EncodeRecords,
         fn_constructor_kwargs={
             "encoder": encoder,
             "window": window,
@@ -193,70 +163,6 @@ def resolve_casing(encoder: str, tokenizer: Any, model: ModelConfig) -> bool:
             remedy="leave `--model.casing` out: a cased encoder reads it anyway",
         )
     return possible if model.casing is None else model.casing
-
-
-def split_record(
-    text: str | None, words: Sequence[str] | None, spans: Sequence[dict[str, Any]], splitter: str
-) -> tuple[list[str], list[Span]]:
-    """A record's pieces as the encoder reads them, and its gold spans over those pieces.
-
-    Gold that does not meet the edges of words splits the words; words that raw text would not have are split too.
-    """
-    if text is None:
-        pieces, first_piece = [], [0]
-        for word in words or ():
-            pieces += split_pieces(word, splitter)
-            first_piece.append(len(pieces))
-        return pieces, [Span(first_piece[span["start"]], first_piece[span["end"]], span["label"]) for span in spans]
-    ranges = split_words(text, splitter, {edge for span in spans for edge in (span["start"], span["end"])})
-    first_at = {start: index for index, (start, _) in enumerate(ranges)}
-    last_at = {end: index for index, (_, end) in enumerate(ranges)}
-    labelled = [Span(first_at[span["start"]], last_at[span["end"]] + 1, span["label"]) for span in spans]
-    return [text[start:end] for start, end in ranges], labelled
-
-
-class _EncodeRecords:
-    """Fills in spans, counts sub-tokens, and encodes the training records into windows with tags."""
-
-    def __init__(
-        self,
-        encoder: str,
-        window: int,
-        stride: int,
-        splitter: str,
-        casing: bool,
-        scheme: LabelScheme,
-        corpus_scheme: str,
-    ) -> None:
-        self.encoder = Encoder(load_tokenizer(encoder), window=window, stride=stride, splitter=splitter, casing=casing)
-        self.scheme, self.corpus_scheme = scheme, corpus_scheme
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        table = finish_records(table, self.corpus_scheme)
-        num_tokens: list[int] = []
-        windows: list[list[dict[str, Any]] | None] = []
-        for row in table.select(["text", "words", "spans", "split"]).to_pylist():
-            pieces, spans = split_record(row["text"], row["words"], row["spans"], self.encoder.splitter)
-            encoded = self.encoder.encode_pieces(pieces)
-            num_tokens.append(encoded.num_tokens)
-            if row["split"] != "train":
-                windows.append(None)
-                continue
-            tag_ids = iter(self.scheme.to_tag_ids(spans, len(pieces)))
-            windows.append(
-                [
-                    {
-                        "input_ids": window.input_ids,
-                        "word_starts": window.word_starts,
-                        "tag_ids": [next(tag_ids) for _ in window.word_starts],
-                        "starts_document": window.starts_document,
-                        "ends_document": window.ends_document,
-                    }
-                    for window in encoded.windows
-                ]
-            )
-        table = table.append_column("num_tokens", pa.array(num_tokens, pa.int32()))
-        return table.append_column("windows", pa.array(windows, pa.list_(WINDOW_TYPE)))
 
 
 def _check_splits(corpus: Corpus) -> None:

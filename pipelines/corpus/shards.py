@@ -18,8 +18,10 @@ import pyarrow.dataset as pds
 from pipelines.corpus.records import RECORD_SCHEMA, CorpusError
 from pipelines.ner.bundle import hash_mention
 from pipelines.ner.encoders import SCRATCH, find_encoder, load_tokenizer
-from pipelines.ner.encoding import fingerprint_tokenizer
+from pipelines.ner.encoding import EncodingConfig, fingerprint_tokenizer
+from pipelines.ner.errors import UserError
 from pipelines.ner.labels import LabelScheme
+from pipelines.ner.model import ModelConfig
 
 SHARDS_FILE = "shards.json"
 SCHEMA_VERSION = 1
@@ -105,6 +107,30 @@ def find_shards_encoder(folder: Path, info: ShardsInfo) -> str:
             remedy="run `rayner prepare` again with this encoder",
         )
     return encoder
+
+
+def find_shards_misfits(
+    folder: Path, info: ShardsInfo, model: ModelConfig, encoding: EncodingConfig
+) -> list[UserError]:
+    """Settings that differ from those the shards were prepared with."""
+    given = {
+        "model.encoder": (model.encoder, ModelConfig().encoder, info.encoder),
+        "model.casing": (model.casing, None, info.casing),
+        "model.scheme": (model.scheme, ModelConfig().scheme, info.scheme),
+        "encoding.window": (encoding.window, None, info.window),
+        "encoding.stride": (encoding.stride, None, info.stride),
+        "encoding.splitter": (encoding.splitter, EncodingConfig().splitter, info.splitter),
+    }
+    return [
+        CorpusError(
+            f"the shards were prepared with another `{name}`",
+            rule=f"`{prepared}`, as in {folder}",
+            value=f"`{value}`",
+            remedy=f"leave `--{name}` out, or run `rayner prepare` with it",
+        )
+        for name, (value, default, prepared) in given.items()
+        if value not in (default, prepared)
+    ]
 
 
 def read_split(folder: Path, split: str, columns: Sequence[str] = RECORD_SCHEMA.names) -> pa.Table:

@@ -19,7 +19,8 @@ from pipelines.ner.encoders import PACKAGED_NAMES, SCRATCH, is_uncased, load_tok
 
 CARD_FILE = "README.md"
 TASK = "token-classification"
-PLACEHOLDER = "path/to/this/folder"
+READER_PATH = "path/to/this/folder"
+"""What the example in a card loads where the bundle is not on the hub: only its reader knows where it lies."""
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _QUIET = re.compile(r"\\([-,'/%+])")
 
@@ -81,7 +82,7 @@ def render_card(
     )
     body = environment.get_template("card.md.jinja").render(
         name=name,
-        place=hub_id or PLACEHOLDER,
+        place=hub_id or READER_PATH,
         info=info,
         encoder=_name_encoder(encoder),
         labels=sorted({label for split in shards["splits"].values() for label in split["entities"]}),

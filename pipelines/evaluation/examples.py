@@ -146,6 +146,7 @@ def to_characters(scored: Scored) -> tuple[str, list[Span], list[Span]]:
         position += len(word) + 1
 
     def move(spans: Sequence[Span]) -> list[Span]:
+        """From words to characters of the joined text."""
         return [
             Span(starts[span.start], starts[span.end - 1] + len(words[span.end - 1]), span.label, span.score)
             for span in spans

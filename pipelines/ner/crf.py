@@ -34,6 +34,7 @@ def build_legal_chain(scheme: LabelScheme) -> Chain:
     """Zero for what the scheme allows, -inf for what it forbids."""
 
     def score(allowed: object) -> Tensor:
+        """Zero where true, -inf where false."""
         return torch.zeros(torch.tensor(allowed).shape).masked_fill(~torch.tensor(allowed), -torch.inf)
 
     return Chain(score(scheme.legal_transitions()), score(scheme.legal_starts()), score(scheme.legal_ends()))

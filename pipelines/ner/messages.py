@@ -111,6 +111,7 @@ class Messages:
 
         @lru_cache(maxsize=1)  # both passes often want the same slab, one after the other
         def load(chunks: Chunks) -> np.ndarray:
+            """A slab's emissions `[L, K, C]`, each word's largest at zero; as factors if `tame`, else as logarithms."""
             inputs_LKC = _load(emissions_NK, chunks)
             inputs_LKC -= inputs_LKC.max(axis=1, keepdims=True)
             return np.exp(inputs_LKC, out=inputs_LKC) if tame else inputs_LKC
@@ -173,6 +174,7 @@ def _build_max_plus(transitions_KK: np.ndarray) -> Recursion:
     order_K = np.concatenate([(~few_U).nonzero()[0], few_U.nonzero()[0]]).argsort()[same_K.ravel()]
 
     def tell(score_KC: np.ndarray) -> np.ndarray:
+        """Of each tag, the best score `[K, C]` that reaches it from the word before, whose best counts as zero."""
         score_KC = score_KC - score_KC.max(axis=0)
         many_UC = (score_KC.take(rows_R, axis=0)[:, None] + many_RU1).max(axis=0, initial=-np.inf)
         few_UC = (score_KC.take(rows_2U, axis=0) + few_2U1).max(axis=0)
@@ -185,6 +187,7 @@ def _build_backtrack(transitions_KK: np.ndarray) -> Recursion:
     """State: the word's tag on the best path, found from the scores of all its tags and from the tag behind it."""
 
     def combine(heard_KC: np.ndarray, score_KC: np.ndarray) -> np.ndarray:
+        """The best tag `[C]` of each word, given the tag behind it."""
         tag_C: np.ndarray = (score_KC + heard_KC).argmax(axis=0)
         return tag_C
 
@@ -197,6 +200,7 @@ def _build_sum_product(transitions_KK: np.ndarray) -> Recursion:
     factors_JK = np.concatenate([factors_KK, np.ones_like(factors_KK[:1])])  # one more row, for the sum
 
     def tell(state_KC: np.ndarray) -> np.ndarray:
+        """Of each tag, the weight `[K, C]` that reaches it from the word before, whose sum counts as one."""
         sums_JC = factors_JK.dot(state_KC)
         told_KC: np.ndarray = sums_JC[:-1] / sums_JC[-1]
         return told_KC
@@ -208,6 +212,7 @@ def _build_log_sum(transitions_KK: np.ndarray) -> Recursion:
     """As `_build_sum_product`, in logarithms: slower, and safe for any scores."""
 
     def tell(state_KC: np.ndarray) -> np.ndarray:
+        """Of each tag, the logarithm `[K, C]` of what `_build_sum_product` tells."""
         state_KC = state_KC - sum_logs(state_KC, axis=0)
         return sum_logs(state_KC[:, None] + transitions_KK[:, :, None], axis=0)
 

@@ -81,10 +81,12 @@ class _Climb:
         self.start = self.read().clone()
 
     def read(self) -> Tensor:
+        """The present values of what climbs; of rows a copy, of a whole parameter a view."""
         values = self.parameter.detach()
         return values if self.rows is None else values[self.rows]
 
     def write(self, values: Tensor) -> None:
+        """Put values, shaped as `read` gives them, into the parameter."""
         if self.rows is None:
             self.parameter.data.copy_(values)
         else:

@@ -147,6 +147,7 @@ class _Ragged:
         self.ends = np.cumsum(self.lengths)
 
     def __getitem__(self, index: int) -> np.ndarray:
+        """One list, as a view of the flat array."""
         row: np.ndarray = self.values[self.ends[index] - self.lengths[index] : self.ends[index]]
         return row
 

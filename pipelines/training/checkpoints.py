@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from pipelines.training.config import TrainingError
-from pipelines.training.loop import TrainingState
+from pipelines.training.state import TrainingState
 
 KEPT = 2
 CHUNK_BYTES = 4 << 20

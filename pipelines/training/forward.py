@@ -99,6 +99,7 @@ class PaddedForward(Forward):
 
     def _sample_before(self, dropout: nn.Dropout) -> None:
         def repeat(module: nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor] | None:
+            """The hidden states once for each mask, `[S * B, T, H]`, in training alone."""
             return (hidden[0].repeat(self.dropout_samples, 1, 1),) if module.training else None
 
         dropout.register_forward_pre_hook(repeat)
@@ -206,6 +207,7 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
+        """Draw a mask, and keep it for the backward pass."""
         keep, scale = draw_mask(x.shape, probability)
         ctx.keep, ctx.scale = keep, scale
         return (x * keep).mul_(scale)
@@ -213,6 +215,7 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The gradient under the same mask; none for the probability."""
         return (gradient * ctx.keep).mul_(ctx.scale), None
 
 
@@ -232,6 +235,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv_N3H: Tensor, groups: Groups, num_heads: int, dropout: float) -> Tensor:
+        """Contexts `[N, H]` of queries, keys and values `[N, 3 H]`; rows beyond the groups' windows are zero."""
         num_rows, width = qkv_N3H.shape
         context_NH = qkv_N3H.new_zeros(num_rows, width // 3)
         ctx.groups, ctx.num_heads, ctx.saved, at = groups, num_heads, [], 0
@@ -250,6 +254,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_NH: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient of queries, keys and values `[N, 3 H]`; none for the layout, the heads and the dropout."""
         gradient_N3H = gradient_NH.new_zeros(len(gradient_NH), 3 * gradient_NH.shape[1])
         at = 0
         for (count, length), saved in zip(ctx.groups, ctx.saved, strict=True):

@@ -8,8 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,83 +20,16 @@ from pipelines.training.adversarial import Adversary
 from pipelines.training.averaging import Average
 from pipelines.training.batches import BatchPlan, TrainingWindows
 from pipelines.training.config import TrainingConfig, TrainingError
+from pipelines.training.devices import Stopwatch, describe_device, resolve_precision
 from pipelines.training.freezing import Freezing
 from pipelines.training.optimizer import Optimizer
 from pipelines.training.parallel import ParallelConfig
+from pipelines.training.state import Listener, TrainingState
 from pipelines.training.strategies import build_strategy
 from pipelines.training.traffic import MIB, TrafficMeter, measure_state
 
 MEASURED_STEP = 5
 """Of each start: what workers hold and send is counted in it, or in the next that averages weights."""
-
-
-@dataclass
-class TrainingState:
-    """Where a run is, and all that it needs to go on."""
-
-    step: int = 0
-    epoch: int = 0
-    """Epochs completed."""
-    epoch_step: int = 0
-    """Steps done in the epoch under way."""
-    best_f1: float = -1.0
-    best_epoch: int = 0
-    done: bool = False
-    model: dict[str, Tensor] = field(default_factory=dict)
-    optimizer: dict[str, Any] = field(default_factory=dict)
-    average: dict[str, Any] = field(default_factory=dict)
-    """Averaged weights, as `Average` has them."""
-    best_model: dict[str, Tensor] = field(default_factory=dict)
-
-
-class Stopwatch:
-    """The seconds of a step, and on a CPU of its parts: a GPU works on after a call has returned."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.has_parts = device.type == "cpu"
-        self.parts: dict[str, float] = {}
-        self.started = self.lapped = time.monotonic()
-
-    @property
-    def total(self) -> float:
-        """Seconds up to now."""
-        return time.monotonic() - self.started
-
-    def lap(self, name: str) -> None:
-        """The time since the last lap went into this part."""
-        now = time.monotonic()
-        if self.has_parts:
-            self.parts[name] = self.parts.get(name, 0.0) + now - self.lapped
-        self.lapped = now
-
-
-class Listener(Protocol):
-    """Who is told what happens; every worker calls it at the same moments."""
-
-    def on_start(self, metrics: dict[str, Any]) -> None:
-        """Training begins or resumes."""
-
-    def on_step(self, metrics: dict[str, Any]) -> bool | None:
-        """A step was taken; whether the state is to be kept at once."""
-
-    def on_checkpoint(self, metrics: dict[str, Any] | None, get_state: Callable[[], TrainingState]) -> None:
-        """The state is worth keeping; `metrics` is that of an epoch just finished, or None within an epoch."""
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """fp32 or bf16: what `auto` means on this device."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-
-
-def describe_device(device: torch.device) -> str:
-    """A GPU's name, or what vector instructions a CPU has: `CPU, AVX512`."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def train(
@@ -132,6 +64,8 @@ def train(
 
 
 class _Run:
+    """One call of `train`: what it works with, and how far it is."""
+
     def __init__(
         self,
         model: TokenClassifier,
@@ -303,6 +237,7 @@ class _Run:
         scale = self.strategy.num_shares / num_words * self.optimizer.scale.value
 
         def compute() -> Tensor:
+            """Add the step's gradients with the present weights; an adversary calls it again with others."""
             return self.strategy.compute(batches, scale, self.watch.lap)
 
         loss = compute()

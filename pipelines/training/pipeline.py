@@ -116,6 +116,7 @@ class Pipeline(Strategy):
         width = self.model.network.config.hidden_size
 
         def outline(*shape: int, dtype: torch.dtype) -> Tensor:
+            """A tensor without memory, which tells its shape and type alone."""
             return torch.empty(shape, dtype=dtype, device="meta", requires_grad=dtype.is_floating_point)
 
         between = outline(num_rows, num_tokens, width, dtype=self.stage.dtype)

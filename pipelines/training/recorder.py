@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.training.checkpoints import CheckpointWriter, find_last, read_step
 from pipelines.training.config import TrainingError
 from pipelines.training.history import Row, append_metrics, read_metrics
-from pipelines.training.loop import TrainingState
+from pipelines.training.state import TrainingState
 
 LOOK_EVERY_S = 2.0
 MOST_STEPS = 20

@@ -10,17 +10,9 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 from pipelines.ner.errors import UserError
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import read_architecture
-from pipelines.training.parallel import (
-    DataParallel,
-    FullySharded,
-    Hybrid,
-    LocalSGD,
-    ParallelConfig,
-    ParallelError,
-    Strategy,
-    TensorParallel,
-)
+from pipelines.training.parallel import DataParallel, LocalSGD, ParallelConfig, ParallelError, Strategy
 from pipelines.training.pipeline import Pipeline
+from pipelines.training.slices import FullySharded, Hybrid, TensorParallel
 
 KINDS: dict[str, type[Strategy]] = {
     "ddp": DataParallel,

@@ -13,13 +13,15 @@ import ray
 import ray.data
 
 from pipelines.cluster import ENVIRONMENT
+from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.preparation import prepare_shards
-from pipelines.corpus.reading import CorpusConfig
 from pipelines.corpus.shards import load_shards_info, read_rows, read_windows
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.model import ModelConfig
+from pipelines.runs import build_job
 from pipelines.training.parallel import ParallelConfig
-from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit
+from pipelines.training.resources import ResourcesConfig
+from pipelines.training.trainer import TrainingJob, TrainingResult, fit
 from tests.conftest import SAMPLE
 from tests.integration.trainings import TRAINING
 
@@ -66,20 +68,8 @@ def make_job(
     info = load_shards_info(shards)
 
     def make(load_windows: Callable[[], pa.Table] = partial(read_windows, shards)) -> TrainingJob:  # noqa: B008
-        return TrainingJob(
-            encoder=tiny_encoder,
-            model=model,
-            scheme=info.label_scheme,
-            window=info.window,
-            stride=info.stride,
-            splitter=info.splitter,
-            casing=info.casing,
-            training=TRAINING,
-            parallel=ParallelConfig(),
-            load_windows=load_windows,
-            load_dev=partial(read_rows, shards, "dev"),
-            corpus_scheme=info.corpus_scheme,
-        )
+        load_dev = partial(read_rows, shards, "dev")
+        return build_job(info, tiny_encoder, model, TRAINING, ParallelConfig(), load_windows, load_dev)
 
     return make
 

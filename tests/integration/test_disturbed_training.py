@@ -11,7 +11,8 @@ import pytest
 
 from pipelines.training.checkpoints import find_last, list_checkpoints, read_step
 from pipelines.training.config import TrainingError
-from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit
+from pipelines.training.resources import ResourcesConfig
+from pipelines.training.trainer import TrainingJob, TrainingResult, fit
 from tests.integration.gates import Gate
 from tests.integration.nodes import Node
 from tests.integration.processes import wait_until

@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.corpus import shards as shards_module
+from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.ledger import Ledger
-from pipelines.corpus.preparation import prepare_shards, split_record
-from pipelines.corpus.reading import CorpusConfig, read_corpus
+from pipelines.corpus.preparation import prepare_shards
+from pipelines.corpus.reading import read_corpus
 from pipelines.corpus.records import CorpusError
 from pipelines.corpus.shards import (
     SHARDS_FILE,
@@ -21,6 +22,7 @@ from pipelines.corpus.shards import (
     read_split,
     read_windows,
 )
+from pipelines.corpus.windows import split_record
 from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.encoding import Encoder, EncodingConfig, fingerprint_tokenizer
 from pipelines.ner.entities import Span

@@ -9,7 +9,8 @@ import torch
 
 from pipelines.training import trainer
 from pipelines.training.config import TrainingError
-from pipelines.training.trainer import ResourcesConfig, fit, plan_workers
+from pipelines.training.resources import ResourcesConfig, plan_workers
+from pipelines.training.trainer import fit
 from tests.integration.processes import kill, list_descendants, wait_until
 from tests.integration.trainings import check_same_run, read
 

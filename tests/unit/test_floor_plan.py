@@ -29,7 +29,7 @@ FORBIDDEN = {
     "pipelines.corpus": (SPINE_HTTP, set()),
     "pipelines.evaluation": ({"ray"} | SPINE_HTTP, set()),
     "pipelines.planning": ({"ray"} | SPINE_HTTP, {"pipelines.planning.inventory"}),
-    "pipelines.training": ({"ray"} | SPINE_HTTP, {"pipelines.training.trainer"}),
+    "pipelines.training": ({"ray"} | SPINE_HTTP, {"pipelines.training.trainer", "pipelines.training.resources"}),
     "pipelines.compression": ({"ray"} | SPINE_HTTP, set()),
 }
 FRAME = {
@@ -39,6 +39,13 @@ FRAME = {
     "pipelines.job": {"pipelines.ner", "pipelines.settings"},
     "pipelines.folders": {"pipelines.ner", "pipelines.settings", "pipelines.job"},
     "pipelines.run_record": {"pipelines.ner", "pipelines.job", "pipelines.folders"},
+    "pipelines.runs": {
+        "pipelines.ner",
+        "pipelines.corpus",
+        "pipelines.training",
+        "pipelines.folders",
+        "pipelines.run_record",
+    },
     "pipelines.hub": {"pipelines.ner"},
     "pipelines.trackers": set(),
     "pipelines.tracking": {
@@ -129,13 +136,13 @@ def test_room_keeps_out_of_packages_that_are_not_its_business(file):
     assert wrong == [] or module in exempt
 
 
-def test_training_knows_ray_in_the_trainer_alone():
+def test_training_knows_ray_in_the_trainer_and_its_resources_alone():
     users = {
         name_module(file)
         for file in FILES
         if file.parts[1] == "training" and any(one.split(".")[0] == "ray" for _, one in list_imports(file))
     }
-    assert users == {"pipelines.training.trainer"}
+    assert users == FORBIDDEN["pipelines.training"][1]
 
 
 def test_only_cluster_calls_ray_init():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 from ray.exceptions import RayTaskError
 
-from pipelines.corpus.reading import CorpusConfig
+from pipelines.corpus.config import CorpusConfig
 from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, lock_folder, prepare_output_dir, write_json
 from pipelines.job import find_mistake, run_door, warn_of_idle
 from pipelines.ner.errors import UserError, UserErrors

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from pipelines.corpus.reading import CorpusConfig
+from pipelines.corpus.config import CorpusConfig
 from pipelines.ner.errors import UserError, UserErrors
 from pipelines.settings import ConfigError, list_keys, parse_settings
 from pipelines.training.config import TrainingConfig

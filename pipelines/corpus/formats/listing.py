@@ -51,6 +51,7 @@ class _Place:
 
     @classmethod
     def open(cls, uri: str) -> "_Place":
+        """Open the store that a URI lies in. Raises CorpusError if it cannot be reached."""
         scheme, authority, path, query = split_uri(uri)
         segments = path.split("/")
         first = next((index for index, one in enumerate(segments) if _is_pattern(one)), len(segments))

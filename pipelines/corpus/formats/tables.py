@@ -125,9 +125,11 @@ class _Lines:
         self._bad: UndecodableLine | None = None
 
     def __iter__(self) -> Iterator[str]:
+        """The lines themselves, which can be gone through once."""
         return self
 
     def __next__(self) -> str:
+        """The next line; the first that could not be decoded is remembered."""
         line = next(self._lines)
         if isinstance(line, UndecodableLine):
             self._bad = self._bad or line

@@ -79,6 +79,7 @@ class _Logits(nn.Module):
         self.network = network
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits `[B, T, K]` of sub-tokens `[B, T]`."""
         return compute_logits(self.network, input_ids, attention_mask)
 
 

@@ -174,6 +174,7 @@ class _Linear:
                 self.fused = False
 
     def __call__(self, x_NI: Tensor) -> Tensor:
+        """`activation(x W + b)`, `[N, O]`."""
         algorithm, function = ACTIVATIONS[self.activation]
         if self.fused:
             name = self.activation.partition("_")[0]
@@ -182,6 +183,7 @@ class _Linear:
         return function(F.linear(x_NI, self.weight, self.bias))
 
     def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
+        """`x W + b + residual`, `[N, O]`, without activation."""
         if self.fused:
             binary = torch.ops.mkldnn._linear_pointwise.binary
             y_NO: Tensor = binary(x_NI, residual_NO, self.weight, self.bias, "add")
@@ -190,11 +192,14 @@ class _Linear:
 
 
 class _Norm:
+    """Layer normalization (Ba et al. 2016), with weights in the runtime's precision."""
+
     def __init__(self, norm: nn.LayerNorm, device: torch.device, dtype: torch.dtype) -> None:
         self.shape, self.eps = norm.normalized_shape, norm.eps
         self.weight, self.bias = norm.weight.detach().to(device, dtype), norm.bias.detach().to(device, dtype)
 
     def __call__(self, x_NH: Tensor) -> Tensor:
+        """Rows normalized over their width, `[N, H]`."""
         return F.layer_norm(x_NH, self.shape, self.weight, self.bias, self.eps)
 
 

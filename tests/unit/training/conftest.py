@@ -14,8 +14,9 @@ from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import ModelConfig, TokenClassifier, build_token_classifier
 from pipelines.training.batches import TrainingWindows
 from pipelines.training.config import TrainingConfig
-from pipelines.training.loop import TrainingState, train
+from pipelines.training.loop import train
 from pipelines.training.parallel import ParallelConfig
+from pipelines.training.state import TrainingState
 
 SCHEME = LabelScheme.from_labels(["LOC", "PER"])
 CLS, SEP, FIRST_ID, LAST_ID = 2, 3, 10, 60

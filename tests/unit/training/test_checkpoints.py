@@ -18,7 +18,7 @@ from pipelines.training.checkpoints import (
     save_state,
 )
 from pipelines.training.config import TrainingError
-from pipelines.training.loop import TrainingState
+from pipelines.training.state import TrainingState
 
 
 def make_state(step: int, **changes: object) -> TrainingState:

@@ -14,8 +14,9 @@ from pipelines.training.adversarial import AdversarialConfig
 from pipelines.training.averaging import AveragingConfig
 from pipelines.training.batches import BatchPlan, TrainingWindows
 from pipelines.training.config import TrainingConfig, TrainingError, find_contradictions
+from pipelines.training.devices import resolve_precision
 from pipelines.training.freezing import FreezingConfig
-from pipelines.training.loop import MEASURED_STEP, resolve_precision
+from pipelines.training.loop import MEASURED_STEP
 from pipelines.training.optimizer import OptimizerConfig
 from pipelines.training.parallel import ParallelConfig
 

@@ -11,8 +11,8 @@ from pipelines.training import recorder as module
 from pipelines.training.checkpoints import list_checkpoints, read_step
 from pipelines.training.config import TrainingError
 from pipelines.training.history import read_metrics
-from pipelines.training.loop import TrainingState
 from pipelines.training.recorder import Recorder
+from pipelines.training.state import TrainingState
 
 
 def make_recorder(folder: Path, patience_s: float = 60.0) -> Recorder:

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.corpus.preparation import WINDOW_TYPE, _EncodeRecords, split_record
 from pipelines.corpus.reading import RAW_SCHEMA, finish_records
 from pipelines.corpus.records import RECORD_SCHEMA, Record, to_table
+from pipelines.corpus.windows import WINDOW_TYPE, EncodeRecords, split_record
 from pipelines.ner.casing import CASE_STEP
 from pipelines.ner.entities import Span
 from pipelines.ner.labels import LabelScheme, read_spans, read_strict_spans
@@ -135,7 +135,7 @@ def test_words_that_raw_text_would_not_have_are_split_and_spans_follow(words, go
 def encode(encoder, records, *, window=16, stride=4, corpus_scheme="BIO", splits=None, casing=False):
     table = to_table(records).append_column("split", pa.array(splits or ["train"] * len(records)))
     scheme = LabelScheme.from_labels(LABELS, "BIO")
-    room = _EncodeRecords(encoder, window, stride, "punctuation", casing, scheme, corpus_scheme)
+    room = EncodeRecords(encoder, window, stride, "punctuation", casing, scheme, corpus_scheme)
     return room, room(table)
 
 
