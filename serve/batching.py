@@ -11,17 +11,12 @@ import math
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any
 
-from torch import Tensor
-
-from pipelines.ner.encoding import Window
 from pipelines.ner.engine import NerEngine, PreparedText
 from pipelines.ner.entities import Prediction
+from serve.work import Answer, Done, Job, Work, compute, finish
 
 LANES = (0.25, 1.0, 4.0, 16.0)
 """The longest texts of each lane, in batches; the last lane has those beyond."""
@@ -43,69 +38,6 @@ class Overloaded(Exception):
     def __init__(self, retry_after_s: float) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(f"the queue is full; try again in {retry_after_s:.0f} s")
-
-
-@dataclass(eq=False)
-class Job:
-    """A text on its way."""
-
-    text: PreparedText
-    future: "asyncio.Future[Answer]"
-    queued_at: float
-    emissions: list[Any]
-    """Of each window, once it is computed."""
-    started_at: float = 0.0
-    num_taken: int = 0
-    """Windows that went into a batch."""
-    num_left: int = 0
-    """Windows that are not computed yet."""
-    is_queued: bool = False
-
-    @property
-    def windows(self) -> Sequence[Window]:
-        """Of its document."""
-        return self.text.document.windows
-
-    def count_waiting(self) -> int:
-        """Sub-tokens of the windows that no batch has taken."""
-        return sum(len(window.input_ids) for window in self.windows[self.num_taken :])
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A prediction, and where its time went."""
-
-    prediction: Prediction
-    queue_s: float
-    engine_s: float
-
-
-@dataclass(eq=False)
-class Work:
-    """The windows of one batch, each with its job and its place there."""
-
-    jobs: list[Job] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-    num_tokens: int = 0
-
-    def add(self, job: Job) -> None:
-        """Take the job's next window."""
-        self.jobs.append(job)
-        self.places.append(job.num_taken)
-        self.num_tokens += len(job.windows[job.num_taken].input_ids)
-        job.num_taken += 1
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """What a thread made of a batch."""
-
-    work: Work
-    emissions: list[Tensor | Exception]
-    """Of each window, or the error that its text causes."""
-    answers: dict[Job, Prediction | Exception]
-    """Of the jobs that were in this batch as a whole."""
-    seconds: float
 
 
 class Batcher:
@@ -319,47 +251,3 @@ def _answer(job: Job, prediction: Prediction | Exception) -> None:
     else:
         now = time.monotonic()
         job.future.set_result(Answer(prediction, job.started_at - job.queued_at, now - job.started_at))
-
-
-def compute(engine: NerEngine, work: Work, is_alone: bool = False) -> Done:
-    """Compute a batch; where that fails, each of its windows by itself, so that only the text that causes it fails.
-
-    Args:
-        is_alone: nothing else is computed, so it may use all cores.
-    """
-    started = time.monotonic()
-    windows = [job.windows[place] for job, place in zip(work.jobs, work.places, strict=True)]
-    emissions: list[Tensor | Exception]
-    try:
-        emissions = list(engine.compute(windows, is_alone=is_alone))
-    except Exception as error:
-        emissions = [_compute_one(engine, window) for window in windows] if len(windows) > 1 else [error]
-    whole = []
-    at = 0
-    for job, group in groupby(work.jobs):
-        count = len(list(group))
-        parts = emissions[at : at + count]
-        if count == len(job.windows) and not any(isinstance(part, Exception) for part in parts):
-            job.emissions = parts
-            whole.append(job)
-        at += count
-    return Done(work, emissions, finish(engine, whole), time.monotonic() - started)
-
-
-def _compute_one(engine: NerEngine, window: Window) -> Tensor | Exception:
-    try:
-        return engine.compute([window])[0]
-    except Exception as error:
-        return error
-
-
-def finish(engine: NerEngine, jobs: Sequence[Job]) -> dict[Job, Prediction | Exception]:
-    """The predictions of texts that are computed; where that fails, each by itself."""
-    if not jobs:
-        return {}
-    try:
-        return dict(zip(jobs, engine.finish([job.text for job in jobs], [job.emissions for job in jobs]), strict=True))
-    except Exception as error:
-        if len(jobs) == 1:
-            return {jobs[0]: error}
-        return {job: answer for one in jobs for job, answer in finish(engine, [one]).items()}

@@ -13,7 +13,7 @@ import torch
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.entities import Entity, Prediction
 from pipelines.ner.errors import UserError
-from serve.batching import Answer, Batcher
+from serve.batching import Batcher
 from serve.keys import read_keys
 from serve.metrics import Metrics
 from serve.problems import Problem
@@ -21,6 +21,7 @@ from serve.redaction import redact
 from serve.schemas import EntitiesRequest, Options, StreamLine
 from serve.settings import Arguments, Tuning
 from serve.shelf import LoadedModel, Shelf
+from serve.work import Answer
 
 CANARY = "Angela Merkel visited Utrecht in 2019. 中文"
 CANARY_TIMEOUT_S = 10.0

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pipelines.ner.encoding import Window
 from pipelines.ner.entities import Prediction
 from serve import batching
-from serve.batching import Answer, Batcher, Overloaded
+from serve.batching import Batcher, Overloaded
+from serve.work import Answer
 from tests.conftest import EXACT
 from tests.unit.serve.replicas import WatchedEngine, run, wait_until
 
