@@ -1,6 +1,7 @@
 """Output folders: made, marked, locked, resumed or refused, and never half-written."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -9,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipelines.job import find_mistake
+from pipelines.job import find_mistake, warn_of_idle
 from pipelines.settings import ConfigError
 
 RUN_FILE = "run.json"
@@ -23,6 +24,13 @@ MARKS = (RUN_FILE, SETTINGS_FILE, "shards.json", SUCCESS_FILE)
 def prepare_output_dir(output_dir: str) -> Path:
     """The absolute folder, made if it is not there. Raises ConfigError if it cannot be written."""
     folder = Path(output_dir).expanduser().absolute()
+    if lies_in_copy(output_dir):
+        warn_of_idle(
+            [
+                f"the output goes to {folder}: in a job that is the copy of its working folder on one node, which Ray "
+                "removes after the job. Give an absolute `--output_dir` that every node sees"
+            ]
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -37,6 +45,13 @@ def prepare_output_dir(output_dir: str) -> Path:
             remedy="give another `--output_dir`",
         ) from error
     return folder
+
+
+def lies_in_copy(output_dir: str) -> bool:
+    """Whether an output folder lies in the copy of the working folder that a submitted job runs in."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")  # what Ray tells the driver of a job
+    has_copy = bool((job.get("runtime_env") or {}).get("working_dir"))
+    return has_copy and not Path(output_dir).expanduser().is_absolute()
 
 
 def write_json(path: Path, content: Any) -> None:

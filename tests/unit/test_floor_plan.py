@@ -40,6 +40,8 @@ FRAME = {
     "pipelines.folders": {"pipelines.ner", "pipelines.settings", "pipelines.job"},
     "pipelines.run_record": {"pipelines.ner", "pipelines.job", "pipelines.folders"},
     "pipelines.hub": {"pipelines.ner"},
+    "pipelines.shipping": {"pipelines.ner"},
+    "pipelines.job_client": {"pipelines.cluster", "pipelines.job"},
     "pipelines.trackers": set(),
     "pipelines.tracking": {
         "pipelines.ner",
