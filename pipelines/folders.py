@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.markup import escape
 
-from pipelines.job import find_mistake, warn_of_idle
+from pipelines.job import find_mistake, progress_console
 from pipelines.settings import ConfigError
 
 RUN_FILE = "run.json"
@@ -25,11 +26,9 @@ def prepare_output_dir(output_dir: str) -> Path:
     """The absolute folder, made if it is not there. Raises ConfigError if it cannot be written."""
     folder = Path(output_dir).expanduser().absolute()
     if lies_in_copy(output_dir):
-        warn_of_idle(
-            [
-                f"the output goes to {folder}: in a job that is the copy of its working folder on one node, which Ray "
-                "removes after the job. Give an absolute `--output_dir` that every node sees"
-            ]
+        progress_console.print(
+            f"[yellow]![/] the output goes to {escape(str(folder))}, in the job's copy of its working folder, which is "
+            "on one node alone and goes after the job: give an absolute `--output_dir` that every node sees"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
