@@ -2,8 +2,6 @@
 
 import os
 import secrets
-import shutil
-import subprocess
 import sys
 import tempfile
 import urllib.error
@@ -14,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.ingress import find_free_ports
-from tests.integration.processes import kill, list_descendants, wait_until
+from tests.integration.heads import run_head
+from tests.integration.processes import wait_until
 
 NUM_CPUS = 4
+PORTS = ("--dashboard-port", "--dashboard-agent-listen-port", "--dashboard-agent-grpc-port", "--ray-client-server-port")
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class JobCluster:
     address: str
     token: str
     environment: dict[str, str]
-    """Of a process that has the token."""
+    """Of a process that has the token, and that the address is told."""
 
     def ask(self, path: str, token: str | None = None) -> int:
-        """The status of a plain request to the dashboard."""
+        """The status of a plain request to the dashboard; 0 where nobody answers."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             with urllib.request.urlopen(
@@ -45,41 +45,21 @@ class JobCluster:
 @contextmanager
 def run_job_cluster() -> Iterator[JobCluster]:
     """A head node on this machine alone, with a dashboard and a token, for the time of the block."""
-    folder = tempfile.mkdtemp(prefix="rj")  # short: sockets have their paths in it
-    token = secrets.token_hex(32)
-    ports = find_free_ports(4)
-    names = (
-        "--dashboard-port",
-        "--dashboard-agent-listen-port",
-        "--dashboard-agent-grpc-port",
-        "--ray-client-server-port",
-    )
-    options = [part for name, port in zip(names, ports, strict=True) for part in (name, str(port))]
-    without = ("PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_MODE")
+    ports = find_free_ports(len(PORTS))
+    address, token = f"http://127.0.0.1:{ports[0]}", secrets.token_hex(32)
+    without = ("PYTHONPATH", "RAY_ADDRESS")
     environment = {name: value for name, value in os.environ.items() if name not in without}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # the `python` of jobs
+        "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
-        "HOME": folder,  # a token in the home folder of whoever runs the tests is none of theirs
+        "RAY_API_SERVER_ADDRESS": address,
     }
-    options += ["--head", "--port", "0", "--node-ip-address", "127.0.0.1", "--dashboard-host", "127.0.0.1"]
-    options += ["--include-dashboard", "true", "--temp-dir", folder, "--num-cpus", str(NUM_CPUS)]
-    options += ["--object-store-memory", str(256 << 20), "--disable-usage-stats", "--block"]
-    log = Path(folder) / "start.log"
-    with log.open("w") as told:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("ray"), "start", *options],
-            env=environment | {"RAY_AUTH_MODE": "token"},
-            stdout=told,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    cluster = JobCluster(f"http://127.0.0.1:{ports[0]}", token, environment)
-    try:
-        wait_until(lambda: cluster.ask("/api/jobs/", token) == 200, "the dashboard answers")
-        yield cluster
-    finally:
-        below = list_descendants(process.pid)
-        kill([process.pid, *below, *list_descendants(process.pid)])
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+    options = [part for name, port in zip(PORTS, ports, strict=True) for part in (name, port)]
+    options += ["--port", 0, "--dashboard-host", "127.0.0.1", "--include-dashboard", "true", "--num-cpus", NUM_CPUS]
+    options += ["--object-store-memory", 256 << 20]
+    with tempfile.TemporaryDirectory() as home:  # whatever Ray keeps in a home folder is not put into the tester's
+        with run_head(*options, environment=environment | {"HOME": home}):
+            cluster = JobCluster(address, token, environment)
+            wait_until(lambda: cluster.ask("/api/jobs/", token) == 200, "the dashboard answers")
+            yield cluster
