@@ -28,7 +28,8 @@ def prepare_output_dir(output_dir: str) -> Path:
     if lies_in_copy(output_dir):
         progress_console.print(
             f"[yellow]![/] the output goes to {escape(str(folder))}, in the job's copy of its working folder, which is "
-            "on one node alone and goes after the job: give an absolute `--output_dir` that every node sees"
+            "on one node alone and goes after the job: give an absolute `--output_dir` that every node sees",
+            soft_wrap=True,
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ def find_dashboard(given: str | None) -> str:
         given
         or os.environ.get("RAY_API_SERVER_ADDRESS")
         or (by_environment if by_environment.startswith(("http://", "https://")) else DEFAULT_ADDRESS)
-    ).rstrip("/")
+    )
     parts = urlsplit(address if "://" in address else f"http://{address}")
     if parts.scheme not in ("http", "https") or not parts.hostname or find_port(parts) is None:
         raise ClusterError(
@@ -52,7 +52,7 @@ def find_dashboard(given: str | None) -> str:
             rule="http://HOST:PORT or https://HOST:PORT; the port is 8265 unless the cluster was told otherwise",
             value=address,
         )
-    return parts.geturl()
+    return parts.geturl().rstrip("/")
 
 
 def find_port(parts: SplitResult) -> int | None:

@@ -58,8 +58,10 @@ def run_job_cluster() -> Iterator[JobCluster]:
     options = [part for name, port in zip(PORTS, ports, strict=True) for part in (name, port)]
     options += ["--port", 0, "--dashboard-host", "127.0.0.1", "--include-dashboard", "true", "--num-cpus", NUM_CPUS]
     options += ["--object-store-memory", 256 << 20]
-    with tempfile.TemporaryDirectory() as home:  # whatever Ray keeps in a home folder is not put into the tester's
-        with run_head(*options, environment=environment | {"HOME": home}):
-            cluster = JobCluster(address, token, environment)
-            wait_until(lambda: cluster.ask("/api/jobs/", token) == 200, "the dashboard answers")
-            yield cluster
+    with (
+        tempfile.TemporaryDirectory() as home,  # whatever Ray keeps in a home folder is not put into the tester's
+        run_head(*options, environment=environment | {"HOME": home}),
+    ):
+        cluster = JobCluster(address, token, environment)
+        wait_until(lambda: cluster.ask("/api/jobs/", token) == 200, "the dashboard answers")
+        yield cluster
