@@ -5,7 +5,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pipelines.cluster import ClusterError
 from pipelines.job import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, progress_console
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 TOKEN_FILE = ".ray/auth_token"
 CONNECT_TIMEOUT_S = 10.0
 PATIENCE_S = 60.0
@@ -41,7 +43,7 @@ def find_dashboard(given: str | None) -> str:
     by_environment = os.environ.get("RAY_ADDRESS", "")
     address = (
         given
-        or os.environ.get("RAY_API_SERVER_ADDRESS")
+        or os.environ.get(ADDRESS_VARIABLE)
         or (by_environment if by_environment.startswith(("http://", "https://")) else DEFAULT_ADDRESS)
     )
     parts = urlsplit(address if "://" in address else f"http://{address}")
@@ -85,8 +87,8 @@ def read_token() -> str | None:
 class JobClient:
     """The jobs of one cluster."""
 
-    def __init__(self, address: str, client: Any) -> None:
-        self.address, self.client = address, client
+    def __init__(self, address: str, client: Any, has_token: bool = False) -> None:
+        self.address, self.client, self.has_token = address, client, has_token
 
     @classmethod
     def open(cls, address: str, token: str | None) -> "JobClient":
@@ -110,7 +112,8 @@ class JobClient:
             ) from error
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            client = JobSubmissionClient(address, headers=headers)
+            with _prefer(address):
+                client = JobSubmissionClient(address, headers=headers)
             client.list_jobs()
         except AuthenticationError as error:
             raise ClusterError(
@@ -123,7 +126,7 @@ class JobClient:
             value = f"{type(error).__name__}: {error}".splitlines()[0]
             rule = "the dashboard of a Ray cluster"
             raise ClusterError("what answers is no Ray dashboard", where=address, rule=rule, value=value) from error
-        return cls(address, client)
+        return cls(address, client, has_token=token is not None)
 
     def find_attempt(self, name: str, again: bool) -> Attempt:
         """The job of this name that runs or is done, or a new one.
@@ -191,8 +194,9 @@ class JobClient:
         return f"follow: the same command, or {logs}\nstop:   {stop}"
 
     def render_command(self, command: str, job_id: str) -> str:
-        """A command line of Ray's own that does something with a job."""
-        return f"ray job {command} --address {self.address} {job_id}"
+        """A command line of Ray's own that does something with a job, whatever the environment says."""
+        mode = " RAY_AUTH_MODE=token" if self.has_token else ""
+        return f"{ADDRESS_VARIABLE}={self.address}{mode} ray job {command} {job_id}"
 
     def _show_log(self, job_id: str) -> None:
         """Write the log from its beginning; after a lost connection, from where it was."""
@@ -245,6 +249,20 @@ def read_exit_code(info: Any) -> int:
     if not code:
         return EXIT_FAILED
     return int(code) if code > 0 else 128 - int(code)  # ended by a signal
+
+
+@contextmanager
+def _prefer(address: str) -> Iterator[None]:
+    """Hold Ray to an address: by itself it prefers the environment's, and would send job and token there."""
+    before = os.environ.get(ADDRESS_VARIABLE)
+    os.environ[ADDRESS_VARIABLE] = address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ADDRESS_VARIABLE]
+        else:
+            os.environ[ADDRESS_VARIABLE] = before
 
 
 def _no_token_in(path: str, why: str) -> ClusterError:
