@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format proto bench clean
+TARGET := cpu
+.PHONY: help install quickstart test check format proto bench image clean
 
 help:           ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -42,6 +43,9 @@ bench: $(STAMP)  ## quality on the real corpora and speeds (over an hour); write
 	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.serve
+
+image:          ## build the CPU image of deploy/Dockerfile; `make image TARGET=gpu` the other
+	docker build -f deploy/Dockerfile --target $(TARGET) -t rayner:0.1.0-$(TARGET) .
 
 clean:          ## remove what was built, not what was trained
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

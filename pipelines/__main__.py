@@ -11,6 +11,7 @@ DOORS = {
     "scale": "measure what more workers bring, and which strategy to take",
     "predict": "label documents with a bundle",
     "serve": "answer requests with a bundle, with a page to try it",
+    "submit": "run another verb as a job on a Ray cluster, and follow it",
 }
 
 

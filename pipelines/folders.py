@@ -1,6 +1,7 @@
 """Output folders: made, marked, locked, resumed or refused, and never half-written."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.markup import escape
 
-from pipelines.job import find_mistake
+from pipelines.job import find_mistake, progress_console
 from pipelines.settings import ConfigError
 
 RUN_FILE = "run.json"
@@ -23,6 +25,12 @@ MARKS = (RUN_FILE, SETTINGS_FILE, "shards.json", SUCCESS_FILE)
 def prepare_output_dir(output_dir: str) -> Path:
     """The absolute folder, made if it is not there. Raises ConfigError if it cannot be written."""
     folder = Path(output_dir).expanduser().absolute()
+    if lies_in_copy(output_dir):
+        progress_console.print(
+            f"[yellow]![/] the output goes to {escape(str(folder))}, in the job's copy of its working folder, which is "
+            "on one node alone and goes after the job: give an absolute `--output_dir` that every node sees",
+            soft_wrap=True,
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -37,6 +45,13 @@ def prepare_output_dir(output_dir: str) -> Path:
             remedy="give another `--output_dir`",
         ) from error
     return folder
+
+
+def lies_in_copy(output_dir: str) -> bool:
+    """Whether an output folder lies in the copy of the working folder that a submitted job runs in."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")  # what Ray tells the driver of a job
+    has_copy = bool((job.get("runtime_env") or {}).get("working_dir"))
+    return has_copy and not Path(output_dir).expanduser().is_absolute()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -30,20 +30,19 @@ progress_console = Console(highlight=False, stderr=True, emoji=False)
 def run_door(
     verb: str,
     config_class: type[Config],
-    run: Callable[[Config], None],
+    run: Callable[[Config], int | None],
     description: str,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parse the command line, run a door, and turn what happens into one message and an exit code.
 
-    0: done; 1: the run failed; 2: the user's mistake; 130: stopped by the user.
+    0: done, or the code that the run returned; 1: the run failed; 2: the user's mistake; 130: stopped by the user.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     set_up_logging(debug)
     try:
-        run(parse_settings(verb, config_class, arguments, description))
-        return EXIT_OK
+        return run(parse_settings(verb, config_class, arguments, description)) or EXIT_OK
     except KeyboardInterrupt:
         print(f"\nrayner {verb}: stopped; the same command goes on where it was", file=sys.stderr)
         return EXIT_STOPPED

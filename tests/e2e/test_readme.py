@@ -17,6 +17,11 @@ from tests.integration.processes import wait_until
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"```(sh|python)\n(.*?)```", re.DOTALL)
 RUN_BY_CI = ["make check", "make test"]
+CLUSTER_BLOCK = re.compile(r"```sh cluster\n(.*?)```", re.DOTALL)
+"""Commands that ask a cluster: tests/e2e/test_submit.py runs those that submit jobs, on one that it starts."""
+JOB_COMMANDS = ("rayner submit ", "ray job submit ")
+NEED_MACHINES = ("ray get-auth-token", "ray up ", "ray dashboard ", "ray down ", "kubectl ", "docker build ", "export ")
+"""Commands that make machines, or speak to those that are not here: the files that they name are tested apart."""
 
 
 def read_blocks() -> list[tuple[str, str]]:
@@ -27,6 +32,21 @@ def test_commands_that_cannot_run_inside_a_test_are_what_ci_runs():
     developing = [code.split("\n")[:-1] for kind, code in read_blocks() if "make test" in code]
     assert developing == [RUN_BY_CI]
     assert "make check test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def read_cluster_commands() -> list[str]:
+    blocks = CLUSTER_BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    return [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
+
+
+def test_commands_for_clusters_submit_jobs_or_name_files_that_are_there():
+    commands = read_cluster_commands()
+    jobs = [command for command in commands if command.startswith(JOB_COMMANDS)]
+    assert [command.partition(" --")[0] for command in jobs] == ["rayner submit", "ray job submit"]
+    for command in set(commands) - set(jobs):
+        assert command.startswith(NEED_MACHINES), command
+        for name in re.findall(r"[\w./-]+\.yaml|deploy/\w+", command):
+            assert (ROOT / name).exists(), command
 
 
 def is_ready(url: str) -> bool:

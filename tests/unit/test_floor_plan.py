@@ -47,6 +47,8 @@ FRAME = {
         "pipelines.run_record",
     },
     "pipelines.hub": {"pipelines.ner"},
+    "pipelines.shipping": {"pipelines.ner"},
+    "pipelines.job_client": {"pipelines.cluster", "pipelines.job"},
     "pipelines.trackers": set(),
     "pipelines.tracking": {
         "pipelines.ner",
