@@ -115,7 +115,10 @@ def describe_nodes(nodes: Sequence[Node]) -> list[str]:
         counts.setdefault(describe_node(node), []).append(node)
     told = []
     for shape, equal in counts.items():
-        draining, busy = sum(node.is_draining for node in equal), sum(node.used_cpus + node.used_gpus > 0 for node in equal)
+        draining, busy = (
+            sum(node.is_draining for node in equal),
+            sum(node.used_cpus + node.used_gpus > 0 for node in equal),
+        )
         notes = [f"{number} {word}" for number, word in ((draining, "draining"), (busy, "busy")) if number]
         told.append(f"{len(equal)} x {shape}" + (f", {' and '.join(notes)}" if notes else ""))
     return told
