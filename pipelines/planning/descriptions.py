@@ -1,7 +1,7 @@
 """A cluster described in a line: `4x(8cpu,32GiB,1xL4)+0..8x(16cpu,64GiB)`.
 
 Terms are joined by `+`; each is a number of nodes, `x`, and what one of them has. `0..8x(…)`: none is there, and the
-autoscaler adds up to eight. A node has CPUs, and perhaps memory, GPUs, a price an hour (`0.8/h`), and labels (`zone=a`).
+autoscaler adds up to eight. A node has CPUs, and perhaps memory, GPUs, a price an hour (`0.8/h`), labels (`zone=a`).
 """
 
 import math
@@ -24,7 +24,7 @@ def parse_cluster(text: str) -> Inventory:
     """The inventory of a described cluster. Raises PlanError."""
     nodes: list[Node] = []
     groups: list[NodeGroup] = []
-    terms = [term for term in re.sub(r"\s", "", text).split("+")]
+    terms = re.sub(r"\s", "", text).split("+")
     for number, term in enumerate(terms, 1):
         match = _TERM.fullmatch(term)
         if match is None:

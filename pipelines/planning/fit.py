@@ -1,7 +1,7 @@
 """Where bundles of resources fit: counted node by node, never by totals.
 
-A bundle lies on one node whole. Some CPUs of each node are kept for those who read and write beside the bundles: Ray Data
-has of a node what is left, in whole CPUs, divided by the datasets that are read at once, and hangs where that is none.
+A bundle lies on one node whole. Some CPUs of each node are kept for those who read and write beside the bundles: Ray
+Data has of a node what is left, in whole CPUs, divided by the datasets read at once, and hangs where that is none.
 """
 
 import math
@@ -114,17 +114,18 @@ def place(bundle: Bundle, number: int, nodes: Sequence[Node], kept: Kept = NOTHI
 
     The roomiest nodes are filled first, and the last bundles go where they leave least.
     """
-    room = {node.name: count_places(node, bundle, kept) for node in nodes}
+    room = sorted(((count_places(node, bundle, kept), node.name) for node in nodes), key=lambda one: -one[0])
     counts: dict[str, int] = {}
     left = number
-    while left > 0:
-        open_nodes = {name: places for name, places in room.items() if places and name not in counts}
-        if not open_nodes:
-            return None
-        enough = [name for name, places in open_nodes.items() if places >= left]
-        chosen = min(enough, key=open_nodes.__getitem__) if enough else max(open_nodes, key=open_nodes.__getitem__)
-        counts[chosen] = min(left, open_nodes[chosen])
-        left -= counts[chosen]
+    for at, (places, name) in enumerate(room):
+        if left <= places:
+            last = max(one for one in range(at, len(room)) if room[one][0] >= left)
+            name, places = room[last][1], left
+        if left > 0 and places > 0:
+            counts[name] = places
+            left -= places
+    if left > 0:
+        return None
     return Placement(bundle, counts)
 
 
@@ -174,7 +175,7 @@ def explain_shortage(bundle: Bundle, number: int, inventory: Inventory, kept: Ke
     if best is not None and not count_places(best, bundle, kept):
         hint = "; no node holds one: " + _explain_node(best, bundle, kept)
     elif number > grown:
-        hint = f"; missing: {number - grown} times {bundle.describe()}"
+        hint = f"; missing: {number - grown} x ({bundle.describe()})"
     return f"{told} ({shapes}){hint}"
 
 

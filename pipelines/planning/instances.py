@@ -1,8 +1,8 @@
 """Machines that clouds rent by name, for a `cluster.yaml` that names them and leaves their resources to Ray.
 
 Sizes as the providers publish them (aws.amazon.com/ec2/instance-types, cloud.google.com/compute/docs/machine-resource,
-learn.microsoft.com/azure/virtual-machines/sizes). Prices of AWS are those on demand in us-east-1, in US dollars an hour,
-as listed in 2025; they change, and spot, reservations and other regions differ: `--price_per_node` overrides them.
+learn.microsoft.com/azure/virtual-machines/sizes). Prices are those of AWS on demand in us-east-1, in US dollars an
+hour, as listed in 2025; they change, and spot, reservations and other regions differ: `--node_price` overrides them.
 """
 
 from dataclasses import replace

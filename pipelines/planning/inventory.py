@@ -16,6 +16,8 @@ from pipelines.planning.errors import PlanError
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
 GROUP_LABEL = "ray.io/node-group"
 HEAD_RESOURCE = "node:__internal_head__"
+Limit = tuple[str, Mapping[str, Any], Mapping[str, str], int]
+"""A group's name, the resources and labels of its nodes, and how many there may be."""
 MONITORS = ("autoscaler/_private/monitor.py", "autoscaler/v2/monitor.py")
 HEAD_TIMEOUT_S = 30.0
 
@@ -115,10 +117,8 @@ def describe_nodes(nodes: Sequence[Node]) -> list[str]:
         counts.setdefault(describe_node(node), []).append(node)
     told = []
     for shape, equal in counts.items():
-        draining, busy = (
-            sum(node.is_draining for node in equal),
-            sum(node.used_cpus + node.used_gpus > 0 for node in equal),
-        )
+        draining = sum(node.is_draining for node in equal)
+        busy = sum(node.used_cpus + node.used_gpus > 0 for node in equal)
         notes = [f"{number} {word}" for number, word in ((draining, "draining"), (busy, "busy")) if number]
         told.append(f"{len(equal)} x {shape}" + (f", {' and '.join(notes)}" if notes else ""))
     return told
@@ -174,14 +174,14 @@ def _read_groups(nodes: Sequence[Node]) -> tuple[tuple[NodeGroup, ...], bool]:
     """What the autoscaler may add, and whether there is one.
 
     Ray knows the limits only where a platform has published them; else they stand in the file that the autoscaler on
-    the head node was started with. (The autoscaler of KubeRay runs in a container of its own, and tells nobody: give its
-    manifest.)
+    the head node was started with. (The autoscaler of KubeRay runs in a container of its own, and tells nobody: give
+    its manifest.)
     """
     from ray._private.state import state
 
     published = state.get_cluster_config()
     if published is not None and published.node_group_configs:
-        found = [
+        found: list[Limit] = [
             (one.name, dict(one.resources), {}, one.max_count if one.max_count >= 0 else sys.maxsize)
             for one in published.node_group_configs
         ]
@@ -200,9 +200,7 @@ def _read_groups(nodes: Sequence[Node]) -> tuple[tuple[NodeGroup, ...], bool]:
     return build_groups(found, present, None if limit is None else int(limit)), True
 
 
-def build_groups(
-    found: Sequence[tuple[str, Mapping[str, Any], Mapping[str, str], int]], nodes: Sequence[Node], limit: int | None
-) -> tuple[NodeGroup, ...]:
+def build_groups(found: Sequence[Limit], nodes: Sequence[Node], limit: int | None) -> tuple[NodeGroup, ...]:
     """Groups of (name, resources, labels, most nodes), less the nodes that are there already.
 
     Args:

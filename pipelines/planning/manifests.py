@@ -105,7 +105,8 @@ def _read_node_type(path: Path, name: str, kind: Mapping[str, Any]) -> Node:
             raise PlanError(
                 f"the cluster file does not say what a node of `{name}` has",
                 where=str(path),
-                rule=f"`resources` with `CPU`, or a machine type that is known{f', unlike `{instance}`' if instance else ''}",
+                rule="`resources` with `CPU`, or a machine type that is known",
+                value=instance or "neither",
                 remedy=f"add `resources: {{CPU: 8, GPU: 1}}` to `available_node_types.{name}`",
             )
         gpus = int(resources.get("GPU", known.gpus))
