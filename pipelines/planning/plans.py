@@ -37,6 +37,13 @@ class Limits:
             if not holds
         ]
 
+    def describe(self) -> str:
+        """`12 h and price 40.00`."""
+        given = [f"{self.hours:g} h"] if self.hours is not None else []
+        given += [f"price {self.price:,.2f}"] if self.price is not None else []
+        given += [f"{self.gpus} GPUs"] if self.gpus is not None else []
+        return " and ".join(given)
+
 
 @dataclass(frozen=True)
 class Rejected:

@@ -1,0 +1,254 @@
+"""The ways in which a model could be trained on a cluster, each with its memory, time and cost."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from pipelines.planning.architecture import Architecture
+from pipelines.planning.cost import Lengths, TrainingSetup, divide_batch
+from pipelines.planning.errors import PlanError
+from pipelines.planning.fit import Bundle, Kept, Placement, count_all_places, list_added, list_all_nodes, place_growing
+from pipelines.planning.inventory import Inventory, Node
+from pipelines.planning.memory import Memory, estimate_training_memory
+from pipelines.planning.plans import Limits, price_nodes
+from pipelines.planning.rates import Rates
+from pipelines.planning.speeds import find_node_rates, resolve_precision, slow_down_between_nodes
+from pipelines.planning.timing import StepTime, count_steps, estimate_step_s
+
+KEPT = Kept(cpus=1, smallest=4)
+"""Nothing is read by Ray Data while the workers train, so small nodes give them all their CPUs."""
+MOST_WORKERS = 1024
+MOST_GPU_CPUS = 8
+"""CPUs that a worker with a GPU can use: it makes batches, and decodes when it scores dev."""
+DEVICE_BATCH_TOKENS = 4096
+MOST_DEVICE_BATCH_TOKENS = 65_536
+USABLE = 0.92
+"""Share of a device's memory that a plan fills: predictions err, and memory is fragmented."""
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What is to be trained, and what of the resources is settled already; None: to be planned."""
+
+    setup: TrainingSetup = field(default_factory=TrainingSetup)
+    """What the recipe says; what is planned is put into it."""
+    batch_tokens: int = 1024
+    """Sub-tokens of an optimizer step over all workers: part of the recipe, never changed by a plan."""
+    device_batch_tokens: int | None = None
+    precision: str = "auto"
+    num_workers: tuple[int, int] | None = None
+    """The least and the most."""
+    cpus_per_worker: int | None = None
+    use_gpu: bool | None = None
+    accelerator: str | None = None
+    strategy: str | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to train."""
+
+    setup: TrainingSetup
+    placement: Placement
+    rates: Rates
+    device_batch_tokens: int
+    memory: Memory
+    memory_limit_bytes: float | None
+    step: StepTime
+    num_steps: int
+    """Of an epoch."""
+    price_per_hour: float | None
+
+    @property
+    def epoch_s(self) -> float:
+        """Seconds of an epoch."""
+        return self.num_steps * self.step.total
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all epochs."""
+        return self.epoch_s * self.setup.num_epochs
+
+    @property
+    def cost(self) -> float | None:
+        """Of all epochs."""
+        return None if self.price_per_hour is None else self.price_per_hour * self.total_s / 3600
+
+    @property
+    def overflow(self) -> float:
+        """Predicted memory by what may be used; above 1 it does not fit."""
+        return self.memory.total / (self.memory_limit_bytes * USABLE) if self.memory_limit_bytes else 0.0
+
+    @property
+    def variant(self) -> str:
+        """The strategy and what it does besides: `fsdp, checkpointing`."""
+        setup = self.setup
+        parts = [setup.strategy] if setup.num_workers > 1 else []
+        parts += ["gradient checkpointing"] if setup.gradient_checkpointing else []
+        parts += ["CPU offload"] if setup.cpu_offload else []
+        return ", ".join(parts)
+
+    def describe(self) -> str:
+        """`4 x L4, fsdp`."""
+        number = self.setup.num_workers
+        device = self.rates.name if self.setup.device == "cuda" else f"{self.placement.bundle.cpus:g} CPUs"
+        return f"{number} x {device}" + (f", {self.variant}" if self.variant else "")
+
+
+def list_candidates(
+    inventory: Inventory, architecture: Architecture, lengths: Lengths, request: TrainingRequest, limits: Limits
+) -> tuple[list[Candidate], list[PlanError]]:
+    """Every way to train on the cluster as it is or may grow, and why some of its GPUs are not reckoned with."""
+    found: list[Candidate] = []
+    problems: list[PlanError] = []
+    for bundle, number in _list_groups(inventory, request, limits):
+        placement = place_growing(bundle, number, inventory, KEPT)
+        if placement is None:
+            continue
+        try:
+            node = find_used(inventory, placement)[0]
+            rates = find_node_rates(node, bundle.cpus, request.precision, gpus=bundle.gpus)
+        except PlanError as error:
+            problems += [error] if str(error) not in map(str, problems) else []
+            continue
+        rates = slow_down_between_nodes(rates, len(placement.counts))
+        precision = resolve_precision(request.precision, node, rates if bundle.gpus else None)
+        for setup in _list_setups(request, number, bool(bundle.gpus)):
+            setup = replace(setup, precision=precision)
+            found.append(_evaluate(inventory, architecture, lengths, request, setup, placement, rates))
+    return found, problems
+
+
+def find_used(inventory: Inventory, placement: Placement) -> list[Node]:
+    """The nodes that a placement uses, those that are added among them."""
+    added = [
+        node
+        for group in inventory.groups
+        if group.name in placement.added
+        for node in list_added(group, placement.added[group.name])
+    ]
+    return [node for node in [*inventory.nodes, *added] if placement.counts.get(node.name)]
+
+
+def _list_groups(inventory: Inventory, request: TrainingRequest, limits: Limits) -> Iterator[tuple[Bundle, int]]:
+    """What one worker takes, and how many there are."""
+    nodes = list_all_nodes(inventory, MOST_WORKERS)
+    kinds = [request.accelerator] if request.accelerator else inventory.list_accelerators()
+    for kind in kinds if request.use_gpu is not False and limits.gpus != 0 else []:
+        of_kind = [node for node in nodes if node.gpus and node.accelerator == kind]
+        least = Bundle(float(request.cpus_per_worker or 1), 1.0, accelerator=kind)
+        most = min(count_all_places(of_kind, least, KEPT), limits.gpus or MOST_WORKERS, MOST_WORKERS)
+        for number in _list_numbers(most, request):
+            bundle = _shape_worker(least, number, of_kind, MOST_GPU_CPUS, request)
+            if bundle:
+                yield bundle, number
+    if request.use_gpu is not True and not request.accelerator:
+        least = Bundle(float(request.cpus_per_worker or 1))
+        most = min(sum(count_all_places([node], least, KEPT) > 0 for node in nodes), MOST_WORKERS)
+        for number in _list_numbers(most, request):
+            bundle = _shape_worker(least, number, nodes, MOST_WORKERS, request)
+            if bundle:
+                yield bundle, number
+
+
+def _list_numbers(most: int, request: TrainingRequest) -> list[int]:
+    """Numbers of workers worth a look."""
+    if request.num_workers:
+        low, high = request.num_workers
+        return [max(low, min(high, most))]
+    return sorted({*(2**power for power in range(11) if 2**power <= most), *([most] if most > 0 else [])})
+
+
+def _shape_worker(
+    least: Bundle, number: int, nodes: Sequence[Node], most: int, request: TrainingRequest
+) -> Bundle | None:
+    """The most CPUs that so many workers can have; None if they have no room."""
+    as_told = replace(least, fills_cores=False)  # more workers than cores, if the user says so
+    if request.cpus_per_worker:
+        return as_told if count_all_places(nodes, as_told, KEPT) >= number else None
+    low, high = 0, min(int(max((node.cores for node in nodes), default=0)), most)
+    while low < high:  # more CPUs never have more room
+        middle = (low + high + 1) // 2
+        fits = count_all_places(nodes, replace(least, cpus=float(middle)), KEPT) >= number
+        low, high = (middle, high) if fits else (low, middle - 1)
+    if low:
+        return replace(least, cpus=float(low))
+    return as_told if request.num_workers and count_all_places(nodes, as_told, KEPT) >= number else None
+
+
+def _list_setups(request: TrainingRequest, number: int, use_gpu: bool) -> Iterator[TrainingSetup]:
+    """The strategies for so many workers, the plainest first."""
+    device = "cuda" if use_gpu else "cpu"
+    given = replace(request.setup, num_workers=number, device=device)
+    if request.strategy or number == 1:
+        yield replace(given, strategy=request.strategy or "ddp")
+        if not given.gradient_checkpointing:
+            yield replace(given, strategy=request.strategy or "ddp", gradient_checkpointing=True)
+        return
+    for strategy in ("ddp", "fsdp"):
+        for checkpointing in {given.gradient_checkpointing, True}:
+            yield replace(given, strategy=strategy, gradient_checkpointing=checkpointing)
+    if use_gpu:
+        yield replace(given, strategy="fsdp", gradient_checkpointing=True, cpu_offload=True)
+
+
+def count_shares(setup: TrainingSetup) -> int:
+    """Workers that read different parts of a batch."""
+    if setup.strategy in ("tensor", "pipeline"):
+        return 1
+    return max(1, setup.num_workers // setup.inside_size) if setup.strategy == "hybrid" else setup.num_workers
+
+
+def _evaluate(
+    inventory: Inventory,
+    architecture: Architecture,
+    lengths: Lengths,
+    request: TrainingRequest,
+    setup: TrainingSetup,
+    placement: Placement,
+    rates: Rates,
+) -> Candidate:
+    used = find_used(inventory, placement)
+    limit = rates.memory_bytes if setup.device == "cuda" else _find_memory(used, placement)
+    shares = count_shares(setup)
+    for tokens in list_device_batches(request, lengths, shares, setup.device):
+        pass_tokens, accumulation = divide_batch(lengths, request.batch_tokens, tokens, shares)
+        setup = replace(setup, batch_tokens=pass_tokens, accumulation=accumulation)
+        memory = estimate_training_memory(architecture, setup, lengths)
+        if limit is None or memory.total <= limit * USABLE:
+            break
+    return Candidate(
+        setup=setup,
+        placement=placement,
+        rates=rates,
+        device_batch_tokens=tokens,
+        memory=memory,
+        memory_limit_bytes=limit,
+        step=estimate_step_s(architecture, setup, lengths, rates),
+        num_steps=count_steps(lengths, setup),
+        price_per_hour=price_nodes(used, rates.price_per_hour),
+    )
+
+
+def list_device_batches(request: TrainingRequest, lengths: Lengths, shares: int, device: str) -> list[int]:
+    """Padded sub-tokens of a pass to try, the most first; no fewer than the longest window has."""
+    if request.device_batch_tokens:
+        return [request.device_batch_tokens]
+    share = math.ceil(request.batch_tokens / shares)
+    most = DEVICE_BATCH_TOKENS
+    while device == "cuda" and most < min(share, MOST_DEVICE_BATCH_TOKENS):
+        most *= 2
+    found = [most]
+    while found[-1] // 2 >= max(lengths.longest, 64):
+        found.append(found[-1] // 2)
+    return found
+
+
+def _find_memory(nodes: Sequence[Node], placement: Placement) -> float | None:
+    """A worker's share of the memory of the node where it has least; None where no node tells."""
+    shares = [
+        (node.memory_bytes - node.used_memory_bytes) / placement.counts[node.name]
+        for node in nodes
+        if node.memory_bytes
+    ]
+    return min(shares, default=None)
