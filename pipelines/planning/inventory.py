@@ -20,6 +20,8 @@ Limit = tuple[str, Mapping[str, Any], Mapping[str, str], int]
 """A group's name, the resources and labels of its nodes, and how many there may be."""
 MONITORS = ("autoscaler/_private/monitor.py", "autoscaler/v2/monitor.py")
 HEAD_TIMEOUT_S = 30.0
+LOCAL_MEMORY = 0.7
+"""Share of a machine's memory that Ray leaves to workers; its object store has the rest."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,20 @@ def describe_nodes(nodes: Sequence[Node]) -> list[str]:
         notes = [f"{number} {word}" for number, word in ((draining, "draining"), (busy, "busy")) if number]
         told.append(f"{len(equal)} x {shape}" + (f", {' and '.join(notes)}" if notes else ""))
     return told
+
+
+def read_this_machine() -> Inventory:
+    """This machine as a cluster of its own, as a door would start one; Ray is not started for it."""
+    import torch
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
+    cores = len(os.sched_getaffinity(0))
+    gpus = torch.cuda.device_count()
+    kind = NvidiaGPUAcceleratorManager.get_current_node_accelerator_type() if gpus else None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    spare = 2  # logical CPUs of a local cluster, which read and write
+    node = Node("here", float(cores + spare), int(memory * LOCAL_MEMORY), gpus, kind, real_cpus=float(cores))
+    return Inventory((node,), source="this machine")
 
 
 def read_running_cluster(*, is_private: bool = False) -> Inventory:
