@@ -155,7 +155,7 @@ def _build_plan(
     if bundle.gpus:
         needed = pool.memory.total / (pool.rates.memory_bytes * USABLE)
         why.append(
-            f"{bundle.gpus:g} GPU: the model needs {needed:.2f} of its memory, rounded up to {round_up_share(needed):g}; "
+            f"{bundle.gpus:g} GPU: the model needs {needed:.2f} of its memory, rounded up {round_up_share(needed):g}; "
             f"one process tokenizes and decodes {HOST_TOKENS_PER_S:,} sub-tokens/s, the GPU reads "
             f"{pool.device_tokens_per_s:,.0f}"
         )
