@@ -175,8 +175,8 @@ def _read_lengths(config: PlanConfig, architecture: Architecture) -> tuple[Lengt
     else:
         with progress_console.status("counting the corpus …"):
             census = count_lengths(find_files(config.corpus), _build_counter(config), FormatOptions())
-        found = Lengths.from_records(census.histogram, window=window, stride=stride, num_tokens=census.num_tokens)
-        found = replace(found, words_per_token=census.num_words / census.num_tokens)
+        words = census.num_words / census.num_tokens
+        found = Lengths.from_records(census.histogram, window=window, stride=stride, words_per_token=words)
         num_records = census.num_records
     if config.num_documents is not None:
         scale = config.num_documents / max(1, num_records)
@@ -269,7 +269,7 @@ def _print_plan(plan: Plan, facts: dict[str, Any]) -> None:
     if plan.memory is not None:
         parts = vars(plan.memory)
         console.print(
-            _tabulate(f"memory of a {plan.settings['unit']}", parts, lambda value: f"{value / 2**20:,.0f} MiB")
+            _tabulate(f"memory of each {plan.settings['unit']}", parts, lambda value: f"{value / 2**20:,.0f} MiB")
         )
     if plan.parts:
         console.print(_tabulate("a step", plan.parts, render_seconds))
@@ -293,7 +293,8 @@ def _tabulate(title: str, parts: Any, render: Any) -> Table:
     table.show_header = False
     total = sum(parts.values())
     for name, value in parts.items():
-        table.add_row(name, render(value), "█" * round(24 * value / total) if total else "")
+        if value:
+            table.add_row(name, render(value), "█" * round(24 * value / total))
     table.add_row("total", render(total), style="bold")
     return table
 

@@ -1,27 +1,35 @@
 """What doors ask the planner, and what they do with its answer: settings of a run, and a comparison at its end."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 from rich.markup import escape
 
-from pipelines.corpus.inference import ActorResources, InferenceConfig
+from pipelines.corpus.inference import ActorPlan, ActorResources, InferenceConfig
 from pipelines.corpus.shards import ShardsInfo
 from pipelines.job import progress_console
 from pipelines.ner.errors import UserError
+from pipelines.ner.model import ModelConfig
 from pipelines.planning.architecture import read_architecture
 from pipelines.planning.candidates import DEVICE_BATCH_TOKENS, TrainingRequest
 from pipelines.planning.cost import Lengths, TrainingSetup
-from pipelines.planning.inventory import read_running_cluster, request_nodes
+from pipelines.planning.errors import PlanError
+from pipelines.planning.inference_plans import plan_prediction
+from pipelines.planning.inventory import Inventory, request_nodes
 from pipelines.planning.plans import Limits, Plan, render_seconds, render_short
 from pipelines.planning.pools import InferenceRequest
+from pipelines.planning.rates import find_rates
 from pipelines.planning.training_plans import plan_training
 from pipelines.training.config import TrainingConfig
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.trainer import ResourcesConfig
 
 MIB = 2**20
+WINDOW = 256
+CHARACTERS_PER_TOKEN = 4
+"""Of European text, and many tokenizers; documents are not read for their plan."""
 
 
 def build_training_request(
@@ -63,83 +71,92 @@ def build_training_request(
     )
 
 
-def plan_run(
-    encoder: str,
-    info: ShardsInfo,
-    training: TrainingConfig,
-    parallel: ParallelConfig,
-    resources: ResourcesConfig,
-    *,
-    head: str,
-    is_private: bool,
-) -> Plan | None:
-    """The plan of a training on the connected cluster; None, with a warning, where the model cannot be reckoned.
+@dataclass(frozen=True)
+class TrainSettings:
+    """The settings of a door that trains, as far as they cost something."""
 
-    Raises PlanError for what can never fit. Asks the autoscaler for nodes that the plan needs.
+    model: ModelConfig
+    training: TrainingConfig
+    parallel: ParallelConfig
+    resources: ResourcesConfig
 
-    Args:
-        is_private: the cluster was started for this run alone.
+
+def plan_run(config: TrainSettings, encoder: str, info: ShardsInfo, inventory: Inventory) -> Plan | None:
+    """The plan of a training, told on stderr; None, with a warning, where the model or the GPUs cannot be reckoned.
+
+    Raises PlanError for what can never fit. Asks the autoscaler for nodes that the plan needs and that are not there.
     """
-    request = build_training_request(training, parallel, resources, head=head, num_tags=len(info.tags))
+    training, parallel, resources = config.training, config.parallel, config.resources
+    head, num_tags = config.model.head, len(info.tags)
+    request = build_training_request(training, parallel, resources, head=head, num_tags=num_tags)
     try:
         architecture, lengths = read_architecture(encoder), read_lengths(info)
-    except UserError as error:  # a model or corpus that the planner does not understand may well be trained
-        _warn(f"no plan: {error.what}")
+    except UserError as error:  # what the planner does not understand may well be trained
+        _go_without(error.what)
         return None
-    if not lengths.num_tokens:
+    kinds = inventory.list_accelerators() if resources.use_gpu is not False else []
+    try:
+        for kind in kinds:
+            find_rates(str(kind))
+    except PlanError:
+        _go_without(f"the speed of this kind of GPU is not known: {', '.join(map(str, kinds))}")
         return None
-    inventory = read_running_cluster(is_private=is_private)
-    unknown = [node.name for node in inventory.nodes if node.gpus and node.accelerator is None]
-    if unknown and resources.use_gpu is not False:
-        _warn("no plan: Ray does not tell the kind of GPU of this cluster")
+    if not lengths.counts:
         return None
     plan = plan_training(inventory, architecture, lengths, request, Limits())
-    for line in render_short(plan).splitlines():
-        progress_console.print(f"[dim]plan:[/] {escape(line)}")
-    for warning in plan.warnings:
-        _warn(warning)
+    tell_plan(plan)
     if plan.placement.added:
         request_nodes(plan.bundles_to_request)
     return plan
 
 
+def tell_plan(plan: Plan) -> None:
+    """Its short form, and its warnings, on stderr."""
+    for line in render_short(plan).splitlines():
+        progress_console.print(f"[dim]plan:[/] {escape(line)}")
+    for warning in plan.warnings:
+        progress_console.print(f"[yellow]![/] {escape(warning)}")
+
+
+def _go_without(reason: str) -> None:
+    progress_console.print(f"[yellow]![/] no plan: {escape(reason)}")
+
+
 def read_lengths(info: ShardsInfo, split: str = "train") -> Lengths:
     """Lengths of the windows of a split of shards."""
     found = info.splits[split]
-    return Lengths.from_records(
-        found.token_histogram, window=info.window, stride=info.stride, num_tokens=found.num_tokens
-    )
+    return Lengths.from_records(found.token_histogram, window=info.window, stride=info.stride)
 
 
 def apply_training_plan(
-    plan: Plan, training: TrainingConfig, parallel: ParallelConfig, resources: ResourcesConfig
+    plan: Plan | None, config: TrainSettings
 ) -> tuple[TrainingConfig, ParallelConfig, ResourcesConfig]:
-    """The settings with what was left to the planner filled in."""
+    """The settings, with what was left to the planner filled in."""
+    if plan is None:
+        return config.training, config.parallel, config.resources
     chosen = plan.settings
+    names = ("num_workers", "cpus_per_worker", "use_gpu", "accelerator")
     return (
-        replace(training, device_batch_tokens=chosen["device_batch_tokens"]),
+        replace(config.training, device_batch_tokens=chosen["device_batch_tokens"]),
         replace(
-            parallel,
-            strategy=chosen["strategy"],
-            gradient_checkpointing=chosen["gradient_checkpointing"],
-            cpu_offload=chosen["cpu_offload"],
+            config.parallel, **{name: chosen[name] for name in ("strategy", "gradient_checkpointing", "cpu_offload")}
         ),
-        replace(
-            resources,
-            num_workers=chosen["num_workers"],
-            cpus_per_worker=chosen["cpus_per_worker"],
-            use_gpu=chosen["use_gpu"],
-            accelerator=chosen["accelerator"],
-        ),
+        replace(config.resources, **{name: chosen[name] for name in names}),
     )
 
 
-def compare_training(plan: Plan, usage: Mapping[str, Any], num_steps: int) -> dict[str, dict[str, float]]:
+def compare_training(
+    plan: Plan, usage: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
     """Predicted against measured: seconds of a step, memory of a worker in MiB, sub-tokens per second."""
-    measured_mib = usage["gpu_peak_memory_mib"] or usage["worker_peak_memory_mib"]
+    steps = [row["seconds"] for row in history if row["kind"] == "step"]
+    on_gpu = plan.settings["use_gpu"]
     pairs = {
-        "step_s": (plan.predicted.get("step_s"), usage["step_s"] / num_steps if num_steps else None),
-        "memory_mib": (plan.memory and plan.memory.total / MIB, measured_mib),
+        "step_s": (plan.predicted.get("step_s"), median(steps) if steps else None),
+        "memory_mib": (
+            plan.memory and plan.memory.total / MIB,
+            usage["gpu_peak_memory_mib" if on_gpu else "worker_peak_memory_mib"],
+        ),
         "tokens_per_s": (plan.predicted.get("tokens_per_s"), usage["tokens_per_s"]),
     }
     return {
@@ -182,5 +199,34 @@ def build_inference_request(
     )
 
 
-def _warn(text: str) -> None:
-    progress_console.print(f"[yellow]![/] {escape(text)}")
+def plan_labelling(
+    base: ActorPlan,
+    model: str,
+    resources: ActorResources,
+    inference: InferenceConfig,
+    inventory: Inventory,
+    documents: tuple[int, int],
+) -> tuple[ActorPlan, Plan | None]:
+    """The pool of actors that the planner chooses instead of the default one; that one, where nothing can be reckoned.
+
+    Raises PlanError for a share of a GPU, given by the user, in which the model has no room.
+
+    Args:
+        documents: how many there are, and their characters.
+    """
+    try:
+        architecture = read_architecture(model)
+        number, characters = documents
+        length = max(1, round(characters / max(1, number) / CHARACTERS_PER_TOKEN))
+        window = min(WINDOW, architecture.max_window or WINDOW)
+        lengths = Lengths.from_records({str(length // 16 * 16): max(1, number)}, window=window, stride=window // 4)
+        plan = plan_prediction(inventory, architecture, lengths, build_inference_request(resources, inference))
+    except UserError as error:
+        if isinstance(error, PlanError) and resources.gpus_per_actor:
+            raise
+        _go_without(error.what)
+        return base, None
+    tell_plan(plan)
+    bundle = plan.placement.bundle
+    cpus = max(1, int(bundle.cpus))
+    return replace(base, num_actors=plan.placement.number, num_cpus=cpus, num_gpus=bundle.gpus), plan

@@ -22,6 +22,8 @@ MOST_GPU_CPUS = 8
 """CPUs that a worker with a GPU can use: it makes batches, and decodes when it scores dev."""
 DEVICE_BATCH_TOKENS = 4096
 MOST_DEVICE_BATCH_TOKENS = 65_536
+MOST_SAMPLED = 100_000
+"""Windows of a histogram that are reckoned with; of a larger one a smaller copy."""
 USABLE = 0.92
 """Share of a device's memory that a plan fills: predictions err, and memory is fragmented."""
 
@@ -101,6 +103,7 @@ def list_candidates(
     """Every way to train on the cluster as it is or may grow, and why some of its GPUs are not reckoned with."""
     found: list[Candidate] = []
     problems: list[PlanError] = []
+    sample = thin(lengths)
     for bundle, number in _list_groups(inventory, request, limits):
         placement = place_growing(bundle, number, inventory, KEPT)
         if placement is None:
@@ -115,8 +118,20 @@ def list_candidates(
         precision = resolve_precision(request.precision, node, rates if bundle.gpus else None)
         for setup in _list_setups(request, number, bool(bundle.gpus)):
             setup = replace(setup, precision=precision)
-            found.append(_evaluate(inventory, architecture, lengths, request, setup, placement, rates))
+            one = _evaluate(inventory, architecture, sample, request, setup, placement, rates)
+            scale = lengths.num_tokens / max(1, sample.num_tokens)
+            found.append(replace(one, num_steps=max(1, round(one.num_steps * scale))))
     return found, problems
+
+
+def thin(lengths: Lengths) -> Lengths:
+    """Lengths spread in the same way over fewer windows, for what does not depend on their number."""
+    scale = MOST_SAMPLED / max(1, lengths.num_windows)
+    if scale >= 1:
+        return lengths
+    counts = {length: round(count * scale) for length, count in lengths.counts}
+    counts[lengths.longest] = max(1, counts[lengths.longest])
+    return Lengths.from_counts(counts, lengths.words_per_token)
 
 
 def find_used(inventory: Inventory, placement: Placement) -> list[Node]:
@@ -192,13 +207,6 @@ def _list_setups(request: TrainingRequest, number: int, use_gpu: bool) -> Iterat
         yield replace(given, strategy="fsdp", gradient_checkpointing=True, cpu_offload=True)
 
 
-def count_shares(setup: TrainingSetup) -> int:
-    """Workers that read different parts of a batch."""
-    if setup.strategy in ("tensor", "pipeline"):
-        return 1
-    return max(1, setup.num_workers // setup.inside_size) if setup.strategy == "hybrid" else setup.num_workers
-
-
 def _evaluate(
     inventory: Inventory,
     architecture: Architecture,
@@ -210,7 +218,7 @@ def _evaluate(
 ) -> Candidate:
     used = find_used(inventory, placement)
     limit = rates.memory_bytes if setup.device == "cuda" else _find_memory(used, placement)
-    shares = count_shares(setup)
+    shares = setup.num_shares
     for tokens in list_device_batches(request, lengths, shares, setup.device):
         pass_tokens, accumulation = divide_batch(lengths, request.batch_tokens, tokens, shares)
         setup = replace(setup, batch_tokens=pass_tokens, accumulation=accumulation)

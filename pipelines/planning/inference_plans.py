@@ -10,7 +10,7 @@ from pipelines.planning.errors import PlanError
 from pipelines.planning.fit import Bundle, explain_shortage, round_up_share
 from pipelines.planning.inventory import Inventory
 from pipelines.planning.placing import fill
-from pipelines.planning.plans import GIB, Limits, Plan, Rejected, price_nodes, render_seconds
+from pipelines.planning.plans import GIB, Limits, Plan, Rejected, price_nodes, render_money, render_seconds
 from pipelines.planning.pools import HOST_TOKENS_PER_S, KEPT, USABLE, InferenceRequest, Pool, list_pools
 
 ENOUGH = 0.95
@@ -120,11 +120,12 @@ def _choose(
         cost = None if chosen.price_per_hour is None else chosen.price_per_hour * seconds / 3600
         late = limits.hours is not None and seconds > limits.hours * 3600
         if late or (limits.price is not None and (cost is None or cost > limits.price)):
-            told = f"{chosen.describe()} take {render_seconds(seconds)}"
+            told = f"{chosen.describe()} each take {render_seconds(seconds)}"
             raise PlanError(
                 "the run cannot be done within the limits",
                 rule=limits.describe(),
-                value=told + (f" and cost {cost:,.2f}" if cost is not None else ", at a price that is not known"),
+                value=told
+                + (f" and cost {render_money(cost)}" if cost is not None else ", at a price that is not known"),
                 remedy="more time or money, a smaller model, or more and faster nodes",
             )
     return chosen

@@ -129,7 +129,7 @@ def render_prediction(plan: Plan) -> str:
     parts = []
     if plan.memory is not None:
         limit = f" of {plan.memory_limit_bytes / GIB:.1f}" if plan.memory_limit_bytes else ""
-        parts.append(f"{plan.memory.total / GIB:.2f}{limit} GiB a {plan.settings.get('unit', 'worker')}")
+        parts.append(f"{plan.memory.total / GIB:.2f}{limit} GiB each")
     found = plan.predicted
     if found.get("step_s"):
         parts.append(f"{render_seconds(found['step_s'])} a step")
@@ -140,7 +140,7 @@ def render_prediction(plan: Plan) -> str:
     if found.get("tokens_per_s"):
         parts.append(f"{found['tokens_per_s']:,.0f} sub-tokens/s")
     if found.get("cost"):
-        parts.append(f"cost {found['cost']:,.2f}")
+        parts.append(f"cost {render_money(found['cost'])}")
     return ", ".join(parts)
 
 
@@ -152,6 +152,15 @@ def render_seconds(seconds: float | None) -> str:
         if seconds < limit:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 86_400:,.1f} days"
+
+
+def render_money(amount: float | None) -> str:
+    """`0.0012`, `3.40`, `12,500`."""
+    if amount is None:
+        return "unknown"
+    if amount >= 1000:
+        return f"{amount:,.0f}"
+    return f"{amount:.2f}" if amount >= 0.1 else f"{amount:.2g}"
 
 
 def price_nodes(nodes: Sequence[Node], gpu_price: float | None) -> float | None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.planning.architecture import Architecture
+from pipelines.planning.candidates import thin
 from pipelines.planning.cost import Lengths
 from pipelines.planning.errors import PlanError
 from pipelines.planning.fit import SHARES, Bundle, Kept, Placement, count_places
@@ -67,10 +68,8 @@ class Pool:
         return own > HOST_TOKENS_PER_S
 
     def describe(self) -> str:
-        """`8 actors with 1 CPU, 0.5 GPU (L4)`."""
-        number, bundle = self.placement.number, self.placement.bundle
-        what = f"{number} actor{'s' * (number != 1)} with {replace(bundle, memory_bytes=0).describe()}"
-        return what if not bundle.gpus or bundle.accelerator else f"{what} of {self.rates.name}"
+        """`8 with 1 CPU, 0.5 GPU (L4)`."""
+        return f"{self.placement.number} with {replace(self.placement.bundle, memory_bytes=0).describe()}"
 
 
 def list_pools(
@@ -138,7 +137,7 @@ def _build_pool(
     placement = fill(bundle, min(asked, default=None), nodes, KEPT)
     if not placement.number or (request.num_actors and placement.number < request.num_actors):
         return None
-    device_rate = estimate_inference_tokens_per_s(architecture, precision, lengths, rates, request.num_tags)
+    device_rate = estimate_inference_tokens_per_s(architecture, precision, thin(lengths), rates, request.num_tags)
     share = min(1.0, bundle.gpus) if bundle.gpus else 1.0
     alone = min(device_rate, HOST_TOKENS_PER_S) if bundle.gpus else device_rate
     used = list_used(nodes, placement)

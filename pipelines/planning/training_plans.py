@@ -10,7 +10,6 @@ from pipelines.planning.candidates import (
     USABLE,
     Candidate,
     TrainingRequest,
-    count_shares,
     find_used,
     list_candidates,
 )
@@ -18,7 +17,7 @@ from pipelines.planning.cost import Lengths
 from pipelines.planning.errors import PlanError
 from pipelines.planning.fit import Bundle, explain_shortage
 from pipelines.planning.inventory import Inventory
-from pipelines.planning.plans import GIB, Limits, Plan, Rejected, render_seconds
+from pipelines.planning.plans import GIB, Limits, Plan, Rejected, render_money, render_seconds
 
 SLACK = 1.10
 """The fewest workers are taken that are so little slower than the fastest."""
@@ -139,7 +138,7 @@ def _find_excess(candidate: Candidate, limits: Limits) -> str | None:
     if limits.price is not None and candidate.cost is None:
         return "what it costs is not known"
     if limits.price is not None and candidate.cost is not None and candidate.cost > limits.price:
-        return f"costs {candidate.cost:,.2f}, of {limits.price:,.2f}"
+        return f"costs {render_money(candidate.cost)}, of {render_money(limits.price)}"
     return None
 
 
@@ -151,9 +150,9 @@ def _beyond_limits(candidates: Sequence[Candidate], limits: Limits) -> PlanError
     cheapest = min(candidates, key=_weigh)
     told = [f"the fastest way ({fastest.describe()}) takes {render_seconds(fastest.total_s)}"]
     if fastest.cost is not None and cheapest.cost is not None:
-        told[0] += f" and costs {fastest.cost:,.2f}"
+        told[0] += f" and costs {render_money(fastest.cost)}"
         told.append(f"the cheapest ({cheapest.describe()}) takes {render_seconds(cheapest.total_s)} and costs")
-        told[1] += f" {cheapest.cost:,.2f}"
+        told[1] += f" {render_money(cheapest.cost)}"
     return PlanError(
         "the run cannot be done within the limits",
         rule=limits.describe(),
@@ -188,8 +187,7 @@ def _summarize(chosen: Candidate) -> str:
 
 def _describe_mesh(chosen: Candidate) -> str:
     setup = chosen.setup
-    shape = [count_shares(setup), setup.num_workers // count_shares(setup)]
-    return " x ".join(map(str, shape)) + " (data x model)"
+    return f"{setup.num_workers // setup.num_slices} x {setup.num_slices} (copies x slices)"
 
 
 def _give_reasons(
@@ -205,7 +203,7 @@ def _give_reasons(
         if best is None:
             told.append(f"{setup.num_workers} worker{'s' * (setup.num_workers > 1)}: the most that there is room for")
         else:
-            share = math.ceil(request.batch_tokens / count_shares(best.setup))
+            share = math.ceil(request.batch_tokens / best.setup.num_shares)
             gain = chosen.total_s / best.total_s
             speed = f"{gain:.2f} times as fast" if gain > 1 else "no faster"
             told.append(
@@ -234,15 +232,21 @@ def _explain_precision(chosen: Candidate, request: TrainingRequest) -> str:
 
 
 def _reject(chosen: Candidate, candidates: Sequence[Candidate], limits: Limits) -> list[Rejected]:
-    """The others, the nearest first, and why each was not taken."""
-    others = [one for one in candidates if one is not chosen]
-    seen: set[str] = {chosen.describe()}
-    found: list[Rejected] = []
-    for one in sorted(others, key=lambda one: (one.overflow > 1, abs(math.log(_ratio(one, chosen))))):
-        if one.describe() not in seen and len(found) < MOST_REJECTED:
-            seen.add(one.describe())
-            found.append(Rejected(one.describe(), _explain_rejection(one, chosen, limits)))
-    return found
+    """Other strategies, other numbers of workers, other devices, and why they were not taken."""
+    best: dict[tuple[object, ...], Candidate] = {}
+    for one in candidates:
+        same_device = one.placement.bundle.accelerator == chosen.placement.bundle.accelerator
+        same_device &= one.setup.device == chosen.setup.device
+        same_number = one.setup.num_workers == chosen.setup.num_workers
+        if one.describe() == chosen.describe():
+            continue
+        kind = (one.variant,) if same_device and same_number else (one.setup.num_workers,) if same_device else ()
+        key = (same_device, same_number, one.rates.name if one.setup.device == "cuda" else "cpu", *kind)
+        known = best.get(key)
+        if known is None or (one.overflow > 1, one.total_s) < (known.overflow > 1, known.total_s):
+            best[key] = one
+    ranked = sorted(best.values(), key=lambda one: (one.overflow > 1, abs(math.log(_ratio(one, chosen)))))
+    return [Rejected(one.describe(), _explain_rejection(one, chosen, limits)) for one in ranked[:MOST_REJECTED]]
 
 
 def _ratio(one: Candidate, chosen: Candidate) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.planning.architecture import Architecture
-from pipelines.planning.candidates import USABLE, TrainingRequest
+from pipelines.planning.candidates import USABLE, TrainingRequest, thin
 from pipelines.planning.cost import Lengths, divide_batch
 from pipelines.planning.errors import PlanError
 from pipelines.planning.fit import (
@@ -191,10 +191,12 @@ def _build_way(
     if not hosts:
         return None
     training, workers = request.training, _count_workers(request)
+    sample = thin(lengths)
+    scale = lengths.num_tokens / max(1, sample.num_tokens)
     rates = find_node_rates(hosts[0], bundle.cpus, training.precision, gpus=bundle.gpus)
     precision = resolve_precision(training.precision, hosts[0], rates if bundle.gpus else None)
     device_tokens = training.device_batch_tokens or DEVICE_BATCH_TOKENS
-    batch_tokens, accumulation = divide_batch(lengths, training.batch_tokens, device_tokens, workers)
+    batch_tokens, accumulation = divide_batch(sample, training.batch_tokens, device_tokens, workers)
     setup = replace(
         training.setup,
         num_workers=workers,
@@ -204,7 +206,7 @@ def _build_way(
         accumulation=accumulation,
         strategy=training.strategy or "ddp",
     )
-    memory = estimate_training_memory(architecture, setup, lengths)
+    memory = estimate_training_memory(architecture, setup, sample)
     limit = rates.memory_bytes * min(1.0, bundle.gpus) if bundle.gpus else None
     if limit is not None and (
         memory.total > limit * USABLE or round_up_share(memory.total / rates.memory_bytes) > bundle.gpus
@@ -218,7 +220,7 @@ def _build_way(
     number = min(most, request.num_trials, request.max_concurrent or most)
     if number < 1:
         return None
-    step = estimate_step_s(architecture, setup, lengths, rates)
+    step = estimate_step_s(architecture, setup, sample, rates)
     share = min(1.0, bundle.gpus) if bundle.gpus else 1.0
     seconds = step.total / share if bundle.gpus and step.compute + step.memory > step.overhead else step.total
     placement = fill(bundle, number * workers, nodes, KEPT)
@@ -232,7 +234,7 @@ def _build_way(
         rates=rates,
         precision=precision,
         step=step,
-        trial_s=max(1e-3, seconds * count_steps(lengths, setup) * setup.num_epochs),
+        trial_s=max(1e-3, seconds * count_steps(sample, setup) * scale * setup.num_epochs),
     )
 
 
