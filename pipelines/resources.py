@@ -148,7 +148,7 @@ def apply_training_plan(
 def compare_training(
     plan: Plan, usage: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, float]]:
-    """Predicted against measured: seconds of a step, memory of a worker in MiB, sub-tokens per second."""
+    """Predicted against measured: seconds of the median step and of all, memory of a worker in MiB."""
     steps = [row["seconds"] for row in history if row["kind"] == "step"]
     on_gpu = plan.settings["use_gpu"]
     pairs = {
@@ -157,7 +157,7 @@ def compare_training(
             plan.memory and plan.memory.total / MIB,
             usage["gpu_peak_memory_mib" if on_gpu else "worker_peak_memory_mib"],
         ),
-        "tokens_per_s": (plan.predicted.get("tokens_per_s"), usage["tokens_per_s"]),
+        "steps_s": (plan.predicted.get("total_s"), usage["step_s"]),
     }
     return {
         name: {
@@ -172,7 +172,7 @@ def compare_training(
 
 def describe_comparison(compared: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     """The comparison as facts of a report."""
-    names = {"step_s": "a step", "memory_mib": "memory of a worker", "tokens_per_s": "sub-tokens per second"}
+    names = {"step_s": "a step", "memory_mib": "memory of a worker", "steps_s": "all steps"}
     return {
         names[key]: f"predicted {_render(key, one['predicted'])}, measured {_render(key, one['measured'])}"
         for key, one in compared.items()
@@ -180,9 +180,7 @@ def describe_comparison(compared: Mapping[str, Mapping[str, float]]) -> dict[str
 
 
 def _render(key: str, value: float) -> str:
-    if key == "step_s":
-        return render_seconds(value)
-    return f"{value:,.0f} MiB" if key == "memory_mib" else f"{value:,.0f}"
+    return f"{value:,.0f} MiB" if key == "memory_mib" else render_seconds(value)
 
 
 def build_inference_request(
