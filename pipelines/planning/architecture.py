@@ -48,6 +48,10 @@ class Architecture:
     """Whether a short window uses only a part of the span (DeBERTa, but not its second version)."""
     shares_relative_keys: bool = False
     """Whether relative positions are projected by the keys' and queries' own weights (DeBERTa v3)."""
+    conv_kernel: int = 0
+    """Sub-tokens that a convolution beside the first layer sees (the largest of DeBERTa's second version)."""
+    activation_products: int = 1
+    """Operators of the feed-forward's activation: 1, or 4 where transformers computes it step by step."""
     drops_hidden: bool = True
     """Whether activations are dropped out in training."""
     drops_weights: bool = True
@@ -147,6 +151,7 @@ def _read_bert(config: Any) -> Architecture:
         num_positions=positions,
         max_window=positions - _FIRST_POSITIONS.get(config.model_type, 0),
         num_types=getattr(config, "type_vocab_size", 0),
+        activation_products=4 if getattr(config, "hidden_act", "") in ("gelu_new", "gelu_fast") else 1,
         drops_hidden=getattr(config, "hidden_dropout_prob", 0.1) > 0,
         drops_weights=getattr(config, "attention_probs_dropout_prob", 0.1) > 0,
         is_packed=may_pack(config),
@@ -192,6 +197,7 @@ def _read_deberta(config: Any) -> Architecture:
         relative_span=(buckets if buckets > 0 else longest) if config.relative_attention else 0,
         clips_span=not is_second,
         shares_relative_keys=is_second and bool(getattr(config, "share_att_key", False)),
+        conv_kernel=kernel,
         num_other_parameters=2 * hidden * normed + (kernel * hidden**2 + 3 * hidden if kernel else 0),
         is_packed=False,
     )

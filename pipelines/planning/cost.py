@@ -6,6 +6,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from pipelines.ner.runtimes.packed import LEAST_ROW_STEP, MOST_ROW_STEP
 from pipelines.planning.architecture import Architecture
 
 HISTOGRAM_STEP = 16
@@ -166,6 +167,8 @@ class Load:
     """Different lengths."""
     longest: float
     num_words: float
+    largest_group: float = 0.0
+    """Squared lengths of the windows whose attention is computed together."""
 
     @classmethod
     def of(cls, lengths: np.ndarray, words_per_token: float, is_packed: bool, copies: int = 1) -> "Load":
@@ -173,9 +176,12 @@ class Load:
         windows, longest, real = len(lengths) * copies, int(lengths.max()), int(lengths.sum()) * copies
         words = real * words_per_token
         if is_packed:
-            squares, groups = int((lengths.astype(np.int64) ** 2).sum()) * copies, len(np.unique(lengths))
-            return cls(real, windows, squares, groups, longest, words)
-        return cls(windows * longest, windows, windows * longest**2, 1, longest, words)
+            each, counts = np.unique(lengths, return_counts=True)
+            squares = each.astype(np.int64) ** 2 * counts * copies
+            most = int(squares.max())
+            return cls(_fill(real), windows, int(squares.sum()), len(each), longest, _fill(round(words)), most)
+        squares = windows * longest**2
+        return cls(windows * longest, windows, squares, 1, longest, words, squares)
 
 
 @dataclass(frozen=True)
@@ -217,6 +223,7 @@ def count_operations(architecture: Architecture, load: Load, num_tags: int = 9, 
     linear += 2 * ends * hidden * num_tags
     if architecture.family == "modernbert":
         linear += 2 * ends * hidden**2  # its head has a layer
+    linear += 2 * tokens * architecture.conv_kernel * hidden**2
     attention = 4.0 * hidden * load.sum_of_squares
     if architecture.relative_terms:
         span = min(architecture.relative_span, load.longest) if architecture.clips_span else architecture.relative_span
@@ -276,6 +283,12 @@ class Steps:
 def draw_steps(lengths: Lengths, step_tokens: int) -> Steps:
     """Steps of a corpus, kept for the next question."""
     return Steps(lengths, step_tokens)
+
+
+def _fill(rows: int) -> int:
+    """Rows as they are filled up without padding (`fill_rows` of `pipelines.ner.runtimes.packed`)."""
+    step = 1 << (min(max(rows // 8, LEAST_ROW_STEP), MOST_ROW_STEP).bit_length() - 1)
+    return -(-rows // step) * step
 
 
 def _cut(ordered: np.ndarray, budget: int) -> Iterator[np.ndarray]:
