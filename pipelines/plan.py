@@ -36,6 +36,7 @@ from pipelines.planning.inference_plans import plan_prediction, plan_serving
 from pipelines.planning.inventory import Inventory, read_running_cluster, read_this_machine, request_nodes, set_price
 from pipelines.planning.manifests import read_manifest
 from pipelines.planning.plans import TASKS, Limits, Plan, render_prediction, render_seconds
+from pipelines.planning.speeds import find_node_rates
 from pipelines.planning.training_plans import plan_training
 from pipelines.planning.tuning_plans import TrialRequest, plan_tuning
 from pipelines.resources import build_inference_request, build_training_request, read_lengths
@@ -46,6 +47,7 @@ from pipelines.training.trainer import ResourcesConfig
 
 HERE = ("here", "local", "this machine")
 DEFAULT_WINDOW = 256
+LEAST_VOCABULARY = 100
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,10 @@ def _plan(
 ) -> Plan:
     if config.node_price is not None:
         inventory = set_price(inventory, config.node_price)
+    if config.resources.use_gpu is not False and config.limits.gpus != 0:
+        for node in [*inventory.nodes, *(group.node for group in inventory.groups)]:
+            if node.gpus:
+                find_node_rates(node, 1, "auto", gpus=1)  # raises for a kind that is not known
     training = partial(
         build_training_request, config.training, config.parallel, config.resources, head=config.head, num_tags=num_tags
     )
@@ -206,6 +212,8 @@ def _build_counter(config: PlanConfig) -> Any:
     """Counts the sub-tokens of words with the model's tokenizer; without one by four characters each."""
     try:
         tokenizer = load_tokenizer(find_encoder(str(config.model)))
+        if len(tokenizer) < LEAST_VOCABULARY:  # what is made of a configuration without a vocabulary
+            raise ValueError("no vocabulary")
         return Encoder(tokenizer, window=DEFAULT_WINDOW, stride=0, splitter="unicode").count_tokens
     except (EncoderError, OSError, ValueError, KeyError):
         progress_console.print("[yellow]![/] the model has no tokenizer here: four characters count as a sub-token")

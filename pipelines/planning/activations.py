@@ -46,7 +46,7 @@ def count_activations(architecture: Architecture, setup: TrainingSetup, load: Lo
     inputs = tokens * hidden * (width if is_packed else 4)
     scratch = tokens * width * (inner * (2 if architecture.is_gated else 1) + 3 * hidden)
     pairs = architecture.num_heads * load.largest_group * width
-    writes_pairs = setup.device == "cpu" and (architecture.drops_weights or is_packed) or architecture.relative_terms
+    writes_pairs = (setup.device == "cpu" and (architecture.drops_weights or is_packed)) or architecture.relative_terms
     attention = 3 * tokens * hidden * width + (2 * pairs if writes_pairs else 0)
     within = 12 * tokens * hidden * width + (3 * pairs if writes_pairs else 0)
     layers: tuple[float, ...] = (*(every,) * (architecture.num_layers - 1), last)

@@ -143,9 +143,7 @@ def _divide(whole: Activations, architecture: Architecture, setup: TrainingSetup
     return whole
 
 
-def _find_peak(
-    architecture: Architecture, setup: TrainingSetup, held: Activations, load: Load
-) -> tuple[float, float]:
+def _find_peak(architecture: Architecture, setup: TrainingSetup, held: Activations, load: Load) -> tuple[float, float]:
     """Gradients and activations at the moment when both together are most."""
     slices = setup.num_slices if setup.strategy != "pipeline" or setup.is_alone else 1
     layer = 4 * architecture.num_layer_parameters / slices

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.planning.fit import Bundle, count_places, place
+from pipelines.planning.inventory import Node as PlannedNode
 from pipelines.planning.inventory import build_groups, find_autoscaling_config, read_running_cluster
 from tests.integration.nodes import Node
 from tests.integration.processes import wait_until
@@ -15,10 +17,15 @@ from tests.integration.processes import wait_until
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-@ray.remote(num_cpus=3)
+@ray.remote(num_cpus=1)
 class Holder:
     def ping(self) -> bool:
         return True
+
+
+def read(number: int, **options: bool) -> PlannedNode | None:
+    """The node with so many CPUs."""
+    return next((node for node in read_running_cluster(**options).nodes if node.cpus == number), None)
 
 
 def test_node_that_joins_is_seen_with_what_is_taken_and_takes_nothing_once_it_drains():
@@ -29,24 +36,20 @@ def test_node_that_joins_is_seen_with_what_is_taken_and_takes_nothing_once_it_dr
     assert not read_running_cluster().may_grow
     added = Node(2)
     try:
-        nodes = {node.cpus: node for node in read_running_cluster().nodes}
-        assert set(nodes) == {2, 8}
-        holder = Holder.remote()
+        there = NodeAffinitySchedulingStrategy(added.id, soft=False)
+        holder = Holder.options(scheduling_strategy=there).remote()
         assert ray.get(holder.ping.remote())
-        wait_until(lambda: max(node.used_cpus for node in read_running_cluster().nodes) == 3, "an actor is counted")
-        assert all(node.used_cpus == 0 for node in read_running_cluster(is_private=True).nodes)
-        ray.kill(holder)
-        added.drain(60)
-        wait_until(lambda: any(node.is_draining for node in read_running_cluster().nodes), "a node drains")
-        [draining] = [node for node in read_running_cluster().nodes if node.is_draining]
-        assert draining.cpus == 2
-        assert count_places(draining, Bundle(1)) == 0
-        assert place(Bundle(1, fills_cores=False), 7, read_running_cluster(is_private=True).nodes).counts.keys() == {
-            before.name
-        }
+        wait_until(lambda: read(2).used_cpus == 1, "an actor is counted")
+        assert read(2, is_private=True).used_cpus == 0
+        assert count_places(read(2), Bundle(1)) == 1
+        added.drain(60)  # it stays while the actor does
+        wait_until(lambda: read(2).is_draining, "the node drains")
+        assert count_places(read(2), Bundle(1)) == 0
+        nodes = read_running_cluster(is_private=True).nodes
+        assert place(Bundle(1, fills_cores=False), 7, nodes).counts == {before.name: 7}
     finally:
         added.kill()
-    assert [node.name for node in read_running_cluster().nodes] == [before.name]
+    assert read(2) is None
 
 
 def test_limits_of_the_autoscaler_are_read_from_the_file_that_its_process_was_started_with(tmp_path: Path):
