@@ -7,7 +7,16 @@ from dataclasses import dataclass, field, replace
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.cost import Lengths, TrainingSetup, divide_batch
 from pipelines.planning.errors import PlanError
-from pipelines.planning.fit import Bundle, Kept, Placement, count_all_places, list_added, list_all_nodes, place_growing
+from pipelines.planning.fit import (
+    Bundle,
+    Kept,
+    Placement,
+    count_all_places,
+    list_added,
+    list_all_nodes,
+    place,
+    place_growing,
+)
 from pipelines.planning.inventory import Inventory, Node
 from pipelines.planning.memory import Memory, estimate_training_memory
 from pipelines.planning.plans import Limits, price_nodes
@@ -181,11 +190,13 @@ def _shape_worker(
     as_told = replace(least, fills_cores=False)  # more workers than cores, if the user says so
     if request.cpus_per_worker:
         return as_told if count_all_places(nodes, as_told, KEPT) >= number else None
+    packed = place(least, number, nodes, KEPT)
+    few = len(packed.counts) if packed and least.gpus else len(nodes)  # GPUs lie close, for they exchange much
     low, high = 0, min(int(max((node.cores for node in nodes), default=0)), most)
     while low < high:  # more CPUs never have more room
         middle = (low + high + 1) // 2
-        fits = count_all_places(nodes, replace(least, cpus=float(middle)), KEPT) >= number
-        low, high = (middle, high) if fits else (low, middle - 1)
+        found = place(replace(least, cpus=float(middle)), number, nodes, KEPT)
+        low, high = (middle, high) if found and len(found.counts) <= few else (low, middle - 1)
     if low:
         return replace(least, cpus=float(low))
     return as_told if request.num_workers and count_all_places(nodes, as_told, KEPT) >= number else None

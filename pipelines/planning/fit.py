@@ -135,15 +135,28 @@ def place_growing(bundle: Bundle, number: int, inventory: Inventory, kept: Kept 
     if found is not None:
         return found
     left = number - count_all_places(inventory.nodes, bundle, kept)
-    nodes, added = list(inventory.nodes), dict[str, int]()
+    nodes = list(inventory.nodes)
     for group in sorted(inventory.groups, key=lambda group: _price_place(group, bundle, kept)):
         places = count_places(group.node, bundle, kept)
         if places and left > 0:
-            added[group.name] = min(group.max_count, math.ceil(left / places))
-            left -= added[group.name] * places
-            nodes += list_added(group, added[group.name])
+            added = min(group.max_count, math.ceil(left / places))
+            left -= added * places
+            nodes += list_added(group, added)
     found = place(bundle, number, nodes, kept)
-    return None if found is None else replace(found, added=added)
+    return found and settle_added(found, inventory)
+
+
+def settle_added(placement: Placement, inventory: Inventory) -> Placement:
+    """The placement with how many nodes of each group it adds: equal ones, so those it uses are the first of them."""
+    there = {node.name for node in inventory.nodes}
+    counts = {name: count for name, count in placement.counts.items() if name in there}
+    added: dict[str, int] = {}
+    for name, count in placement.counts.items():
+        if name not in there:
+            group = name.rpartition("+")[0]
+            added[group] = added.get(group, 0) + 1
+            counts[f"{group}+{added[group]}"] = count
+    return replace(placement, counts=counts, added=added)
 
 
 def list_added(group: NodeGroup, number: int) -> list[Node]:

@@ -7,7 +7,7 @@ from pipelines.planning.architecture import Architecture
 from pipelines.planning.candidates import thin
 from pipelines.planning.cost import Lengths
 from pipelines.planning.errors import PlanError
-from pipelines.planning.fit import SHARES, Bundle, Kept, Placement, count_places
+from pipelines.planning.fit import SHARES, Bundle, Kept, Placement, count_places, settle_added
 from pipelines.planning.inventory import Inventory, Node
 from pipelines.planning.memory import Memory, estimate_inference_memory
 from pipelines.planning.placing import fill, list_used, may_fill
@@ -140,9 +140,10 @@ def _build_pool(
     device_rate = estimate_inference_tokens_per_s(architecture, precision, thin(lengths), rates, request.num_tags)
     share = min(1.0, bundle.gpus) if bundle.gpus else 1.0
     alone = min(device_rate, HOST_TOKENS_PER_S) if bundle.gpus else device_rate
+    placement = settle_added(placement, inventory)
     used = list_used(nodes, placement)
     return Pool(
-        placement=replace(placement, added=_count_added(inventory, used)),
+        placement=placement,
         nodes=used,
         rates=rates,
         memory=memory,
@@ -153,12 +154,6 @@ def _build_pool(
         tokens_per_s=placement.number * min(alone, device_rate * share),
         price_per_hour=price_nodes(used, rates.price_per_hour),
     )
-
-
-def _count_added(inventory: Inventory, used: Sequence[Node]) -> dict[str, int]:
-    there = {node.name for node in inventory.nodes}
-    names = [node.group or node.name for node in used if node.name not in there]
-    return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
 def _share_memory(nodes: Sequence[Node], placement: Placement) -> float | None:

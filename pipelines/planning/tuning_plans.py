@@ -15,6 +15,7 @@ from pipelines.planning.fit import (
     count_places,
     explain_shortage,
     round_up_share,
+    settle_added,
 )
 from pipelines.planning.inventory import Inventory, Node
 from pipelines.planning.memory import Memory, estimate_training_memory
@@ -145,7 +146,7 @@ def _list_ways(
         ways: list[_Way] = []
         for bundle in _list_bundles(nodes, request, limits):
             try:
-                way = _build_way(nodes, architecture, lengths, request, limits, bundle)
+                way = _build_way(inventory, nodes, architecture, lengths, request, limits, bundle)
             except PlanError as error:
                 problems += [error] if str(error) not in map(str, problems) else []
                 continue
@@ -180,6 +181,7 @@ def _halve(cores: int) -> list[int]:
 
 
 def _build_way(
+    inventory: Inventory,
     nodes: Sequence[Node],
     architecture: Architecture,
     lengths: Lengths,
@@ -214,16 +216,16 @@ def _build_way(
         return None
     if not bundle.gpus:
         bundle = replace(bundle, memory_bytes=int(memory.total))
-    most = _count_at_once(nodes, bundle, workers)
+    most = min(request.num_trials, request.max_concurrent or request.num_trials)
     if bundle.gpus and limits.gpus is not None:
         most = min(most, int(limits.gpus / bundle.gpus / workers + 1e-6))
-    number = min(most, request.num_trials, request.max_concurrent or most)
+    number = _count_at_once(nodes, bundle, workers, most)
     if number < 1:
         return None
     step = estimate_step_s(architecture, setup, sample, rates)
     share = min(1.0, bundle.gpus) if bundle.gpus else 1.0
     seconds = step.total / share if bundle.gpus and step.compute + step.memory > step.overhead else step.total
-    placement = fill(bundle, number * workers, nodes, KEPT)
+    placement = settle_added(fill(bundle, number * workers, nodes, KEPT), inventory)
     used = list_used(nodes, placement)
     return _Way(
         placement=placement,
@@ -238,9 +240,9 @@ def _build_way(
     )
 
 
-def _count_at_once(nodes: Sequence[Node], bundle: Bundle, workers: int) -> int:
+def _count_at_once(nodes: Sequence[Node], bundle: Bundle, workers: int, most: int) -> int:
     """Trials whose workers fit together with the functions that start them, which may lie on any node."""
-    number = count_all_places(nodes, bundle, KEPT) // workers
+    number = min(most, count_all_places(nodes, bundle, KEPT) // workers)
     while number > 0:
         placed = fill(bundle, number * workers, nodes, KEPT)
         left = [
