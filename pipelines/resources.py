@@ -1,6 +1,7 @@
 """What doors ask the planner, and what they do with its answer: settings of a run, and a comparison at its end."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -21,6 +22,7 @@ from pipelines.planning.inventory import Inventory, request_nodes
 from pipelines.planning.plans import Limits, Plan, render_seconds, render_short
 from pipelines.planning.pools import InferenceRequest
 from pipelines.planning.rates import find_rates
+from pipelines.planning.speeds import is_here, record_run
 from pipelines.planning.training_plans import plan_training
 from pipelines.training.config import TrainingConfig
 from pipelines.training.parallel import ParallelConfig
@@ -168,6 +170,20 @@ def compare_training(
         for name, (predicted, measured) in pairs.items()
         if predicted and measured
     }
+
+
+def learn_from_run(plan: Plan, compared: Mapping[str, Mapping[str, float]]) -> None:
+    """Let what a run on this machine alone has shown correct later predictions."""
+    if plan.inventory is None or not all(map(is_here, plan.inventory.nodes)):
+        return
+    pairs: dict[str, tuple[float, float]] = {}
+    for key, kind, unit in (("memory_mib", "memory", MIB), ("step_s", "step", 1)):
+        if key in compared:
+            correction = plan.predicted.get(f"{kind}_correction") or 1.0
+            pairs[kind] = (compared[key]["predicted"] * unit / correction, compared[key]["measured"] * unit)
+    device = "cuda" if plan.settings["use_gpu"] else "cpu"
+    with suppress(PlanError):  # a cache that cannot be written
+        record_run(device, plan.settings["precision"], pairs.get("memory"), pairs.get("step"))
 
 
 def describe_comparison(compared: Mapping[str, Mapping[str, float]]) -> dict[str, str]:

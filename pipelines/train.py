@@ -43,7 +43,7 @@ from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
 from pipelines.planning.inventory import read_running_cluster
 from pipelines.planning.plans import Plan
-from pipelines.resources import TrainSettings, apply_training_plan, compare_training, describe_comparison, plan_run
+from pipelines.resources import TrainSettings, apply_training_plan, compare_training, describe_comparison, learn_from_run, plan_run
 from pipelines.run_record import RunRecord, read_versions
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
 from pipelines.tracking import Tracking, TrackingConfig
@@ -144,6 +144,8 @@ def run(config: TrainConfig) -> None:
     usage = summarize_usage(history)
     write_card(bundle, asdict(info), usage, scores, datasets=config.corpus.find_datasets(), hub_id=config.push_to_hub)
     compared = compare_training(plan, usage, history) if plan else {}
+    if plan:
+        learn_from_run(plan, compared)
     facts = _collect_facts(config, info, result, usage) | _describe_plan(plan, compared)
     paths = report.write(folder, f"Training of {folder.name}", facts, _render_curves(history))
     record.write(

@@ -21,7 +21,7 @@ from pipelines.planning.inventory import Inventory, Node
 from pipelines.planning.memory import Memory, estimate_training_memory
 from pipelines.planning.plans import Limits, price_nodes
 from pipelines.planning.rates import Rates
-from pipelines.planning.speeds import find_node_rates, resolve_precision, slow_down_between_nodes
+from pipelines.planning.speeds import find_corrections, find_node_rates, resolve_precision, slow_down_between_nodes
 from pipelines.planning.timing import StepTime, count_steps, estimate_step_s
 
 KEPT = Kept(cpus=1, smallest=4)
@@ -69,6 +69,8 @@ class Candidate:
     num_steps: int
     """Of an epoch."""
     price_per_hour: float | None
+    corrections: tuple[float, float] = (1.0, 1.0)
+    """By which memory and the parts of a step are multiplied already, as earlier runs have shown."""
 
     @property
     def epoch_s(self) -> float:
@@ -229,13 +231,16 @@ def _evaluate(
 ) -> Candidate:
     used = find_used(inventory, placement)
     limit = rates.memory_bytes if setup.device == "cuda" else _find_memory(used, placement)
+    corrections = find_corrections(used[0], rates, setup.precision)
     shares = setup.num_shares
     for tokens in list_device_batches(request, lengths, shares, setup.device):
         pass_tokens, accumulation = divide_batch(lengths, request.batch_tokens, tokens, shares)
         setup = replace(setup, batch_tokens=pass_tokens, accumulation=accumulation)
         memory = estimate_training_memory(architecture, setup, lengths)
+        memory = Memory(*(part * corrections[0] for part in vars(memory).values()))
         if limit is None or memory.total <= limit * USABLE:
             break
+    step = estimate_step_s(architecture, setup, lengths, rates)
     return Candidate(
         setup=setup,
         placement=placement,
@@ -243,9 +248,10 @@ def _evaluate(
         device_batch_tokens=tokens,
         memory=memory,
         memory_limit_bytes=limit,
-        step=estimate_step_s(architecture, setup, lengths, rates),
+        step=StepTime(*(part * corrections[1] for part in vars(step).values())),
         num_steps=count_steps(lengths, setup),
         price_per_hour=price_nodes(used, rates.price_per_hour),
+        corrections=corrections,
     )
 
 

@@ -71,7 +71,7 @@ INSTANCES: dict[str, tuple[int, float, int, str | None, float | None]] = {
     "a2-highgpu-8g": (96, 680, 8, "A100", None),
     "a3-highgpu-8g": (208, 1872, 8, "H100", None),
     "Standard_NC4as_T4_v3": (4, 28, 1, "T4", None),
-    "Standard_NC24ads_A100_v4": (24, 220, 1, "A100-80", None),
+    "Standard_NC24ads_A100_v4": (24, 220, 1, "A100-80G", None),
 }
 
 

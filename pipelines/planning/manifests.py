@@ -153,11 +153,11 @@ def _read_pod(path: Path, name: str, group: Mapping[str, Any]) -> Node:
 
 
 def _find_gpu_name(values: Any) -> str | None:
-    """`nvidia-l4`, `NVIDIA-A100-SXM4-80GB`, `Tesla-T4` → L4, A100-80, T4."""
+    """`nvidia-l4`, `NVIDIA-A100-SXM4-80GB`, `Tesla-T4` → L4, A100-80G, T4."""
     for value in values:
         match = _GPU_NAME.search(value.upper().replace("_", "-"))
         if match:
-            return match[1] + (f"-{match[2]}" if match[2] and match[1] == "A100" else "")
+            return match[1] + (f"-{match[2]}G" if match[2] and match[1] == "A100" else "")
     return None
 
 

@@ -88,6 +88,8 @@ def plan_training(
             "tokens_per_s": lengths.num_tokens / chosen.epoch_s if chosen.epoch_s else None,
             "price_per_hour": chosen.price_per_hour,
             "cost": chosen.cost,
+            "memory_correction": chosen.corrections[0],
+            "step_correction": chosen.corrections[1],
         },
         parts=parts,
         bottleneck=PARTS[max(parts, key=parts.__getitem__)].format(device=device.partition(" ")[2]),
