@@ -44,8 +44,8 @@ CLUSTERS = {
     "1 L4": "1x(8cpu,32GiB,1xL4,0.9776/h)",
     "8 L4": "8x(8cpu,32GiB,1xL4,0.9776/h)",
     "64 L4": "64x(8cpu,32GiB,1xL4,0.9776/h)",
-    "8 A100": "1x(96cpu,1152GiB,8xA100,21.957642/h)",
-    "64 A100": "8x(96cpu,1152GiB,8xA100,21.957642/h)",
+    "8 A100": "1x(96cpu,1152GiB,8xA100,400Gbit,21.957642/h)",
+    "64 A100": "8x(96cpu,1152GiB,8xA100,400Gbit,21.957642/h)",
 }
 """As AWS rents them: g6.2xlarge and p4d.24xlarge."""
 

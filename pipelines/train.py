@@ -43,7 +43,14 @@ from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
 from pipelines.planning.inventory import read_running_cluster
 from pipelines.planning.plans import Plan
-from pipelines.resources import TrainSettings, apply_training_plan, compare_training, describe_comparison, learn_from_run, plan_run
+from pipelines.resources import (
+    TrainSettings,
+    apply_training_plan,
+    compare_training,
+    describe_comparison,
+    learn_from_run,
+    plan_run,
+)
 from pipelines.run_record import RunRecord, read_versions
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
 from pipelines.tracking import Tracking, TrackingConfig

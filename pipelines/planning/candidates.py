@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.cost import Lengths, TrainingSetup, divide_batch
@@ -12,6 +13,7 @@ from pipelines.planning.fit import (
     Kept,
     Placement,
     count_all_places,
+    count_places,
     list_added,
     list_all_nodes,
     place,
@@ -27,11 +29,13 @@ from pipelines.planning.timing import StepTime, count_steps, estimate_step_s
 KEPT = Kept(cpus=1, smallest=4)
 """Nothing is read by Ray Data while the workers train, so small nodes give them all their CPUs."""
 MOST_WORKERS = 1024
+MOST_NODES_FILLED = 8
+"""Whole nodes that are looked at one by one."""
 MOST_GPU_CPUS = 8
 """CPUs that a worker with a GPU can use: it makes batches, and decodes when it scores dev."""
 DEVICE_BATCH_TOKENS = 4096
 MOST_DEVICE_BATCH_TOKENS = 65_536
-MOST_SAMPLED = 100_000
+MOST_SAMPLED = 20_000
 """Windows of a histogram that are reckoned with; of a larger one a smaller copy."""
 USABLE = 0.92
 """Share of a device's memory that a plan fills: predictions err, and memory is fragmented."""
@@ -93,6 +97,12 @@ class Candidate:
         return self.memory.total / (self.memory_limit_bytes * USABLE) if self.memory_limit_bytes else 0.0
 
     @property
+    def complexity(self) -> int:
+        """How far it is from the plainest way."""
+        setup = self.setup
+        return 2 * (setup.strategy != "ddp") + setup.gradient_checkpointing + setup.cpu_offload
+
+    @property
     def variant(self) -> str:
         """The strategy and what it does besides: `fsdp, checkpointing`."""
         setup = self.setup
@@ -125,11 +135,12 @@ def list_candidates(
         except PlanError as error:
             problems += [error] if str(error) not in map(str, problems) else []
             continue
-        rates = slow_down_between_nodes(rates, len(placement.counts))
+        rates = slow_down_between_nodes(rates, find_used(inventory, placement))
         precision = resolve_precision(request.precision, node, rates if bundle.gpus else None)
+        corrections = find_corrections(node, rates, precision)
         for setup in _list_setups(request, number, bool(bundle.gpus)):
             setup = replace(setup, precision=precision)
-            one = _evaluate(inventory, architecture, sample, request, setup, placement, rates)
+            one = _evaluate(inventory, architecture, sample, request, setup, placement, rates, corrections)
             scale = lengths.num_tokens / max(1, sample.num_tokens)
             found.append(replace(one, num_steps=max(1, round(one.num_steps * scale))))
     return found, problems
@@ -164,9 +175,9 @@ def _list_groups(inventory: Inventory, request: TrainingRequest, limits: Limits)
         of_kind = [node for node in nodes if node.gpus and node.accelerator == kind]
         least = Bundle(float(request.cpus_per_worker or 1), 1.0, accelerator=kind)
         most = min(count_all_places(of_kind, least, KEPT), limits.gpus or MOST_WORKERS, MOST_WORKERS)
-        for number in _list_numbers(most, request):
+        for number in _list_numbers(most, request, [count_places(node, least, KEPT) for node in of_kind]):
             bundle = _shape_worker(least, number, of_kind, MOST_GPU_CPUS, request)
-            if bundle:
+            if bundle and number <= (limits.gpus or MOST_WORKERS):
                 yield bundle, number
     if request.use_gpu is not True and not request.accelerator:
         least = Bundle(float(request.cpus_per_worker or 1))
@@ -177,12 +188,13 @@ def _list_groups(inventory: Inventory, request: TrainingRequest, limits: Limits)
                 yield bundle, number
 
 
-def _list_numbers(most: int, request: TrainingRequest) -> list[int]:
-    """Numbers of workers worth a look."""
+def _list_numbers(most: int, request: TrainingRequest, per_node: Sequence[int] = ()) -> list[int]:
+    """Numbers of workers worth a look: powers of two, those that fill whole nodes, and as many as there is room for."""
     if request.num_workers:
         low, high = request.num_workers
         return [max(low, min(high, most))]
-    return sorted({*(2**power for power in range(11) if 2**power <= most), *([most] if most > 0 else [])})
+    whole = accumulate(sorted(per_node, reverse=True)[:MOST_NODES_FILLED])
+    return sorted({one for one in (*(2**power for power in range(11)), *whole, most) if 0 < one <= most})
 
 
 def _shape_worker(
@@ -228,10 +240,10 @@ def _evaluate(
     setup: TrainingSetup,
     placement: Placement,
     rates: Rates,
+    corrections: tuple[float, float],
 ) -> Candidate:
     used = find_used(inventory, placement)
     limit = rates.memory_bytes if setup.device == "cuda" else _find_memory(used, placement)
-    corrections = find_corrections(used[0], rates, setup.precision)
     shares = setup.num_shares
     for tokens in list_device_batches(request, lengths, shares, setup.device):
         pass_tokens, accumulation = divide_batch(lengths, request.batch_tokens, tokens, shares)

@@ -1,7 +1,8 @@
 """A cluster described in a line: `4x(8cpu,32GiB,1xL4)+0..8x(16cpu,64GiB)`.
 
 Terms are joined by `+`; each is a number of nodes, `x`, and what one of them has. `0..8x(…)`: none is there, and the
-autoscaler adds up to eight. A node has CPUs, and perhaps memory, GPUs, a price an hour (`0.8/h`), labels (`zone=a`).
+autoscaler adds up to eight. A node has CPUs, and perhaps memory, GPUs, a network (`25Gbit`), a price an hour (`0.8/h`),
+and labels (`zone=a`).
 """
 
 import math
@@ -44,7 +45,7 @@ def parse_cluster(text: str) -> Inventory:
 
 def _parse_node(text: str, parts: str) -> Node:
     cpus: float | None = None
-    memory, gpus, accelerator, price = 0, 0, None, None
+    memory, gpus, accelerator, price, network = 0, 0, None, None, None
     labels: dict[str, str] = {}
     for part in parts.split(","):
         amount, some_gpus, label = _AMOUNT.fullmatch(part), _GPUS.fullmatch(part), _LABEL.fullmatch(part)
@@ -59,16 +60,18 @@ def _parse_node(text: str, parts: str) -> Node:
             memory = int(float(amount["number"]) * UNITS[unit])
         elif amount and unit in ("gpu", "gpus") and float(amount["number"]).is_integer():
             gpus = int(float(amount["number"]))
+        elif amount and unit in ("gbit", "gbps"):
+            network = float(amount["number"]) * 1e9 / 8
         elif amount and unit == "/h":
             price = float(amount["number"])
         else:
-            rule = "`8cpu`, `32GiB`, `1xL4` or `1gpu`, `0.8/h`, or `label=value`"
+            rule = "`8cpu`, `32GiB`, `1xL4` or `1gpu`, `25Gbit`, `0.8/h`, or `label=value`"
             raise _unreadable(text, part or "nothing between two commas", rule)
     if cpus is None or not math.isfinite(cpus) or cpus <= 0:
         raise _unreadable(text, parts, "CPUs of a node, above 0: `8cpu`")
     if accelerator is not None and accelerator.lower() in ("gpu", "gpus"):
         accelerator = None
-    return Node("node", cpus, memory, gpus, accelerator, labels, price_per_hour=price)
+    return Node("node", cpus, memory, gpus, accelerator, labels, price_per_hour=price, network_bytes_per_s=network)
 
 
 def _unreadable(text: str, part: str, rule: str) -> PlanError:

@@ -75,12 +75,29 @@ INSTANCES: dict[str, tuple[int, float, int, str | None, float | None]] = {
 }
 
 
+# Gbit/s that a machine has all the time; smaller ones have "up to" 10 or 25 for a while.
+NETWORKS = {
+    "g4dn.12xlarge": 50,
+    "g5.12xlarge": 40,
+    "g5.48xlarge": 100,
+    "g6.12xlarge": 40,
+    "g6.48xlarge": 100,
+    "g6e.12xlarge": 100,
+    "g6e.48xlarge": 400,
+    "p3.8xlarge": 10,
+    "p4d.24xlarge": 400,
+    "p5.48xlarge": 3200,
+}
+
+
 def find_instance(name: str) -> Node | None:
     """A node of this machine type; None if the table has it not."""
     if name not in INSTANCES:
         return None
     cpus, gib, gpus, accelerator, price = INSTANCES[name]
-    return Node(name, float(cpus), int(gib * GIB), gpus, accelerator, group=name, price_per_hour=price)
+    network = NETWORKS[name] * 1e9 / 8 if name in NETWORKS else None
+    shape = Node(name, float(cpus), int(gib * GIB), gpus, accelerator, group=name)
+    return replace(shape, price_per_hour=price, network_bytes_per_s=network)
 
 
 def complete(node: Node, instance: str | None) -> Node:
@@ -92,5 +109,6 @@ def complete(node: Node, instance: str | None) -> Node:
         node,
         memory_bytes=node.memory_bytes or known.memory_bytes,
         accelerator=node.accelerator or (known.accelerator if node.gpus else None),
+        network_bytes_per_s=node.network_bytes_per_s or known.network_bytes_per_s,
         price_per_hour=node.price_per_hour if node.price_per_hour is not None else known.price_per_hour,
     )

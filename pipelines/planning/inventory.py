@@ -47,6 +47,8 @@ class Node:
     real_cpus: float | None = None
     """Cores where fewer than the logical CPUs (a local cluster has two more than its machine); None: as many."""
     price_per_hour: float | None = None
+    network_bytes_per_s: float | None = None
+    """To other nodes; None: not known."""
 
     @property
     def cores(self) -> float:

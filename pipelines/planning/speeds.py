@@ -1,5 +1,6 @@
 """Whose speed a plan reckons with: the table's, for a kind of GPU, or what was measured on this machine."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,7 @@ from pipelines.planning.inventory import Node
 from pipelines.planning.rates import Rates, estimate_cpu_rates, find_rates
 
 BETWEEN_NODES = 1.25e9
-"""Bytes a second between nodes: 10 Gbit/s, which common cloud machines have at least for a while."""
+"""Bytes a second between nodes that do not tell: 10 Gbit/s, which common cloud machines have at least for a while."""
 
 
 def find_node_rates(node: Node, cpus: float, precision: str, *, gpus: float = 0.0) -> Rates:
@@ -43,16 +44,17 @@ def resolve_precision(precision: str, node: Node, gpu: Rates | None) -> str:
     return "bf16" if is_here(node) and has_bf16 else "fp32"
 
 
-def slow_down_between_nodes(rates: Rates, num_nodes: int) -> Rates:
-    """The rates of workers on several nodes: they exchange no faster than the network between them."""
-    if num_nodes < 2:
+def slow_down_between_nodes(rates: Rates, nodes: Sequence[Node]) -> Rates:
+    """The rates of workers on these nodes: on several they exchange no faster than the slowest network between them."""
+    if len(nodes) < 2:
         return rates
-    return replace(rates, network_bytes_per_s=min(rates.network_bytes_per_s, BETWEEN_NODES))
+    between = min(node.network_bytes_per_s or BETWEEN_NODES for node in nodes)
+    return replace(rates, network_bytes_per_s=min(rates.network_bytes_per_s, between))
 
 
 def find_corrections(node: Node, rates: Rates, precision: str) -> tuple[float, float]:
     """By what predictions of memory and of a step's time are to be multiplied there, as earlier runs have shown."""
-    if not is_here(node):
+    if not is_here(node) or (rates.device == "cuda" and not torch.cuda.is_available()):
         return 1.0, 1.0
     machine = describe_machine(torch.device(rates.device))
     return load_correction("memory", machine, precision), load_correction("step", machine, precision)

@@ -19,8 +19,10 @@ from pipelines.planning.fit import Bundle, explain_shortage
 from pipelines.planning.inventory import Inventory
 from pipelines.planning.plans import GIB, Limits, Plan, Rejected, render_money, render_seconds
 
-SLACK = 1.10
-"""The fewest workers are taken that are so little slower than the fastest."""
+WORTH = 0.3
+"""Twice the workers must be 2 ** 0.3 = 1.23 times as fast, or half of them are taken."""
+SLACK = 1.05
+"""Of ways that are so nearly as good, the one with fewest workers is taken, and of those the plainest."""
 TOLERATED = 1.1
 """What the user has settled may exceed the memory by so much in prediction, with a warning."""
 MOST_REJECTED = 8
@@ -40,7 +42,7 @@ def plan_training(
     request: TrainingRequest,
     limits: Limits = Limits(),  # noqa: B008 - it is frozen
 ) -> Plan:
-    """The fewest workers that are about as fast as any, within the limits, on the nodes that are there if they do.
+    """As many workers as are worth it, within the limits, on the nodes that are there if they do.
 
     Raises PlanError with what is missing where no way fits.
     """
@@ -121,11 +123,17 @@ def _choose(candidates: Sequence[Candidate], request: TrainingRequest, limits: L
     if not within:
         raise _beyond_limits(fitting, limits)
     within = [one for one in within if not one.placement.added] or within
+    within = [one for one in within if one.setup.device == "cuda"] or within  # GPUs are there to be used
     if limits.hours is not None:
         return min(within, key=lambda one: (_weigh(one), one.total_s)), warnings
-    fastest = min(one.total_s for one in within)
-    good = [one for one in within if one.total_s <= SLACK * fastest]
-    return min(good, key=lambda one: (one.setup.num_workers, one.total_s)), warnings
+    least = min(map(rank, within))
+    good = [one for one in within if rank(one) <= SLACK * least]
+    return min(good, key=lambda one: (one.setup.num_workers, one.complexity, one.total_s)), warnings
+
+
+def rank(candidate: Candidate) -> float:
+    """How good a way is, less is better: its time, and a little for each worker."""
+    return candidate.total_s * float(candidate.setup.num_workers**WORTH)
 
 
 def _weigh(candidate: Candidate) -> float:

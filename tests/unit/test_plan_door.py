@@ -84,7 +84,7 @@ def test_ten_billion_documents_are_planned(run, model, histogram):
     code, out, _ = run(*arguments, "--cluster", "8x(96cpu,1152GiB,8xA100,20/h)")
     assert code == 0
     assert "10,0" in out
-    assert "days" in out
+    assert " h in all" in out or "days in all" in out
     assert "bottleneck" in out
 
 

@@ -49,11 +49,12 @@ spec:
 
 
 def test_description_names_nodes_gpus_labels_prices_and_what_may_be_added():
-    found = parse_cluster(" 4 x (8cpu, 32GiB, 1xL4, zone=a, 0.8/h) + 0..8x(16cpu,64GB) + (2cpu) ")
+    found = parse_cluster(" 4 x (8cpu, 32GiB, 1xL4, zone=a, 0.8/h, 25Gbit) + 0..8x(16cpu,64GB) + (2cpu) ")
     assert len(found.nodes) == 5
     first = found.nodes[0]
     assert (first.cpus, first.memory_bytes, first.gpus, first.accelerator) == (8, 32 * GIB, 1, "L4")
     assert (first.labels, first.price_per_hour) == ({"zone": "a"}, 0.8)
+    assert first.network_bytes_per_s == 25e9 / 8
     [group] = found.groups
     assert (group.max_count, group.node.cpus, group.node.memory_bytes) == (8, 16, 64 * 10**9)
     assert found.may_grow
