@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ from typing import Any
 from pipelines.ner.errors import UserError
 
 MIB = 1 << 20
+CONNECT_S = 10.0
+_HOST_PORT = re.compile(r"(?:ray://)?(?P<host>[^/]+|\[[^]]+\]):(?P<port>\d+)")
 # Ray reads these when it is imported or started. Values already set by the user win.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -70,6 +74,8 @@ def connect(config: ClusterConfig, *, is_private: bool = False) -> Iterator[None
             settings["_node_ip_address"] = "127.0.0.1"
         settings["object_store_memory"] = (config.object_store_mib or _choose_object_store_mib()) * MIB
     already = ray.is_initialized()
+    if address and not already:
+        _check_listening(address)
     if not already:
         try:
             with _silence_stderr(not config.log_workers):
@@ -108,6 +114,22 @@ def list_node_cpus(nodes: list[dict[str, Any]]) -> list[int]:
     cores = len(os.sched_getaffinity(0))
     declared = [(node, int(node["Resources"].get("CPU", 0))) for node in nodes if node["Alive"]]
     return [min(cpus, cores + 1) if node["NodeManagerAddress"] == here else cpus for node, cpus in declared]
+
+
+def _check_listening(address: str) -> None:
+    """Raise ClusterError if nobody listens there: Ray itself tries for minutes."""
+    match = _HOST_PORT.fullmatch(address)
+    if match is None:  # `auto`, or an address of another kind
+        return
+    try:
+        socket.create_connection((match["host"].strip("[]"), int(match["port"])), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            "the Ray cluster cannot be reached",
+            where=address,
+            value=error.strerror or str(error),
+            remedy="check the address; leave `--cluster.address` out for this machine alone",
+        ) from error
 
 
 @contextmanager

@@ -38,6 +38,9 @@ from pipelines.folders import (
 )
 from pipelines.job import console, progress_console, run_door
 from pipelines.ner.errors import UserError, raise_all
+from pipelines.planning.inventory import read_running_cluster
+from pipelines.planning.plans import Plan
+from pipelines.resources import plan_labelling
 from pipelines.run_record import RunRecord, read_peak_memory_mib
 from pipelines.settings import ConfigError
 from pipelines.terminal import LabellingView
@@ -121,21 +124,27 @@ def run(config: PredictConfig, load: LoadEngine = load_engine) -> None:
                 job.begin(count, config.max_bad_fraction)
             bill = Bill(job.note_session(started))
             with record.phase("label", "labelling"):
-                _label(config, reader, job, load)
+                plan = _label(config, reader, job, load)
             with record.phase("finish", "writing the output"):
                 files = job.finish(_build_spec(config), lambda counts: bill.add(asdict(counts)))
-        _close(config, settings, job, bill, record, files)
+        _close(config, settings, job, bill, record, files, plan)
 
 
-def _label(config: PredictConfig, reader: FormatOptions, job: OfflineJob, load: LoadEngine) -> None:
+def _label(config: PredictConfig, reader: FormatOptions, job: OfflineJob, load: LoadEngine) -> Plan | None:
     is_elastic = find_address(config.cluster) is not None
     gpus = ray.cluster_resources().get("GPU", 0)
-    plan = plan_actors(config.resources, list_node_cpus(ray.nodes()), gpus, is_elastic=is_elastic)
+    pool = plan_actors(config.resources, list_node_cpus(ray.nodes()), gpus, is_elastic=is_elastic)
+    plan: Plan | None = None
+    if config.resources.auto:
+        documents = (job.census.num_records, job.census.num_characters)
+        inventory = read_running_cluster(is_private=not is_elastic)
+        given = config.resources, config.inference
+        pool, plan = plan_labelling(pool, str(config.model), *given, inventory, documents)
     model = Path(str(config.model))
     settings = LabellingJob(
         model=str(model.absolute() if model.exists() else config.model),
         inference=config.inference,
-        plan=plan,
+        plan=pool,
         reader=reader,
         keep=_list_kept(config),
         chunk_characters=config.chunk_characters,
@@ -156,6 +165,7 @@ def _label(config: PredictConfig, reader: FormatOptions, job: OfflineJob, load: 
 
     with view.bar:
         job.label(settings, config.max_bad_fraction, tell, load)
+    return plan
 
 
 def _close(
@@ -165,6 +175,7 @@ def _close(
     bill: Bill,
     record: RunRecord,
     files: Sequence[str],
+    plan: Plan | None,
 ) -> None:
     """Write what tells of the job, the mark of success last, and say it."""
     peak_mib = read_peak_memory_mib()
@@ -177,7 +188,8 @@ def _close(
     facts = {"model": config.model, "input": " ".join(config.input), "output": str(job.folder)}
     page = render_bill(result, f"Bill of {job.folder.name}", {"Job": facts, "Fingerprints": fingerprints})
     (job.folder / REPORT_FILE).write_text(page, encoding="utf-8")
-    record.write(job.folder, status="done", bill=result, engines=read_agreements(job.work.root))
+    told = {"plan": plan and plan.to_dict(), "bill": result, "engines": read_agreements(job.work.root)}
+    record.write(job.folder, status="done", **told)
     counts = {name: value for name, value in result.items() if name.startswith("num_")}
     success = {**counts, "num_files": len(files), "entities": result["entities"], "quarantined": result["quarantined"]}
     write_json(job.folder / SUCCESS_FILE, success | {"fingerprints": fingerprints})

@@ -16,7 +16,7 @@ import ray
 import ray.data
 from rich.markup import escape
 
-from pipelines.cluster import ClusterConfig, connect, list_node_cpus
+from pipelines.cluster import ClusterConfig, connect, find_address, list_node_cpus
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.inference import ActorResources, InferenceConfig, plan_actors, predict_records
 from pipelines.corpus.reading import find_all_files
@@ -38,6 +38,16 @@ from pipelines.ner.bundle import Bundle, BundleInfo, annotate_bundle, hash_menti
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
+from pipelines.planning.inventory import read_running_cluster
+from pipelines.planning.plans import Plan
+from pipelines.resources import (
+    TrainSettings,
+    apply_training_plan,
+    compare_training,
+    describe_comparison,
+    learn_from_run,
+    plan_run,
+)
 from pipelines.run_record import RunRecord, read_versions
 from pipelines.runs import build_guard, build_job, get_shards
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
@@ -100,22 +110,27 @@ def run(config: TrainConfig) -> None:
     with connect(config.cluster), Tracking(config.tracking, folder, asdict(config)) as tracking:
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():
-            scaling = plan_workers(config.resources)  # want of room is told before the corpus is read
+            inventory = read_running_cluster(is_private=find_address(config.cluster) is None)
+            plan_workers(config.resources, may_grow=inventory.may_grow)  # want of room is told before reading
             shards, info = get_shards(config, folder, record, print_shards)
             encoder = find_shards_encoder(shards, info)
-            raise_all(find_misfits(config.parallel, scaling.max_workers, scaling.use_gpu, encoder))
+            given = TrainSettings(config.model, config.training, config.parallel, config.resources)
+            plan = plan_run(given, encoder, info, inventory) if config.resources.auto else None
+            training, parallel, resources = apply_training_plan(plan, given)
+            scaling = plan_workers(resources, may_grow=inventory.may_grow)
+            raise_all(find_misfits(parallel, scaling.max_workers, scaling.use_gpu, encoder))
         job = build_job(
             info,
             encoder,
             config.model,
-            config.training,
-            config.parallel,
+            training,
+            parallel,
             load_windows=partial(read_windows, shards),
             load_dev=partial(read_rows, shards, "dev"),
         )
         tracking.start(folder / METRICS_FILE)
         with record.phase("train", "training"), watch_training(MetricsTail(folder / METRICS_FILE).read):
-            result = fit(job, config.resources, folder)
+            result = fit(job, resources, folder, may_grow=inventory.may_grow)
         with record.phase("bundle", "writing the bundle"):
             bundle = _write_bundle(config, job, info, result, shards, folder)
         with record.phase("evaluate", "scoring the test split"):
@@ -127,12 +142,17 @@ def run(config: TrainConfig) -> None:
     history = read_metrics(folder / METRICS_FILE)
     usage = summarize_usage(history)
     write_card(bundle, asdict(info), usage, scores, datasets=config.corpus.find_datasets(), hub_id=config.push_to_hub)
-    facts = _collect_facts(config, info, result, usage)
+    compared = compare_training(plan, usage, history) if plan else {}
+    if plan:
+        learn_from_run(plan, compared)
+    facts = _collect_facts(config, info, result, usage) | _describe_plan(plan, compared)
     paths = report.write(folder, f"Training of {folder.name}", facts, _render_curves(history))
     record.write(
         folder,
         status="done",
         shards=asdict(info),
+        plan=plan and plan.to_dict(),
+        predicted_and_measured=compared,
         seed=config.training.seed,
         training={name: value for name, value in vars(result).items() if name != "best_model"} | usage,
         scores={"strict_micro_f1": scores["strict"]["micro"]["f1"], "dev_strict_micro_f1": result.best_dev_f1},
@@ -225,6 +245,14 @@ def _collect_facts(
             "seed": config.training.seed,
         },
     }
+
+
+def _describe_plan(plan: Plan | None, compared: dict[str, dict[str, float]]) -> dict[str, dict[str, str]]:
+    """The plan and what became of it; nothing where nothing was planned."""
+    if plan is None:
+        return {}
+    told = {"planned": plan.summary, "bottleneck": plan.bottleneck, "reckoned with": plan.rates_source}
+    return {"plan": told | describe_comparison(compared)}
 
 
 def _describe_sharing(usage: dict[str, Any]) -> dict[str, str]:

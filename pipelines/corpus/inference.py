@@ -60,7 +60,9 @@ class ActorResources:
     cpus_per_actor: int | None = None
     """CPUs, and threads, of an actor; default: 4, or the machine's cores if fewer."""
     gpus_per_actor: float | None = None
-    """GPUs of an actor, fractions too; default: 1 if the cluster has GPUs, else 0."""
+    """GPUs of an actor, fractions too; default: as planned, else 1 if the cluster has GPUs, and 0 if not."""
+    auto: bool = True
+    """Plan what is left out above by what the model needs and the nodes have. false: the defaults, unplanned."""
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""

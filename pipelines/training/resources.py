@@ -26,11 +26,16 @@ class ResourcesConfig:
     """CPUs, and threads, of a worker; default: its share of the cores of the node."""
     use_gpu: bool | None = None
     """Whether each worker has a GPU; default: if the cluster has one."""
+    accelerator: str | None = None
+    """Kind of GPU, as Ray names it (`L4`); default: any, the same for all workers if there are several kinds."""
     resize_interval_s: float = 60.0
     """How often a run with `MIN..MAX` workers looks for room for more; each change costs the steps since the last
     checkpoint."""
     storage_patience_s: float = 600.0
     """How long training goes on while its checkpoints cannot be written."""
+    auto: bool = True
+    """Plan what is left out above: workers, strategy, sub-tokens of a pass, by what the model needs and the cluster
+    has; and check what is given. false: the defaults, unplanned."""
 
     def read_num_workers(self) -> tuple[int, int] | None:
         """The least and the most workers; None if that is for the cluster to say, or not readable."""
@@ -75,8 +80,12 @@ class ResourcesConfig:
         return problems
 
 
-def plan_workers(resources: ResourcesConfig) -> ScalingConfig:
-    """The worker group for the connected cluster. Raises TrainingError if it can never be placed."""
+def plan_workers(resources: ResourcesConfig, *, may_grow: bool = False) -> ScalingConfig:
+    """The worker group for the connected cluster. Raises TrainingError if it can never be placed.
+
+    Args:
+        may_grow: whether the cluster may make room.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
     use_gpu = resources.use_gpu if resources.use_gpu is not None else num_gpus > 0
@@ -86,7 +95,8 @@ def plan_workers(resources: ResourcesConfig) -> ScalingConfig:
     cpus = resources.cpus_per_worker or max(1, max(list_cores(), default=1) // per_node)
     needs = {"CPU": float(cpus)} | ({"GPU": 1.0} if use_gpu else {})
     places = sum(min(int(node.get(name, 0) // amount) for name, amount in needs.items()) for node in nodes)
-    if places < low and ray._private.state.state.get_max_resources_from_cluster_config() is None:
+    may_grow = may_grow or ray._private.state.state.get_max_resources_from_cluster_config() is not None
+    if places < low and not may_grow:
         raise TrainingError(
             "the cluster has no room for the workers, and does not grow",
             rule=f"{low} workers with {_render_needs(needs)} each",
@@ -96,6 +106,7 @@ def plan_workers(resources: ResourcesConfig) -> ScalingConfig:
     return ScalingConfig(
         num_workers=low if low == high else (low, high),
         use_gpu=use_gpu,
+        accelerator_type=resources.accelerator if use_gpu else None,
         resources_per_worker=needs,
         elastic_resize_monitor_interval_s=resources.resize_interval_s,
     )

@@ -93,10 +93,13 @@ class TrainingResult:
     best_dev_f1: float
 
 
-def fit(job: TrainingJob, resources: ResourcesConfig, output_dir: Path) -> TrainingResult:
+def fit(job: TrainingJob, resources: ResourcesConfig, output_dir: Path, *, may_grow: bool = False) -> TrainingResult:
     """Train on the connected cluster; goes on from the last checkpoint under `output_dir` if there is one.
 
     Metrics are appended to `output_dir/metrics.jsonl` while it runs.
+
+    Args:
+        may_grow: an autoscaler may make room for workers that have none now.
 
     Raises:
         TrainingError: what no retry mends (a loss that is not a number, nothing to train on, no room in the cluster,
@@ -104,7 +107,7 @@ def fit(job: TrainingJob, resources: ResourcesConfig, output_dir: Path) -> Train
         KeyboardInterrupt: the user stopped it; the workers have ended.
         ray.train.TrainingFailedError: workers died more often than `MAX_FAILURES` times without progress.
     """
-    scaling = plan_workers(resources)
+    scaling = plan_workers(resources, may_grow=may_grow)
     checkpoints = output_dir / CHECKPOINTS
     checkpoints.mkdir(exist_ok=True)
     while True:
@@ -116,7 +119,7 @@ def fit(job: TrainingJob, resources: ResourcesConfig, output_dir: Path) -> Train
             if list_checkpoints(checkpoints)[:1] == before:
                 raise
         except ControllerError:
-            plan_workers(resources)  # tells if there is no room
+            plan_workers(resources, may_grow=may_grow)  # tells if there is no room
             raise
     if isinstance(value, UserError):
         raise value

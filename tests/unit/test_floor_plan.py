@@ -57,6 +57,13 @@ FRAME = {
         "pipelines.job",
         "pipelines.trackers",
     },
+    "pipelines.resources": {
+        "pipelines.ner",
+        "pipelines.corpus",
+        "pipelines.planning",
+        "pipelines.training",
+        "pipelines.job",
+    },
     "pipelines.terminal": {"pipelines.ner", "pipelines.corpus", "pipelines.evaluation", "pipelines.job"},
 }
 VAGUE = re.compile(r"(^|_)(utils?|helpers?|common|misc|managers?)($|_)")

@@ -58,16 +58,20 @@ class Architecture:
     activation: str
 
 
+def may_pack(config: Any) -> bool:
+    """Whether a network of this configuration is of the kind that `read_architecture` reads."""
+    relative = getattr(config, "position_embedding_type", None) not in (None, "absolute")
+    is_decoder = getattr(config, "is_decoder", False)
+    return config.model_type in _BODIES and _find_activation(config) is not None and not relative and not is_decoder
+
+
 def read_architecture(network: Any) -> Architecture | None:
     """The architecture of a Hugging Face token classifier; None if it is of another kind."""
     config = network.config
     body = getattr(network, _BODIES.get(config.model_type, ""), None)
-    activation = _ACTIVATIONS.get(str(getattr(config, "hidden_act", getattr(config, "activation", None))))
+    activation = _find_activation(config)
     classifier = getattr(network, "classifier", None)
-    relative = getattr(config, "position_embedding_type", None) not in (None, "absolute")
-    if body is None or activation is None or relative or type(classifier) is not nn.Linear:
-        return None
-    if getattr(config, "is_decoder", False):
+    if body is None or activation is None or type(classifier) is not nn.Linear or not may_pack(config):
         return None
     embeddings = body.embeddings
     return Architecture(
@@ -85,6 +89,10 @@ def read_architecture(network: Any) -> Architecture | None:
         num_heads=config.num_attention_heads,
         activation=activation,
     )
+
+
+def _find_activation(config: Any) -> str | None:
+    return _ACTIVATIONS.get(str(getattr(config, "hidden_act", getattr(config, "activation", None))))
 
 
 def _read_bert(body: Any) -> Iterator[Layer]:

@@ -1,0 +1,362 @@
+"""Plan a run before it takes anything: what it needs of memory, time and money, where it fits, and what was rejected.
+
+For a model (its configuration suffices), a corpus or the lengths of its texts, and a cluster: the running one, a
+`cluster.yaml` or KubeRay manifest, or a described one (`--cluster '4x(8cpu,32GiB,1xL4)'`). The settings of `train` that
+cost anything (`training`, `parallel`, `resources`) are given as there; what is left out is planned.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.cluster import ClusterConfig, connect
+from pipelines.corpus.formats.files import find_files
+from pipelines.corpus.formats.options import FormatOptions
+from pipelines.corpus.inference import ActorResources, InferenceConfig
+from pipelines.corpus.lengths import count_lengths
+from pipelines.corpus.shards import SHARDS_FILE, load_shards_info
+from pipelines.folders import write_json
+from pipelines.job import console, progress_console, render_next, run_door
+from pipelines.ner.encoders import EncoderError, find_encoder, load_tokenizer
+from pipelines.ner.encoding import Encoder, EncodingConfig
+from pipelines.ner.errors import UserError, raise_all
+from pipelines.planning.architecture import Architecture, read_architecture
+from pipelines.planning.calibration import calibrate
+from pipelines.planning.cost import Lengths, count_parameters
+from pipelines.planning.descriptions import EXAMPLE, parse_cluster
+from pipelines.planning.inference_plans import plan_prediction, plan_serving
+from pipelines.planning.inventory import Inventory, read_running_cluster, read_this_machine, request_nodes, set_price
+from pipelines.planning.manifests import read_manifest
+from pipelines.planning.plans import TASKS, Limits, Plan, render_prediction, render_seconds
+from pipelines.planning.speeds import find_node_rates
+from pipelines.planning.training_plans import plan_training
+from pipelines.planning.tuning_plans import TrialRequest, plan_tuning
+from pipelines.resources import build_inference_request, build_training_request, read_lengths
+from pipelines.settings import ConfigError
+from pipelines.training.config import TrainingConfig
+from pipelines.training.parallel import ParallelConfig
+from pipelines.training.trainer import ResourcesConfig
+
+HERE = ("here", "local", "this machine")
+DEFAULT_WINDOW = 256
+LEAST_VOCABULARY = 100
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Settings of `rayner plan`."""
+
+    task: str = "train"
+    """train, tune, predict or serve."""
+    model: str | None = None
+    """An encoder or bundle: a folder with a config.json, a hub id (or one in its cache), or `all-MiniLM-L6-v2`."""
+    head: str = "linear"
+    """linear or crf."""
+    num_tags: int = 9
+    """Tags that the model predicts; shards know theirs."""
+    corpus: list[str] = field(default_factory=list)
+    """Files, as `train` and `predict` take them; a folder of shards from `rayner prepare`; or a JSON file with a
+    histogram, `{"17": 300}`: 300 texts of 17 sub-tokens."""
+    num_documents: int | None = None
+    """Plan for so many documents of lengths as those of the corpus; default: as many as it has."""
+    cluster: str | None = None
+    """A cluster in words, `4x(8cpu,32GiB,1xL4)+0..8x(16cpu,64GiB)` (`0..8`: what an autoscaler may add; `0.8/h`: a
+    node's price); a cluster.yaml or KubeRay manifest; the address of a running one; `here`: this machine. Default:
+    `RAY_ADDRESS` if set, else this machine."""
+    node_price: float | None = None
+    """Price of a node's hour, for all nodes, in any currency; default: as described, or as the tables know it."""
+    limits: Limits = field(default_factory=Limits)
+    num_trials: int = 20
+    """Of tune."""
+    load_tokens_per_s: float | None = None
+    """Of serve: sub-tokens a second that the replicas must bear; default: as many replicas as fit."""
+    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    actors: ActorResources = field(default_factory=ActorResources)
+    """What `predict` calls `resources`."""
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    calibrate: bool = False
+    """Measure this machine first, in seconds: products, memory, real steps. Later plans for it use what was found."""
+    request: bool = False
+    """Ask the autoscaler of the running cluster for the nodes that the plan needs and that are not there."""
+    output: str | None = None
+    """Write the plan as JSON to this file."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the door and return its exit code."""
+    return run_door("plan", PlanConfig, run, __doc__ or "", argv)
+
+
+def run(config: PlanConfig) -> None:
+    """Plan as configured, show it, and write it."""
+    raise_all(_find_problems(config))
+    architecture = read_architecture(str(config.model)) if config.model else None
+    if config.calibrate:
+        with progress_console.status("measuring this machine …"):
+            rates = calibrate()
+        _print_rates(rates)
+        if architecture is None:
+            return
+    assert architecture is not None
+    lengths, num_tags = _read_lengths(config, architecture)
+    address = _find_address(config)
+    if address is None:
+        plan = _plan(config, architecture, lengths, num_tags, _read_inventory(config))
+    else:
+        with connect(ClusterConfig(address=address)):
+            plan = _plan(config, architecture, lengths, num_tags, read_running_cluster())
+            if config.request and plan.placement.added:
+                request_nodes(plan.bundles_to_request)
+    facts = {
+        "model": config.model,
+        "parameters": count_parameters(architecture, num_tags, config.head),
+        "family": architecture.family,
+        "is_known_family": architecture.is_known,
+        "corpus": config.corpus,
+        "num_windows": lengths.num_windows,
+        "num_tokens": lengths.num_tokens,
+        "longest_window": lengths.longest,
+        "limits": vars(config.limits),
+    }
+    _print_plan(plan, facts)
+    if config.output:
+        path = Path(config.output).expanduser().absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"request": facts, **plan.to_dict()})
+        console.print(escape(f"\nplan:   {path}"))
+    if plan.placement.added and not config.request:
+        console.print(
+            "more nodes are needed: `--request` asks a running cluster's autoscaler for them; `train` does so itself"
+        )
+    console.print(render_next(_render_command(config, plan)))
+
+
+def _plan(
+    config: PlanConfig, architecture: Architecture, lengths: Lengths, num_tags: int, inventory: Inventory
+) -> Plan:
+    if config.node_price is not None:
+        inventory = set_price(inventory, config.node_price)
+    if config.resources.use_gpu is not False and config.limits.gpus != 0:
+        for node in [*inventory.nodes, *(group.node for group in inventory.groups)]:
+            if node.gpus:
+                find_node_rates(node, 1, "auto", gpus=1)  # raises for a kind that is not known
+    training = partial(
+        build_training_request, config.training, config.parallel, config.resources, head=config.head, num_tags=num_tags
+    )
+    inference = partial(build_inference_request, config.actors, config.inference, num_tags)
+    if config.task == "train":
+        return plan_training(inventory, architecture, lengths, training(), config.limits)
+    if config.task == "tune":
+        return plan_tuning(inventory, architecture, lengths, TrialRequest(training(), config.num_trials), config.limits)
+    if config.task == "predict":
+        return plan_prediction(inventory, architecture, lengths, inference(), config.limits)
+    request = replace(inference(), tokens_per_s=config.load_tokens_per_s)
+    return plan_serving(inventory, architecture, lengths, request, config.limits)
+
+
+def _read_lengths(config: PlanConfig, architecture: Architecture) -> tuple[Lengths, int]:
+    """The lengths of windows, and the number of tags."""
+    num_tags = config.num_tags
+    window = config.encoding.window or min(DEFAULT_WINDOW, architecture.max_window or DEFAULT_WINDOW)
+    stride = config.encoding.stride if config.encoding.stride is not None else window // 4
+    [first] = config.corpus[:1]
+    if len(config.corpus) == 1 and (Path(first) / SHARDS_FILE).is_file():
+        info = load_shards_info(Path(first))
+        num_tags = len(info.tags)
+        split = "train" if info.splits["train"].num_records else "test"
+        found, num_records = read_lengths(info, split), info.splits[split].num_records
+    elif len(config.corpus) == 1 and first.endswith(".json") and (counts := _read_histogram(Path(first))):
+        found, num_records = Lengths.from_records(counts, window=window, stride=stride), sum(counts.values())
+    else:
+        with progress_console.status("counting the corpus …"):
+            census = count_lengths(find_files(config.corpus), _build_counter(config), FormatOptions())
+        words = census.num_words / census.num_tokens
+        found = Lengths.from_records(census.histogram, window=window, stride=stride, words_per_token=words)
+        num_records = census.num_records
+    if config.num_documents is not None:
+        scale = config.num_documents / max(1, num_records)
+        counts_scaled = tuple((length, max(1, round(count * scale))) for length, count in found.counts)
+        found = replace(found, counts=counts_scaled)
+    return found, num_tags
+
+
+def _read_histogram(path: Path) -> dict[str, int] | None:
+    """The counts of a histogram's file; None for another JSON file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict) or not content or not all(str(key).isdigit() for key in content):
+        return None
+    wrong = [f"{key}: {value}" for key, value in content.items() if not isinstance(value, int) or value < 0]
+    if wrong or not sum(content.values()):
+        rule = 'lengths in sub-tokens, and how many texts have them: `{"17": 300}`'
+        raise ConfigError(
+            "a histogram that cannot be read", where=str(path), rule=rule, value="; ".join(wrong[:3]) or "empty"
+        )
+    return content
+
+
+def _build_counter(config: PlanConfig) -> Any:
+    """Counts the sub-tokens of words with the model's tokenizer; without one by four characters each."""
+    try:
+        tokenizer = load_tokenizer(find_encoder(str(config.model)))
+        if len(tokenizer) < LEAST_VOCABULARY:  # what is made of a configuration without a vocabulary
+            raise ValueError("no vocabulary")
+        return Encoder(tokenizer, window=DEFAULT_WINDOW, stride=0, splitter="unicode").count_tokens
+    except (EncoderError, OSError, ValueError, KeyError):
+        progress_console.print("[yellow]![/] the model has no tokenizer here: four characters count as a sub-token")
+        return lambda words: sum(max(1, round(len(word) / 4)) for word in words)
+
+
+def _find_address(config: PlanConfig) -> str | None:
+    """The address of the running cluster that is meant; None if one is described, or this machine is meant."""
+    given = config.cluster
+    if given is None:
+        return os.environ.get("RAY_ADDRESS")
+    if given in HERE or "(" in given or Path(given).suffix in (".yaml", ".yml") or Path(given).is_file():
+        return None
+    if given == "auto" or ":" in given:
+        return given
+    raise ConfigError(
+        "a cluster that cannot be meant",
+        where="`cluster`",
+        rule=f"a description (`{EXAMPLE}`), a .yaml file, an address (`host:6379`, `auto`), or `here`",
+        value=given,
+    )
+
+
+def _read_inventory(config: PlanConfig) -> Inventory:
+    given = config.cluster
+    if given is None or given in HERE:
+        return read_this_machine()
+    return parse_cluster(given) if "(" in given else read_manifest(Path(given).expanduser())
+
+
+def _print_rates(rates: Any) -> None:
+    flops = ", ".join(f"{name} {value / 1e9:,.0f} GFLOP/s" for name, value in rates.flops.items())
+    console.print(f"[bold]{escape(rates.name)}[/]: {flops}, memory {rates.memory_bytes_per_s / 1e9:,.1f} GB/s")
+
+
+def _print_plan(plan: Plan, facts: dict[str, Any]) -> None:
+    """The plan for people."""
+    known = "" if facts["is_known_family"] else " (an architecture that is reckoned as if it were a BERT)"
+    model = f"{facts['model']}, {facts['parameters'] / 1e6:,.1f} million parameters{known}"
+    corpus = (
+        f"{facts['num_tokens']:,} sub-tokens in {facts['num_windows']:,} windows of up to {facts['longest_window']}"
+    )
+    assert plan.inventory is not None
+    rows = [
+        ("model", model),
+        ("corpus", corpus),
+        ("cluster", "; ".join(plan.inventory.to_dict()["nodes"])),
+        *([("may add", "; ".join(plan.inventory.to_dict()["may_add"]))] if plan.inventory.groups else []),
+        ("plan", f"[bold]{escape(plan.summary)}[/]"),
+        ("predicted", escape(render_prediction(plan) or "nothing")),
+        ("bottleneck", plan.bottleneck),
+    ]
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for name, value in rows:
+        table.add_row(name, value if name == "plan" else escape(value))
+    for number, reason in enumerate(plan.reasons):
+        table.add_row("why" if not number else "", escape(reason))
+    console.print(table)
+    if plan.memory is not None:
+        parts = vars(plan.memory)
+        console.print(
+            _tabulate(f"memory of each {plan.settings['unit']}", parts, lambda value: f"{value / 2**20:,.0f} MiB")
+        )
+    if plan.parts:
+        console.print(_tabulate("a step", plan.parts, render_seconds))
+    for warning in plan.warnings:
+        console.print(f"[yellow]![/] {escape(warning)}")
+    if plan.rejected:
+        console.print("\n[bold]rejected[/]")
+        for one in plan.rejected:
+            console.print(f"  {escape(one.what)}: {escape(one.why)}")
+    if plan.placement.added:
+        more = ", ".join(f"{number} of `{group}`" for group, number in plan.placement.added.items())
+        console.print(f"\n[yellow]needs more nodes[/]: {escape(more)}")
+    console.print(f"[dim]reckoned with {escape(plan.rates_source)}[/]")
+
+
+def _tabulate(title: str, parts: Any, render: Any) -> Table:
+    """Parts of a whole, with bars."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for column, justify in ((title, "left"), ("", "right"), ("", "left")):
+        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.show_header = False
+    total = sum(parts.values())
+    for name, value in parts.items():
+        if value:
+            table.add_row(name, render(value), "█" * round(24 * value / total))
+    table.add_row("total", render(total), style="bold")
+    return table
+
+
+def _render_command(config: PlanConfig, plan: Plan) -> str:
+    if config.task == "predict":
+        return f"rayner predict --model {config.model} --input YOUR_TEXTS.jsonl --output_dir out/entities"
+    if config.task == "serve":
+        return f"rayner serve --model {config.model}"
+    flags = {
+        "training.batch_tokens": config.training.batch_tokens,
+        "parallel.strategy": plan.settings.get("strategy", config.parallel.strategy),
+    }
+    plain = {"training.batch_tokens": TrainingConfig().batch_tokens, "parallel.strategy": "ddp"}
+    told = "".join(f" --{name} {value}" for name, value in flags.items() if value != plain[name])
+    return f"rayner {config.task} --model.encoder {config.model} --corpus.train YOUR_CORPUS{told}"
+
+
+def _find_problems(config: PlanConfig) -> list[UserError]:
+    problems: list[UserError] = []
+    if config.task not in TASKS:
+        rule = "one of " + ", ".join(TASKS)
+        problems.append(ConfigError("no such task", where="`task`", rule=rule, value=config.task))
+    if not config.model and not config.calibrate:
+        problems.append(ConfigError("no model is given", remedy="`--model PATH_OR_ID`; its config.json suffices"))
+    if config.model and not config.corpus:
+        remedy = (
+            "`--corpus FILES`, a folder of shards, or a JSON histogram of lengths; `sample:` is the one shipped here"
+        )
+        problems.append(ConfigError("no corpus is given", remedy=remedy))
+    ranges = (
+        ("num_documents", "at least 1", config.num_documents is None or config.num_documents >= 1),
+        ("num_trials", "at least 1", config.num_trials >= 1),
+        ("num_tags", "at least 2", config.num_tags >= 2),
+        ("node_price", "at least 0", (config.node_price or 0) >= 0),
+        ("load_tokens_per_s", "above 0", config.load_tokens_per_s is None or config.load_tokens_per_s > 0),
+    )
+    problems += [
+        ConfigError("a number out of range", where=f"`{name}`", rule=rule, value=getattr(config, name))
+        for name, rule, fits in ranges
+        if not fits
+    ]
+    if config.head not in ("linear", "crf"):
+        problems.append(ConfigError("no such head", where="`head`", rule="one of linear, crf", value=config.head))
+    return [
+        *problems,
+        *config.limits.find_problems(),
+        *config.training.find_problems(),
+        *config.parallel.find_problems(),
+        *config.resources.find_problems(config.parallel.strategy),
+        *config.actors.find_problems(),
+        *config.inference.find_problems(),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""What a model computes: parameters, floating-point operations, and how a corpus falls into batches."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from pipelines.ner.runtimes.packed import LEAST_ROW_STEP, MOST_ROW_STEP
+from pipelines.planning.architecture import Architecture
+
+HISTOGRAM_STEP = 16
+"""Sub-tokens to a bar in the histograms of `rayner prepare`."""
+POOL_BATCHES = 16
+"""Batches in whose pool the training loop sorts windows by length (`pipelines.training.batches`)."""
+MOST_WINDOWS = 20_000
+"""Windows drawn to see how batches fall; a larger corpus is sampled."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of the windows of a corpus in sub-tokens, special ones included, as a histogram."""
+
+    counts: tuple[tuple[int, int], ...]
+    """(Length, number of windows), shortest first."""
+    words_per_token: float = 0.75
+    """Words by sub-tokens, special ones included."""
+
+    @classmethod
+    def from_counts(cls, counts: Mapping[int, int], words_per_token: float = 0.75) -> "Lengths":
+        """Of a mapping of length → windows."""
+        return cls(tuple(sorted((length, count) for length, count in counts.items() if count)), words_per_token)
+
+    @classmethod
+    def from_records(
+        cls, histogram: Mapping[str, int], *, window: int, stride: int, words_per_token: float = 0.75
+    ) -> "Lengths":
+        """Of a `token_histogram` as `ShardsInfo` has it (lower edge of 16 sub-tokens → records), cut into windows.
+
+        A bar counts as its middle. Of a longer record each window but the last is full, and begins `stride`
+        sub-tokens before the end of the one before.
+        """
+        counts: dict[int, int] = {}
+        for edge, number in histogram.items():
+            left = int(edge) + HISTOGRAM_STEP // 2
+            while left > window:
+                counts[window] = counts.get(window, 0) + number
+                left -= max(1, window - 2 - stride)  # two are special
+            counts[left] = counts.get(left, 0) + number
+        return cls.from_counts(counts, words_per_token)
+
+    @property
+    def num_windows(self) -> int:
+        """All of them."""
+        return sum(count for _, count in self.counts)
+
+    @property
+    def num_tokens(self) -> int:
+        """Sub-tokens of all windows."""
+        return sum(length * count for length, count in self.counts)
+
+    @property
+    def sum_of_squares(self) -> int:
+        """Of all windows' lengths: what attention grows with."""
+        return sum(length * length * count for length, count in self.counts)
+
+    @property
+    def longest(self) -> int:
+        """Sub-tokens of the longest window."""
+        return self.counts[-1][0]
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """How a model is trained, as far as it costs."""
+
+    batch_tokens: int = 1024
+    """Sub-tokens of one forward pass on one worker, at most."""
+    accumulation: int = 1
+    """Passes of a worker in one optimizer step."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16: of products and activations; weights and moments are fp32."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    strategy: str = "ddp"
+    """As `--parallel.strategy`: ddp, fsdp, tensor, pipeline, hybrid, local_sgd."""
+    num_workers: int = 1
+    inside: str = "shard"
+    """What hybrid does within a group: shard or tensor."""
+    inside_size: int = 2
+    """Workers of a group of hybrid."""
+    sync_every: int = 8
+    """Steps between local_sgd's averages."""
+    micro_batches: int = 4
+    """Parts of a batch that are in a pipeline at once."""
+    gradient_compression: str = "none"
+    """none, bf16 or powersgd: what ddp sends."""
+    gradient_checkpointing: bool = False
+    cpu_offload: bool = False
+    """Whether fsdp's slices are kept in the memory of the CPU."""
+    head: str = "linear"
+    num_tags: int = 9
+    sparse_embeddings: bool = True
+    num_passes: int = 1
+    """Forward and backward passes for one gradient: 2 with fgm or awp, 1 + steps with pgd."""
+    num_copies: int = 1
+    """Times that each window is in a pass: 2 with R-Drop."""
+    dropout_samples: int = 1
+    has_average: bool = False
+    """Whether averaged weights (ema, swa) are kept."""
+    num_epochs: int = 4
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no strategy is needed."""
+        return self.num_workers == 1
+
+    @property
+    def num_shares(self) -> int:
+        """Workers that read different parts of a batch."""
+        if self.is_alone or self.strategy in ("tensor", "pipeline"):
+            return 1
+        return self.num_workers // (self.inside_size if self.slices_products else 1)
+
+    @property
+    def slices_products(self) -> bool:
+        """Whether workers compute slices of the same products."""
+        inside = self.strategy == "hybrid" and self.inside == "tensor"
+        return not self.is_alone and (self.strategy == "tensor" or inside)
+
+    @property
+    def slices_weights(self) -> bool:
+        """Whether weights, gradients and moments lie in slices that are gathered where they are needed."""
+        inside = self.strategy == "hybrid" and self.inside == "shard"
+        return not self.is_alone and (self.strategy == "fsdp" or inside)
+
+    @property
+    def num_slices(self) -> int:
+        """Workers that together hold one model."""
+        if self.is_alone or self.strategy in ("ddp", "local_sgd"):
+            return 1
+        return self.inside_size if self.strategy == "hybrid" else self.num_workers
+
+    @property
+    def step_tokens(self) -> int:
+        """Sub-tokens of an optimizer step over all workers, at most: `--training.batch_tokens`."""
+        return self.batch_tokens * self.accumulation * self.num_shares
+
+    def is_packed(self, architecture: Architecture) -> bool:
+        """Whether only real sub-tokens are computed (`pipelines.training.forward`)."""
+        divided = self.slices_products or self.slices_weights or (self.strategy == "pipeline" and not self.is_alone)
+        return self.device == "cpu" and architecture.is_packed and not divided
+
+    def is_sparse(self, architecture: Architecture) -> bool:
+        """Whether the embeddings of words have sparse gradients."""
+        return self.is_packed(architecture) and self.sparse_embeddings and self.gradient_compression == "none"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one pass computes: windows by count, sub-tokens (with padding where there is any) and squared lengths."""
+
+    num_tokens: float
+    num_windows: float
+    sum_of_squares: float
+    num_groups: float
+    """Different lengths."""
+    longest: float
+    num_words: float
+    largest_group: float = 0.0
+    """Squared lengths of the windows whose attention is computed together."""
+
+    @classmethod
+    def of(cls, lengths: np.ndarray, words_per_token: float, is_packed: bool, copies: int = 1) -> "Load":
+        """Of windows of these lengths, one or more times."""
+        windows, longest, real = len(lengths) * copies, int(lengths.max()), int(lengths.sum()) * copies
+        words = real * words_per_token
+        if is_packed:
+            each, counts = np.unique(lengths, return_counts=True)
+            squares = each.astype(np.int64) ** 2 * counts * copies
+            most = int(squares.max())
+            return cls(_fill(real), windows, int(squares.sum()), len(each), longest, _fill(round(words)), most)
+        squares = windows * longest**2
+        return cls(windows * longest, windows, squares, 1, longest, words, squares)
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations; a multiply-add is two."""
+
+    linear: float
+    """Of products with weights."""
+    attention: float
+    """Of products between sub-tokens."""
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.linear + self.attention
+
+
+def count_parameters(architecture: Architecture, num_tags: int, head: str = "linear") -> int:
+    """Parameters of the encoder and its head."""
+    crf = num_tags * (num_tags + 2) if head == "crf" else 0
+    return architecture.num_encoder_parameters + (architecture.hidden_size + 1) * num_tags + crf
+
+
+def count_forward_flops(architecture: Architecture, lengths: Lengths, num_tags: int = 9) -> float:
+    """Floating-point operations of all windows, each once, without padding, all sub-tokens up to the classifier."""
+    load = Load(lengths.num_tokens, lengths.num_windows, lengths.sum_of_squares, 1, lengths.longest, lengths.num_tokens)
+    return count_operations(architecture, load, num_tags).total
+
+
+def count_operations(architecture: Architecture, load: Load, num_tags: int = 9, words_only: bool = False) -> Operations:
+    """Of one forward pass; with `words_only` the last layer's are left out where no word begins."""
+    hidden, inner, tokens = architecture.hidden_size, architecture.intermediate_size, load.num_tokens
+    around = 2 * (hidden**2 + (3 if architecture.is_gated else 2) * hidden * inner)
+    linear = architecture.num_layers * tokens * (6 * hidden**2 + around)
+    ends = load.num_words if words_only else tokens
+    linear -= (tokens - ends) * around
+    if architecture.embedding_size != hidden or architecture.family == "albert":
+        linear += 2 * tokens * architecture.embedding_size * hidden
+    linear += 2 * ends * hidden * num_tags
+    if architecture.family == "modernbert":
+        linear += 2 * ends * hidden**2  # its head has a layer
+    linear += 2 * tokens * architecture.conv_kernel * hidden**2
+    attention = 4.0 * hidden * load.sum_of_squares
+    if architecture.relative_terms:
+        span = min(architecture.relative_span, load.longest) if architecture.clips_span else architecture.relative_span
+        attention += architecture.relative_terms * 4 * hidden * span * tokens
+        linear += architecture.num_layers * architecture.relative_terms * 4 * span * hidden**2
+    return Operations(linear, architecture.num_layers * attention)
+
+
+def divide_batch(lengths: Lengths, batch_tokens: int, device_batch_tokens: int, num_shares: int) -> tuple[int, int]:
+    """(`batch_tokens` of a pass, `accumulation`) of a `TrainingSetup` for the settings of `--training`.
+
+    Args:
+        batch_tokens: sub-tokens of an optimizer step over all workers.
+        device_batch_tokens: padded sub-tokens of a pass on one worker.
+        num_shares: workers that read different parts of the batch.
+    """
+    per_pass = max(1, device_batch_tokens // lengths.longest)
+    windows = max(1, batch_tokens // lengths.longest)  # the longest step, whose passes need most memory
+    rounds = -(-windows // (per_pass * num_shares))
+    return max(1, batch_tokens // (rounds * num_shares)), rounds
+
+
+class Steps:
+    """Optimizer steps as the training loop would cut them from a corpus, drawn once.
+
+    Args:
+        step_tokens: sub-tokens of a step over all workers.
+    """
+
+    def __init__(self, lengths: Lengths, step_tokens: int) -> None:
+        generator = np.random.default_rng(0)
+        drawn = np.repeat(*np.array(lengths.counts, dtype=np.int64).T)
+        self.share = min(1.0, MOST_WINDOWS / len(drawn))
+        drawn = generator.permutation(drawn)[:MOST_WINDOWS]
+        pools = np.cumsum(drawn) // (step_tokens * POOL_BATCHES)
+        order = np.lexsort((np.where(pools % 2, -drawn, drawn), pools))
+        self.steps: list[np.ndarray] = list(_cut(drawn[order], step_tokens))
+
+    @property
+    def num_steps(self) -> int:
+        """In an epoch."""
+        return max(1, round(len(self.steps) / self.share))
+
+    def deal(self, num_hands: int) -> Iterator[np.ndarray]:
+        """Of each step the lengths that the first of several hands gets."""
+        for step in self.steps:
+            turns = np.arange(len(step)) % (2 * num_hands)
+            yield step[(turns == 0) | (turns == 2 * num_hands - 1)]
+
+    @cached_property
+    def heaviest(self) -> np.ndarray:
+        """The step with most attention to compute, which has the longest windows."""
+        return max(self.steps, key=lambda step: (int((step**2).sum()), int(step.sum())))
+
+
+@lru_cache(maxsize=256)
+def draw_steps(lengths: Lengths, step_tokens: int) -> Steps:
+    """Steps of a corpus, kept for the next question."""
+    return Steps(lengths, step_tokens)
+
+
+def _fill(rows: int) -> int:
+    """Rows as they are filled up without padding (`fill_rows` of `pipelines.ner.runtimes.packed`)."""
+    step = 1 << (min(max(rows // 8, LEAST_ROW_STEP), MOST_ROW_STEP).bit_length() - 1)
+    return -(-rows // step) * step
+
+
+def _cut(ordered: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """Consecutive slices whose sum is at most the budget; at least one window each."""
+    ends, at = np.cumsum(ordered), 0
+    while at < len(ordered):
+        before = ends[at - 1] if at else 0
+        until = max(at + 1, int(np.searchsorted(ends, before + budget, side="right")))
+        yield ordered[at:until]
+        at = until

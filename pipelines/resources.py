@@ -1,0 +1,246 @@
+"""What doors ask the planner, and what they do with its answer: settings of a run, and a comparison at its end."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+from rich.markup import escape
+
+from pipelines.corpus.inference import ActorPlan, ActorResources, InferenceConfig
+from pipelines.corpus.shards import ShardsInfo
+from pipelines.job import progress_console
+from pipelines.ner.errors import UserError
+from pipelines.ner.model import ModelConfig
+from pipelines.planning.architecture import read_architecture
+from pipelines.planning.candidates import DEVICE_BATCH_TOKENS, TrainingRequest
+from pipelines.planning.cost import Lengths, TrainingSetup
+from pipelines.planning.errors import PlanError
+from pipelines.planning.inference_plans import plan_prediction
+from pipelines.planning.inventory import Inventory, request_nodes
+from pipelines.planning.plans import Limits, Plan, render_seconds, render_short
+from pipelines.planning.pools import InferenceRequest
+from pipelines.planning.rates import find_rates
+from pipelines.planning.speeds import is_here, record_run
+from pipelines.planning.training_plans import plan_training
+from pipelines.training.config import TrainingConfig
+from pipelines.training.parallel import ParallelConfig
+from pipelines.training.trainer import ResourcesConfig
+
+MIB = 2**20
+WINDOW = 256
+CHARACTERS_PER_TOKEN = 4
+"""Of European text, and many tokenizers; documents are not read for their plan."""
+
+
+def build_training_request(
+    training: TrainingConfig, parallel: ParallelConfig, resources: ResourcesConfig, *, head: str, num_tags: int
+) -> TrainingRequest:
+    """What the settings leave to the planner. A setting at its default is the planner's to choose."""
+    adversarial, default = training.adversarial, ParallelConfig()
+    setup = TrainingSetup(
+        strategy=parallel.strategy,
+        inside=parallel.inside,
+        inside_size=parallel.inside_size,
+        sync_every=parallel.sync_every,
+        micro_batches=parallel.micro_batches,
+        gradient_compression=parallel.gradient_compression,
+        gradient_checkpointing=parallel.gradient_checkpointing,
+        cpu_offload=parallel.cpu_offload,
+        head=head,
+        num_tags=num_tags,
+        sparse_embeddings=training.optimizer.sparse_embeddings,
+        num_passes={"none": 1, "pgd": 1 + adversarial.steps}.get(adversarial.method, 2),
+        num_copies=2 if training.r_drop else 1,
+        dropout_samples=training.dropout_samples,
+        has_average=training.averaging.method != "none",
+        num_epochs=training.num_epochs,
+    )
+    is_default = training.device_batch_tokens == DEVICE_BATCH_TOKENS
+    # what only ddp can do settles the strategy, too
+    needs_ddp = parallel.gradient_compression != "none" or adversarial.method != "none"
+    return TrainingRequest(
+        setup=setup,
+        batch_tokens=training.batch_tokens,
+        device_batch_tokens=None if is_default else training.device_batch_tokens,
+        precision=training.precision,
+        num_workers=resources.read_num_workers(),
+        cpus_per_worker=resources.cpus_per_worker,
+        use_gpu=resources.use_gpu,
+        accelerator=resources.accelerator,
+        strategy=None if parallel.strategy == default.strategy and not needs_ddp else parallel.strategy,
+    )
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The settings of a door that trains, as far as they cost something."""
+
+    model: ModelConfig
+    training: TrainingConfig
+    parallel: ParallelConfig
+    resources: ResourcesConfig
+
+
+def plan_run(config: TrainSettings, encoder: str, info: ShardsInfo, inventory: Inventory) -> Plan | None:
+    """The plan of a training, told on stderr; None, with a warning, where the model or the GPUs cannot be reckoned.
+
+    Raises PlanError for what can never fit. Asks the autoscaler for nodes that the plan needs and that are not there.
+    """
+    training, parallel, resources = config.training, config.parallel, config.resources
+    head, num_tags = config.model.head, len(info.tags)
+    request = build_training_request(training, parallel, resources, head=head, num_tags=num_tags)
+    try:
+        architecture, lengths = read_architecture(encoder), read_lengths(info)
+    except UserError as error:  # what the planner does not understand may well be trained
+        _go_without(error.what)
+        return None
+    kinds = inventory.list_accelerators() if resources.use_gpu is not False else []
+    try:
+        for kind in kinds:
+            find_rates(str(kind))
+    except PlanError:
+        _go_without(f"the speed of this kind of GPU is not known: {', '.join(map(str, kinds))}")
+        return None
+    if not lengths.counts:
+        return None
+    plan = plan_training(inventory, architecture, lengths, request, Limits())
+    tell_plan(plan)
+    if plan.placement.added:
+        request_nodes(plan.bundles_to_request)
+    return plan
+
+
+def tell_plan(plan: Plan) -> None:
+    """Its short form, and its warnings, on stderr."""
+    for line in render_short(plan).splitlines():
+        progress_console.print(f"[dim]plan:[/] {escape(line)}")
+    for warning in plan.warnings:
+        progress_console.print(f"[yellow]![/] {escape(warning)}")
+
+
+def _go_without(reason: str) -> None:
+    progress_console.print(f"[yellow]![/] no plan: {escape(reason)}")
+
+
+def read_lengths(info: ShardsInfo, split: str = "train") -> Lengths:
+    """Lengths of the windows of a split of shards."""
+    found = info.splits[split]
+    return Lengths.from_records(found.token_histogram, window=info.window, stride=info.stride)
+
+
+def apply_training_plan(
+    plan: Plan | None, config: TrainSettings
+) -> tuple[TrainingConfig, ParallelConfig, ResourcesConfig]:
+    """The settings, with what was left to the planner filled in."""
+    if plan is None:
+        return config.training, config.parallel, config.resources
+    chosen = plan.settings
+    names = ("num_workers", "cpus_per_worker", "use_gpu", "accelerator")
+    return (
+        replace(config.training, device_batch_tokens=chosen["device_batch_tokens"]),
+        replace(
+            config.parallel, **{name: chosen[name] for name in ("strategy", "gradient_checkpointing", "cpu_offload")}
+        ),
+        replace(config.resources, **{name: chosen[name] for name in names}),
+    )
+
+
+def compare_training(
+    plan: Plan, usage: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """Predicted against measured: seconds of the median step and of all, memory of a worker in MiB."""
+    steps = [row["seconds"] for row in history if row["kind"] == "step"]
+    on_gpu = plan.settings["use_gpu"]
+    pairs = {
+        "step_s": (plan.predicted.get("step_s"), median(steps) if steps else None),
+        "memory_mib": (
+            plan.memory and plan.memory.total / MIB,
+            usage["gpu_peak_memory_mib" if on_gpu else "worker_peak_memory_mib"],
+        ),
+        "steps_s": (plan.predicted.get("total_s"), usage["step_s"]),
+    }
+    return {
+        name: {
+            "predicted": float(f"{predicted:.5g}"),
+            "measured": float(f"{measured:.5g}"),
+            "ratio": round(measured / predicted, 3),
+        }
+        for name, (predicted, measured) in pairs.items()
+        if predicted and measured
+    }
+
+
+def learn_from_run(plan: Plan, compared: Mapping[str, Mapping[str, float]]) -> None:
+    """Let what a run on this machine alone has shown correct later predictions."""
+    if plan.inventory is None or not all(map(is_here, plan.inventory.nodes)):
+        return
+    pairs: dict[str, tuple[float, float]] = {}
+    for key, kind, unit in (("memory_mib", "memory", MIB), ("step_s", "step", 1)):
+        if key in compared:
+            correction = plan.predicted.get(f"{kind}_correction") or 1.0
+            pairs[kind] = (compared[key]["predicted"] * unit / correction, compared[key]["measured"] * unit)
+    device = "cuda" if plan.settings["use_gpu"] else "cpu"
+    with suppress(PlanError):  # a cache that cannot be written
+        record_run(device, plan.settings["precision"], pairs.get("memory"), pairs.get("step"))
+
+
+def describe_comparison(compared: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """The comparison as facts of a report."""
+    names = {"step_s": "a step", "memory_mib": "memory of a worker", "steps_s": "all steps"}
+    return {
+        names[key]: f"predicted {_render(key, one['predicted'])}, measured {_render(key, one['measured'])}"
+        for key, one in compared.items()
+    }
+
+
+def _render(key: str, value: float) -> str:
+    return f"{value:,.0f} MiB" if key == "memory_mib" else render_seconds(value)
+
+
+def build_inference_request(
+    resources: ActorResources, inference: InferenceConfig, num_tags: int = 9
+) -> InferenceRequest:
+    """What the settings of labelling leave to the planner."""
+    return InferenceRequest(
+        num_actors=resources.num_actors,
+        cpus_per_actor=resources.cpus_per_actor,
+        gpus_per_actor=0.0 if inference.device == "cpu" else resources.gpus_per_actor,
+        precision=inference.precision,
+        max_batch_tokens=inference.max_batch_tokens,
+        num_tags=num_tags,
+    )
+
+
+def plan_labelling(
+    base: ActorPlan,
+    model: str,
+    resources: ActorResources,
+    inference: InferenceConfig,
+    inventory: Inventory,
+    documents: tuple[int, int],
+) -> tuple[ActorPlan, Plan | None]:
+    """The pool of actors that the planner chooses instead of the default one; that one, where nothing can be reckoned.
+
+    Raises PlanError for a share of a GPU, given by the user, in which the model has no room.
+
+    Args:
+        documents: how many there are, and their characters.
+    """
+    try:
+        architecture = read_architecture(model)
+        number, characters = documents
+        length = max(1, round(characters / max(1, number) / CHARACTERS_PER_TOKEN))
+        window = min(WINDOW, architecture.max_window or WINDOW)
+        lengths = Lengths.from_records({str(length // 16 * 16): max(1, number)}, window=window, stride=window // 4)
+        plan = plan_prediction(inventory, architecture, lengths, build_inference_request(resources, inference))
+    except UserError as error:
+        if isinstance(error, PlanError) and resources.gpus_per_actor:
+            raise
+        _go_without(error.what)
+        return base, None
+    tell_plan(plan)
+    bundle = plan.placement.bundle
+    cpus = max(1, int(bundle.cpus))
+    return replace(base, num_actors=plan.placement.number, num_cpus=cpus, num_gpus=bundle.gpus), plan
