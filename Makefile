@@ -37,7 +37,7 @@ format: $(STAMP)  ## put the code into its standard form
 proto: $(STAMP)  ## make the gRPC code anew from serve/entities.proto
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. serve/entities.proto
 
-bench: $(STAMP)  ## quality on the real corpora and speeds (over an hour); writes benchmarks/results
+bench: $(STAMP)  ## quality on the real corpora and speeds (some hours); writes benchmarks/results
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.predict

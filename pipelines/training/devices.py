@@ -4,14 +4,14 @@ import time
 
 import torch
 
+from pipelines.ner.runtimes.runtime import has_fast_bf16
+
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """fp32 or bf16: what `auto` means on this device."""
     if precision != "auto":
         return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    return "bf16" if has_fast_bf16(device) else "fp32"
 
 
 def describe_device(device: torch.device) -> str:

@@ -29,7 +29,7 @@ from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.exported import OpenVinoRuntime
 from pipelines.ner.runtimes.packed import PackedRuntime
 from pipelines.ner.runtimes.padded import CompiledRuntime, TorchRuntime
-from pipelines.ner.runtimes.runtime import Runtime, RuntimeUnavailable
+from pipelines.ner.runtimes.runtime import Runtime, RuntimeUnavailable, has_fast_bf16
 
 RUNTIMES = ("auto", "torch", "packed", "torch-compiled", "openvino")
 MAX_ERROR = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}
@@ -130,14 +130,15 @@ def _measure_all(runtime: str, precision: str, place: Place) -> list[Figure]:
 
 
 def _list_candidates(runtime: str, precision: str, place: Place) -> list[tuple[str, str]]:
-    """`auto` leaves out the compiled runtime: compiling takes longer than most jobs. It is there when asked for."""
+    """`auto` leaves out what takes longer to try than most jobs: compiling, and bf16 where the CPU only emulates it."""
     names = [runtime] if runtime != "auto" else ["torch", "packed"]
     if runtime == "auto" and place.device.type == "cpu" and _is_installed("openvino"):
         names.append("openvino")
     if precision != "auto":
         kinds = [precision]
     else:
-        kinds = ["fp32", "bf16"] if place.device.type == "cpu" or torch.cuda.is_bf16_supported() else ["fp32", "fp16"]
+        reduced = ["bf16"] if has_fast_bf16(place.device) else ["fp16"] if place.device.type == "cuda" else []
+        kinds = ["fp32", *reduced]
     return [(name, kind) for kind in kinds for name in names]
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from typing import Protocol
@@ -26,6 +27,15 @@ def set_up_process(onednn_kernels: int = ONEDNN_KERNELS) -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(onednn_kernels))
     torch.set_num_interop_threads(1)
     sys.setswitchinterval(SWITCH_INTERVAL)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are the hardware's own; where they are emulated they take several times as long as fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if platform.machine() in ("aarch64", "arm64"):
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def release_memory() -> None:
