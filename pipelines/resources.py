@@ -17,7 +17,7 @@ from pipelines.planning.architecture import read_architecture
 from pipelines.planning.candidates import DEVICE_BATCH_TOKENS, TrainingRequest
 from pipelines.planning.cost import Lengths, TrainingSetup
 from pipelines.planning.errors import PlanError
-from pipelines.planning.inference_plans import plan_prediction
+from pipelines.planning.inference_plans import plan_prediction, plan_serving
 from pipelines.planning.inventory import Inventory, request_nodes
 from pipelines.planning.plans import Limits, Plan, render_seconds, render_short
 from pipelines.planning.pools import InferenceRequest
@@ -29,6 +29,8 @@ from pipelines.training.parallel import ParallelConfig
 from pipelines.training.trainer import ResourcesConfig
 
 MIB = 2**20
+REQUESTS = {32: 700, 128: 200, 256: 100}
+"""Sub-tokens of what is asked, assumed: mostly sentences."""
 WINDOW = 256
 CHARACTERS_PER_TOKEN = 4
 """Of European text, and many tokenizers; documents are not read for their plan."""
@@ -244,3 +246,19 @@ def plan_labelling(
     bundle = plan.placement.bundle
     cpus = max(1, int(bundle.cpus))
     return replace(base, num_actors=plan.placement.number, num_cpus=cpus, num_gpus=bundle.gpus), plan
+
+
+def plan_endpoint(model: str, request: InferenceRequest, inventory: Inventory) -> Plan | None:
+    """The plan of an endpoint's replicas, told on stderr; None, with a warning, where nothing can be reckoned.
+
+    Raises PlanError for a share of a GPU, given by the user, in which the model has no room.
+    """
+    try:
+        plan = plan_serving(inventory, read_architecture(model), Lengths.from_counts(REQUESTS), request)
+    except UserError as error:
+        if isinstance(error, PlanError) and request.gpus_per_actor:
+            raise
+        _go_without(error.what)
+        return None
+    tell_plan(plan)
+    return plan

@@ -22,6 +22,9 @@ from pipelines.cluster import ClusterConfig, connect, find_address
 from pipelines.job import console, progress_console, run_door
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.errors import UserError, raise_all
+from pipelines.planning.inventory import read_this_machine
+from pipelines.planning.pools import InferenceRequest
+from pipelines.resources import plan_endpoint
 from pipelines.settings import ConfigError
 from serve.config import HttpConfig, LimitsConfig, ReplicaConfig, ScalingConfig
 from serve.ingress import (
@@ -68,6 +71,8 @@ class ServeConfig:
     replica: ReplicaConfig = field(default_factory=ReplicaConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    auto: bool = True
+    """Plan what a replica takes of this machine, where it is left out; and check what is given."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
@@ -81,6 +86,8 @@ def run(config: ServeConfig) -> None:
     arguments = check(config)
     labels = load_bundle(str(config.model)).model.scheme.labels
     is_own = find_address(config.cluster) is None
+    if config.auto and is_own:
+        arguments = _plan_replicas(config, arguments)
     folder = Path(tempfile.mkdtemp(prefix="rayner-serve-"))
     try:
         if is_own:
@@ -144,7 +151,8 @@ def build_arguments(config: ServeConfig) -> Arguments:
         if hasattr(config, name) and name not in ("replica", "scaling")
     }
     replica = vars(config.replica) | {
-        "num_cpus": config.replica.num_cpus or max(1, len(os.sched_getaffinity(0)) // most)
+        "num_cpus": config.replica.num_cpus or max(1, len(os.sched_getaffinity(0)) // most),
+        "num_gpus": config.replica.num_gpus or 0.0,
     }
     tuning = Tuning.model_validate(vars(config.limits))
     shared |= {
@@ -154,6 +162,22 @@ def build_arguments(config: ServeConfig) -> Arguments:
         "redaction_key_file": config.redaction_key_file and os.path.abspath(config.redaction_key_file),
     }
     return Arguments(**shared, **replica, **vars(config.scaling), tuning=tuning)
+
+
+def _plan_replicas(config: ServeConfig, arguments: Arguments) -> Arguments:
+    """The arguments with the share of a GPU that was left to the planner."""
+    given = config.replica.num_gpus
+    request = InferenceRequest(
+        num_actors=max(1, arguments.max_replicas),
+        cpus_per_actor=arguments.num_cpus,
+        gpus_per_actor=0.0 if arguments.device == "cpu" else given,
+        precision=arguments.precision,
+        max_batch_tokens=config.limits.max_batch_tokens,
+    )
+    plan = plan_endpoint(arguments.model, request, read_this_machine())
+    if plan is None or given is not None:
+        return arguments
+    return arguments.model_copy(update={"num_gpus": plan.placement.bundle.gpus})
 
 
 def _serve(config: ServeConfig, arguments: Arguments, labels: Sequence[str]) -> None:

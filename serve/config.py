@@ -26,8 +26,9 @@ class ReplicaConfig:
 
     num_cpus: float | None = None
     """CPUs of a replica, which compute with so many threads; default: this machine's cores by the most replicas."""
-    num_gpus: float = 0.0
-    """GPUs of a replica; a fraction caps its share of the memory too."""
+    num_gpus: float | None = None
+    """GPUs of a replica; a fraction caps its share of the memory too; default: what the model needs of one, as planned,
+    where this machine has a GPU."""
     device: str = "auto"
     """cpu, cuda, or auto: a GPU where the replica has a share of one."""
     runtime: str = "auto"

@@ -1,10 +1,337 @@
-"""Rates measured on this machine in seconds, kept in the user's cache; and what past runs correct in predictions."""
+"""Rates measured on this machine in seconds, kept in the user's cache; and what past runs correct in predictions.
 
+Products at each precision and memory's bandwidth are measured by themselves. What they do not tell, activations and
+norms, dropout, small products, starting operators, is found from real training steps of small random encoders, as the
+seconds of each that together explain the steps best (least squares of relative errors, none negative).
+
+What a calibration found and what runs have shown is kept by machine, precision and version of torch.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-from pipelines.planning.rates import Rates
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+from pipelines.planning.architecture import convert_config
+from pipelines.planning.cost import Lengths, TrainingSetup
+from pipelines.planning.errors import PlanError
+from pipelines.planning.rates import GIB, Rates
+from pipelines.planning.timing import count_parameters_moved, count_step_work
+
+Rows = list[dict[str, Any]]
+TrainProbe = Callable[..., Rows]
+"""Trains a random encoder for some steps: `train_probe` of `pipelines.training.probes`."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRODUCT_S = 0.3
+"""Seconds that each product is repeated for."""
+COPIED_BYTES = 256 * 2**20
+WARMUP_STEPS = 2
+PROBE_STEPS = 7
+NETWORK_BYTES_PER_S = 1.25e9
+"""Assumed between machines: 10 Gbit/s."""
+FEATURES = ("linear", "attention", "hidden", "inner", "pair", "operators")
+MOST_OUTCOMES = 50
+BOUNDS = (0.5, 2.0)
+"""Of a correction: what is further off is another mistake."""
+PRIOR_OUTCOMES = 1
+"""Runs that were predicted well, assumed before there are any: one odd run moves little."""
 
 
-def load_rates(precision: str, folder: Path | None = None) -> Rates | None:
+@dataclass(frozen=True)
+class Probe:
+    """A small training run: a shape and the lengths of a step's windows."""
+
+    num_layers: int
+    hidden_size: int
+    head_size: int
+    inner_factor: int
+    lengths: tuple[int, ...]
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """Settings of a BERT's configuration."""
+        return {
+            "num_hidden_layers": self.num_layers,
+            "hidden_size": self.hidden_size,
+            "num_attention_heads": self.hidden_size // self.head_size,
+            "intermediate_size": self.hidden_size * self.inner_factor,
+            "vocab_size": 2000,
+        }
+
+
+CPU_PROBES = (
+    Probe(2, 128, 32, 4, (32,) * 32),
+    Probe(4, 128, 32, 4, (24, 20, 16, 12) * 4),
+    Probe(2, 256, 64, 4, (64,) * 16),
+    Probe(2, 256, 32, 2, (256,) * 4),
+    Probe(2, 384, 32, 4, (*(30,) * 10, *(29,) * 10, *(28,) * 12)),
+    Probe(2, 384, 32, 4, (256,) * 8),
+    Probe(1, 384, 32, 4, (128, 127, 126, 125, 124, 123, 122, 121)),
+    Probe(2, 512, 64, 4, (40,) * 12),
+    Probe(1, 768, 64, 4, (64,) * 16),
+    Probe(2, 768, 64, 4, (250, 240, 230, 220)),
+    Probe(1, 768, 64, 2, (512, 500)),
+)
+WORDS_PER_TOKEN = 0.75
+
+
+def calibrate(
+    train_probe: TrainProbe | None = None,
+    *,
+    precision: str = "auto",
+    device: str = "cpu",
+    probes: Sequence[Probe] = CPU_PROBES,
+    folder: Path | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Rates:
+    """Measure this machine, and keep what was found; about half a minute.
+
+    Args:
+        train_probe: makes real steps; without it only products and bandwidth are measured.
+        precision: of the steps; the rates are kept for the one that they had.
+        tell: hears what is being measured.
+    """
+    target = torch.device(device)
+    flops = {}
+    for name in measurable_precisions(target):
+        tell(f"products in {name}")
+        flops[name] = measure_products(name, target)
+    tell("memory")
+    rates = Rates(
+        name=describe_machine(target),
+        device=target.type,
+        flops=flops,
+        memory_bytes_per_s=measure_bandwidth(target),
+        memory_bytes=_count_memory(target),
+        network_bytes_per_s=NETWORK_BYTES_PER_S,
+        source="calibration",
+    )
+    resolved = precision if precision != "auto" else "fp32"
+    if train_probe is not None:
+        runs = []
+        for number, probe in enumerate(probes, 1):
+            tell(f"real steps, shape {number} of {len(probes)}")
+            runs.append(
+                train_probe(
+                    "bert",
+                    probe.shape,
+                    probe.lengths,
+                    WARMUP_STEPS + PROBE_STEPS,
+                    words_per_token=WORDS_PER_TOKEN,
+                    precision=precision,
+                    device=device,
+                )
+            )
+        if precision == "auto":
+            resolved = choose_precision(target)
+        rates = explain_steps(rates, probes, runs, resolved)
+    save_rates(rates, resolved, folder)
+    return rates
+
+
+def explain_steps(rates: Rates, probes: Sequence[Probe], runs: Sequence[Rows], precision: str) -> Rates:
+    """Rates with the seconds of elements, operators and parameters that explain the steps of some probes."""
+    work, seconds, moving, moved = [], [], [], []
+    for probe, rows in zip(probes, runs, strict=True):
+        counted = rows[WARMUP_STEPS:]
+        parts = [row["parts_s"] for row in counted if row["parts_s"]]
+        optimizer = median(one["optimizer"] for one in parts) if parts else 0.0
+        architecture = convert_config(AutoConfig.for_model("bert", **probe.shape))
+        setup = TrainingSetup(
+            batch_tokens=sum(probe.lengths), precision=precision, device=rates.device, num_tags=9, num_epochs=1
+        )
+        counts = dict(zip(*np.unique(probe.lengths, return_counts=True), strict=True))
+        lengths = Lengths.from_counts({int(k): int(v) for k, v in counts.items()}, WORDS_PER_TOKEN)
+        done, _ = count_step_work(architecture, setup, lengths)
+        work.append([getattr(done, name) for name in FEATURES])
+        seconds.append(median(row["seconds"] for row in counted) - optimizer)
+        moving.append(optimizer)
+        moved.append(count_parameters_moved(architecture, setup))
+    found = dict(zip(FEATURES, solve(np.array(work), np.array(seconds)), strict=True))
+    peak = rates.flops[precision]
+    linear, attention = found["linear"] * peak, found["attention"] * peak
+    return replace(
+        rates,
+        efficiency=1 / linear if linear else 1.0,
+        attention_efficiency=linear / attention if attention and linear else 1.0,
+        element_s={name: found[name] for name in ("hidden", "inner", "pair")},
+        operator_s=found["operators"],
+        parameter_s=float(np.dot(moving, moved) / np.dot(moved, moved)) if any(moving) else None,
+    )
+
+
+def solve(work: np.ndarray, seconds: np.ndarray) -> list[float]:
+    """Non-negative seconds of each unit of work that explain the seconds of each row, by relative errors."""
+    relative = work / seconds[:, None]
+    scale = np.maximum(relative.max(axis=0), 1e-300)
+    kept = list(range(work.shape[1]))
+    while kept:
+        solution, *_ = np.linalg.lstsq(relative[:, kept] / scale[kept], np.ones(len(work)), rcond=1e-6)
+        if (solution >= 0).all():
+            break
+        kept.pop(int(solution.argmin()))
+    found = np.zeros(work.shape[1])
+    found[kept] = solution / scale[kept]
+    return [float(value) for value in found]
+
+
+def measurable_precisions(device: torch.device) -> list[str]:
+    """Those with instructions of their own; others are emulated, for minutes."""
+    if device.type == "cuda":
+        return ["fp32", "fp16", *(["bf16"] if torch.cuda.is_bf16_supported(including_emulation=False) else [])]
+    return ["fp32", *(["bf16"] if choose_precision(device) == "bf16" else []), "int8"]
+
+
+def choose_precision(device: torch.device) -> str:
+    """What `auto` means in training on this device."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def measure_products(precision: str, device: torch.device) -> float:
+    """Operations per second of products of an encoder's size: the best of several."""
+    rows, width, inner = (1024, 768, 3072) if device.type == "cpu" else (16384, 1024, 4096)
+    if precision == "int8":
+        a, b = (torch.randint(-9, 9, size, dtype=torch.int8, device=device) for size in ((rows, width), (width, inner)))
+
+        def multiply() -> Tensor:
+            return torch._int_mm(a, b)
+    else:
+        x, w = (torch.randn(size, device=device).to(DTYPES[precision]) for size in ((rows, width), (inner, width)))
+
+        def multiply() -> Tensor:
+            return torch.nn.functional.linear(x, w)
+
+    return 2 * rows * width * inner / _time(multiply, device)
+
+
+def measure_bandwidth(device: torch.device) -> float:
+    """Bytes per second that a copy reads and writes, beyond what caches hold."""
+    source = torch.zeros(COPIED_BYTES // 4, device=device)
+    target = torch.ones_like(source)
+    return 2 * COPIED_BYTES / _time(lambda: target.copy_(source), device)
+
+
+def describe_machine(device: torch.device) -> str:
+    """What rates are kept by: the processor, and for a CPU the threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+def find_cache(folder: Path | None = None) -> Path:
+    """The folder that calibrations are kept in: `RAYNER_CACHE`, or `rayner` in the user's cache."""
+    if folder is not None:
+        return folder
+    told = os.environ.get("RAYNER_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(told) if told else Path(base) / "rayner"
+
+
+def save_rates(rates: Rates, precision: str, folder: Path | None = None) -> Path:
+    """Keep rates for this machine, precision and torch. Raises PlanError where the cache cannot be written."""
+    content = {"measured_at": round(time.time()), "torch": torch.__version__, "precision": precision}
+    path = _find_file("rates", rates.name, precision, folder)
+    _write(path, content | {"rates": asdict(rates)})
+    return path
+
+
+def load_rates(precision: str, folder: Path | None = None, device: str = "cpu") -> Rates | None:
     """What a calibration of this machine has kept; None if there is none, or of another torch."""
-    raise NotImplementedError
+    content = _read(_find_file("rates", describe_machine(torch.device(device)), precision, folder))
+    try:
+        return Rates(**content["rates"]) if content else None
+    except (KeyError, TypeError):
+        return None  # of another version of rayner
+
+
+def record_outcome(
+    kind: str, machine: str, precision: str, predicted: float, measured: float, folder: Path | None = None
+) -> None:
+    """Keep what a run showed, so that it corrects later predictions.
+
+    Args:
+        kind: `memory` or `step`.
+        predicted: before any correction.
+    """
+    if predicted > 0 and measured > 0:
+        path = _find_file(kind, machine, precision, folder)
+        outcomes = [*_read(path).get("outcomes", []), [predicted, measured]]
+        _write(path, {"outcomes": outcomes[-MOST_OUTCOMES:]})
+
+
+def load_correction(kind: str, machine: str, precision: str, folder: Path | None = None) -> float:
+    """By what predictions on this machine are to be multiplied: the median of measured by predicted, within bounds."""
+    outcomes = _read(_find_file(kind, machine, precision, folder)).get("outcomes", [])
+    ratios = [measured / predicted for predicted, measured in outcomes] + [1.0] * PRIOR_OUTCOMES
+    return min(max(median(ratios), BOUNDS[0]), BOUNDS[1])
+
+
+def _find_file(kind: str, machine: str, precision: str, folder: Path | None) -> Path:
+    key = sha256(f"{machine}|{precision}|{torch.__version__}".encode()).hexdigest()[:16]
+    return find_cache(folder) / f"{kind}-{precision}-{key}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
+    except (OSError, ValueError):
+        return {}  # none, or torn
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.with_suffix(f".{os.getpid()}.partial")
+        staging.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        staging.replace(path)
+    except OSError as error:
+        raise PlanError(
+            "the calibration cannot be kept",
+            where=str(path.parent),
+            rule="a folder that can be written",
+            value=error.strerror,
+            remedy="set RAYNER_CACHE to another folder",
+        ) from error
+
+
+def _time(run: Callable[[], object], device: torch.device) -> float:
+    """The best of the runs within `PRODUCT_S`: others take time from them, never give it."""
+    best, until = float("inf"), time.perf_counter() + PRODUCT_S
+    while True:
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+        if time.perf_counter() > until:
+            return best
+
+
+def _count_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (ValueError, OSError):
+        return 16 * GIB

@@ -117,12 +117,16 @@ def count_step_work(architecture: Architecture, setup: TrainingSetup, lengths: L
     return work * (times / len(hands)), kept * times / len(hands)
 
 
+def count_parameters_moved(architecture: Architecture, setup: TrainingSetup) -> float:
+    """Parameters that an optimizer step moves; few of a table with sparse gradients."""
+    parameters = count_parameters(architecture, setup.num_tags, setup.head)
+    return parameters - architecture.num_word_parameters * setup.is_sparse(architecture)
+
+
 def estimate_step_s(architecture: Architecture, setup: TrainingSetup, lengths: Lengths, rates: Rates) -> StepTime:
     """Of a worker group that trains."""
     work, kept = count_step_work(architecture, setup, lengths)
-    parameters = count_parameters(architecture, setup.num_tags, setup.head)
-    moved = parameters - architecture.num_word_parameters * setup.is_sparse(architecture)
-    slices = setup.num_slices
+    moved, slices = count_parameters_moved(architecture, setup), setup.num_slices
     divided = slices if slices > 1 and not setup.slices_weights else 1
     compute = find_product_s(Operations(work.linear, work.attention), setup.precision, rates) / divided
     memory = find_element_s(work, kept, rates) / divided
