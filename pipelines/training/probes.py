@@ -51,9 +51,10 @@ def train_probe(
     scheme = LabelScheme.from_labels(LABELS)
     config = AutoConfig.for_model(family, num_labels=len(scheme.tags), **shape)
     generator = np.random.default_rng(1)
-    rows = [_draw_window(number, length, words_per_token, config.vocab_size, generator) for number, length in enumerate(
-        [*lengths] * num_steps
-    )]
+    rows = [
+        _draw_window(number, length, words_per_token, config.vocab_size, generator)
+        for number, length in enumerate([*lengths] * num_steps)
+    ]
     windows, listener = TrainingWindows(pa.Table.from_pylist(rows)), _Steps()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
