@@ -43,7 +43,7 @@ from pipelines.resources import build_inference_request, build_training_request,
 from pipelines.settings import ConfigError
 from pipelines.training.config import TrainingConfig
 from pipelines.training.parallel import ParallelConfig
-from pipelines.training.trainer import ResourcesConfig
+from pipelines.training.resources import ResourcesConfig
 
 HERE = ("here", "local", "this machine")
 DEFAULT_WINDOW = 256

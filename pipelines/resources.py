@@ -26,7 +26,7 @@ from pipelines.planning.speeds import is_here, record_run
 from pipelines.planning.training_plans import plan_training
 from pipelines.training.config import TrainingConfig
 from pipelines.training.parallel import ParallelConfig
-from pipelines.training.trainer import ResourcesConfig
+from pipelines.training.resources import ResourcesConfig
 
 MIB = 2**20
 REQUESTS = {32: 700, 128: 200, 256: 100}

@@ -12,8 +12,9 @@ from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import TokenClassifier
 from pipelines.training.batches import TrainingWindows
 from pipelines.training.config import TrainingConfig
-from pipelines.training.loop import TrainingState, train
+from pipelines.training.loop import train
 from pipelines.training.optimizer import OptimizerConfig
+from pipelines.training.state import TrainingState
 
 LABELS = ["A", "B", "C", "D"]
 
