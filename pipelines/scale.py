@@ -18,13 +18,10 @@ import ray.train
 from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect
-from pipelines.corpus.preparation import find_shards_misfits, prepare_shards
 from pipelines.corpus.reading import CorpusConfig, find_all_files
 from pipelines.corpus.shards import (
-    SHARDS_FILE,
     ShardsInfo,
     find_shards_encoder,
-    load_shards_info,
     sample_windows,
 )
 from pipelines.corpus.summary import SPLITS
@@ -38,6 +35,7 @@ from pipelines.folders import (
     write_json,
 )
 from pipelines.job import console, progress_console, render_next, run_door, warn_of_idle
+from pipelines.main_job import get_shards
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, UserErrors, raise_all
 from pipelines.ner.model import ModelConfig
@@ -105,7 +103,9 @@ def run(config: ScaleConfig) -> None:
     with connect(config.cluster):
         with can_forget():
             resources = _plan_cases(config, left_out)
-            shards, info = _get_shards(config, folder, record)
+            shards, info, _ = get_shards(
+                config.corpus, config.encoding, config.model, config.training.seed, folder / "shards", record
+            )
             encoder = find_shards_encoder(shards, info)
             _leave_out_misfits(config, resources, encoder, left_out)
         runs: dict[Case, list[dict[str, Any]]] = {}
@@ -250,23 +250,6 @@ def _measure(
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         (folder / SUCCESS_FILE).touch()
     return read_metrics(folder / METRICS_FILE)
-
-
-def _get_shards(config: ScaleConfig, folder: Path, record: RunRecord) -> tuple[Path, ShardsInfo]:
-    """The shards given, those of an earlier call, or new ones."""
-    if config.corpus.shards:
-        shards = Path(config.corpus.shards).expanduser().absolute()
-        info = load_shards_info(shards)
-        raise_all(find_shards_misfits(shards, info, config.model, config.encoding))
-        return shards, info
-    shards = folder / "shards"
-    if (shards / SHARDS_FILE).is_file():
-        return shards, load_shards_info(shards)
-    with record.phase("prepare", "reading, checking and tokenizing the corpus"):
-        info = prepare_shards(
-            config.corpus, config.encoding, config.model, shards, seed=config.training.seed, num_actors=1
-        )
-    return shards, info
 
 
 def _collect_facts(config: ScaleConfig, info: ShardsInfo, result: dict[str, Any]) -> dict[str, Any]:

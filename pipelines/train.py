@@ -11,37 +11,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
-import ray.data
 from rich.markup import escape
 
-from pipelines.cluster import ClusterConfig, connect, list_node_cpus
-from pipelines.corpus.inference import ActorResources, InferenceConfig, plan_actors, predict_records
-from pipelines.corpus.preparation import find_shards_misfits, prepare_shards
+from pipelines.cluster import ClusterConfig, connect
+from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import CorpusConfig, find_all_files
-from pipelines.corpus.shards import (
-    SHARDS_FILE,
-    ShardsInfo,
-    find_shards_encoder,
-    hash_seen_mentions,
-    load_shards_info,
-    read_rows,
-    read_split,
-    read_windows,
-)
+from pipelines.corpus.shards import ShardsInfo, find_shards_encoder
 from pipelines.corpus.summary import SPLITS
 from pipelines.evaluation.card import write_card
 from pipelines.evaluation.curves import render_curves_svg
-from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, prepare_output_dir
 from pipelines.hub import find_push_problems, push_bundle
 from pipelines.job import console, progress_console, render_next, run_door, warn_of_idle
-from pipelines.ner.bundle import Bundle, BundleInfo, annotate_bundle, hash_mention, save_bundle
+from pipelines.main_job import build_job, get_shards, score_test_split, write_bundle
+from pipelines.ner.bundle import annotate_bundle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
-from pipelines.run_record import RunRecord, read_versions
+from pipelines.run_record import RunRecord
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
 from pipelines.tracking import Tracking, TrackingConfig
 from pipelines.training.config import TrainingConfig, find_contradictions
@@ -49,7 +37,7 @@ from pipelines.training.history import MetricsTail, read_metrics, summarize_usag
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.strategies import find_misfits
-from pipelines.training.trainer import ResourcesConfig, TrainingJob, TrainingResult, fit, plan_workers
+from pipelines.training.trainer import ResourcesConfig, TrainingResult, fit, plan_workers
 
 IDENTITY = ("corpus", "model", "encoding", "training")
 """The settings that make a run what it is; the others may change when it is resumed."""
@@ -102,30 +90,23 @@ def run(config: TrainConfig) -> None:
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():
             scaling = plan_workers(config.resources)  # want of room is told before the corpus is read
-            shards, info = _get_shards(config, folder, record)
+            shards, info, is_new = get_shards(
+                config.corpus, config.encoding, config.model, config.training.seed, folder / "shards", record
+            )
+            if is_new:
+                print_shards(info, shards)
             encoder = find_shards_encoder(shards, info)
             raise_all(find_misfits(config.parallel, scaling.max_workers, scaling.use_gpu, encoder))
-        job = TrainingJob(
-            encoder=encoder,
-            model=config.model,
-            scheme=info.label_scheme,
-            window=info.window,
-            stride=info.stride,
-            splitter=info.splitter,
-            casing=info.casing,
-            training=config.training,
-            parallel=config.parallel,
-            load_windows=partial(read_windows, shards),
-            load_dev=partial(read_rows, shards, "dev"),
-            corpus_scheme=info.corpus_scheme,
-        )
+        job = build_job(shards, info, encoder, config.model, config.training, config.parallel)
         tracking.start(folder / METRICS_FILE)
         with record.phase("train", "training"), watch_training(MetricsTail(folder / METRICS_FILE).read):
             result = fit(job, config.resources, folder)
         with record.phase("bundle", "writing the bundle"):
-            bundle = _write_bundle(config, job, info, result, shards, folder)
+            bundle = folder / "bundle"
+            precision = summarize_usage(read_metrics(folder / METRICS_FILE))["precision"]
+            write_bundle(bundle, job, info, result, shards, precision)
         with record.phase("evaluate", "scoring the test split"):
-            report, examples = _evaluate(config, bundle, shards, info, folder)
+            report, examples = score_test_split(bundle, shards, info, config.inference)
         scores = report.to_dict()
         tracking.log_scores(scores, result.num_steps)
     strict, intervals = scores["strict"]["micro"], scores["intervals"]["strict"]["micro"]
@@ -155,73 +136,6 @@ def _push(config: TrainConfig, bundle: Path) -> None:
         with progress_console.status("uploading …"):
             url = push_bundle(bundle, config.push_to_hub, config.push_private)
         console.print(f"uploaded: {escape(url)}")
-
-
-def _get_shards(config: TrainConfig, folder: Path, record: RunRecord) -> tuple[Path, ShardsInfo]:
-    """The shards given, those that an interrupted run has left, or new ones."""
-    if config.corpus.shards:
-        shards = Path(config.corpus.shards).expanduser().absolute()
-        info = load_shards_info(shards)
-        raise_all(find_shards_misfits(shards, info, config.model, config.encoding))
-        return shards, info
-    shards = folder / "shards"
-    if (shards / SHARDS_FILE).is_file():
-        return shards, load_shards_info(shards)
-    with record.phase("prepare", "reading, checking and tokenizing the corpus"):
-        info = prepare_shards(
-            config.corpus, config.encoding, config.model, shards, seed=config.training.seed, num_actors=1
-        )
-    print_shards(info, shards)
-    return shards, info
-
-
-def _write_bundle(
-    config: TrainConfig, job: TrainingJob, info: ShardsInfo, result: TrainingResult, shards: Path, folder: Path
-) -> Path:
-    model = job.build_model()
-    model.load_state_dict(result.best_model)
-    bundle = Bundle(
-        model=model,
-        encoder=job.build_encoder(),
-        info=BundleInfo(
-            scheme=job.scheme.name,
-            head=config.model.head,
-            splitter=job.splitter,
-            window=job.window,
-            stride=job.stride,
-            precision=summarize_usage(read_metrics(folder / METRICS_FILE))["precision"],
-            training={
-                "encoder": info.encoder,
-                "seed": config.training.seed,
-                "num_steps": result.num_steps,
-                "num_epochs": result.num_epochs,
-                "best_epoch": result.best_epoch,
-                "dev_strict_micro_f1": result.best_dev_f1,
-                "train_records": info.splits["train"].num_records,
-                "versions": read_versions(),
-            },
-        ),
-        seen_mentions=hash_seen_mentions(shards),
-    )
-    save_bundle(folder / "bundle", bundle)
-    return folder / "bundle"
-
-
-def _evaluate(
-    config: TrainConfig, bundle: Path, shards: Path, info: ShardsInfo, folder: Path
-) -> tuple[EvaluationReport, list[dict[str, Any]]]:
-    """The report on the test split, and a few predicted records to show."""
-    seen = hash_seen_mentions(shards)
-    report = EvaluationReport(lambda mention, label: hash_mention(mention, label) in seen)
-    plan = plan_actors(ActorResources(), list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
-    test: pa.Table = read_split(shards, "test").sort_by("record_id")
-    examples: list[dict[str, Any]] = []
-    predicted = predict_records(ray.data.from_arrow(test), str(bundle), config.inference, plan)
-    for batch in predicted.iter_batches(batch_size=None, batch_format="pyarrow"):
-        rows = batch.to_pylist()
-        report.add_rows(rows, info.corpus_scheme)
-        examples += rows[: max(0, 20 - len(examples))]
-    return report, examples
 
 
 def _collect_facts(

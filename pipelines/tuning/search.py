@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -102,12 +103,10 @@ def run_trials(
                 trainable,
                 param_space=config,
                 tune_config=TuneConfig(
-                    metric=METRIC,
-                    mode="max",
                     num_samples=num_trials,
                     search_alg=searcher,
                     scheduler=scheduler or FIFOScheduler(),
-                    max_concurrent_trials=None if slots.is_alone else slots.concurrent,
+                    max_concurrent_trials=slots.concurrent if slots.must_count else None,
                     reuse_actors=slots.is_alone,
                     trial_name_creator=_name_trial,
                     trial_dirname_creator=_name_trial,
@@ -127,7 +126,17 @@ def run_trials(
         raise limits.problem
 
 
-class _Drawing(Searcher):
+class _OfDriver:
+    """What lives in the driver alone: Ray Tune's own copies of it, and records of it on disk, are never read."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_OfDriver":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, ()
+
+
+class _Drawing(_OfDriver, Searcher):
     """Gives Ray Tune the trials that the journal knows, then new ones."""
 
     def __init__(self, journal: Journal, draw: Callable[[list[Trial], int], Plan | None], num_trials: int) -> None:
@@ -149,8 +158,12 @@ class _Drawing(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: the journal tells."""
 
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, for the same reason."""
+        Path(checkpoint_path).touch()
 
-class _Follower(Callback):
+
+class _Follower(_OfDriver, Callback):
     """Notes in the journal how trials end, frees what they leave, and tells who watches."""
 
     def __init__(self, journal: Journal, limits: Limits, keep: Callable[[list[Trial]], set[int]], tell: Tell) -> None:
@@ -196,7 +209,7 @@ class _Follower(Callback):
                 self.journal.forget_weights(trial.number)
 
 
-class _Limit(Stopper):
+class _Limit(_OfDriver, Stopper):
     """Ends all trials when the time is over, when nothing gets better, or when no trial can end in time."""
 
     def __init__(self, journal: Journal, limits: Limits) -> None:

@@ -11,6 +11,8 @@ from pipelines.tuning.config import SearchConfig, TuneError
 
 MOST_CPUS = 4
 """Threads of a trial: small steps gain little from more, and other trials run meanwhile."""
+GRAIN = 1e-4
+"""Ray counts resources in such parts."""
 SMALL = 0.01
 """CPUs of a trial whose workers are placed by Ray Train, outside of what Ray Tune knows."""
 
@@ -29,6 +31,8 @@ class Slots:
     """Trials at a time."""
     filler_cpus: float = 0.0
     """Logical CPUs that a trial holds besides, so that no more trials fit than `concurrent`."""
+    must_count: bool = False
+    """Whether more would fit nevertheless, and trials have to be counted, paused ones too."""
 
     @property
     def is_alone(self) -> bool:
@@ -89,7 +93,15 @@ def fit_slots(
         )
     concurrent = min(places, search.max_concurrent or places, max(1, num_trials))
     declared = [float(node.get("CPU", 0)) for node in nodes]
-    filler = _size_slot(declared, cpus, concurrent) - cpus if num_workers == 1 and limit is None else 0.0
+    natural = [
+        _count_places(there, node.get("GPU", 0), cpus, gpus) for there, node in zip(declared, nodes, strict=True)
+    ]
+    if num_workers > 1 or limit is not None:
+        return Slots(num_workers, cpus, gpus, concurrent, must_count=True)
+    size = float(cpus) if natural == concurrent else _size_slot(declared, cpus, concurrent)
+    if size is None:
+        return Slots(num_workers, cpus, gpus, concurrent, must_count=True)
+    filler = math.floor((size - cpus) / GRAIN + 1e-3) * GRAIN
     return Slots(num_workers, cpus, gpus, concurrent, round(filler, 4))
 
 
@@ -115,11 +127,11 @@ def _choose_cpus(nodes: list[dict[str, Any]], cores: list[int], gpus: float) -> 
     return max(1, min(MOST_CPUS, max(cores, default=1) // 2))
 
 
-def _size_slot(declared: list[float], cpus: int, concurrent: int) -> float:
-    """The fewest CPUs, from `cpus` on, of which no more than so many slots fit on the nodes."""
+def _size_slot(declared: list[float], cpus: int, concurrent: int) -> float | None:
+    """The fewest CPUs, from `cpus` on, of which exactly so many slots fit on the nodes; None if none does."""
     sizes = {cpus, *(there / count for there in declared for count in range(1, int(there // cpus) + 1))}
     for size in sorted(size for size in sizes if size >= cpus):
-        # a little more, so that rounding lets no other one in
-        if sum(math.floor(there / size + 1e-6) for there in declared) <= concurrent:
-            return size
-    return max(declared, default=float(cpus))
+        fitting = sum(math.floor(there / size + 1e-6) for there in declared)
+        if fitting <= concurrent:
+            return size if fitting == concurrent else None
+    return None

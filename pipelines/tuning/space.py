@@ -59,6 +59,8 @@ class Domain:
         """The values by which the domain is checked: all choices, or both ends."""
         if self.kind == "choice":
             return list(self.choices)
+        if self.kind == "times":
+            return []  # known when the recipe's own value is
         return [int(self.low), int(self.high)] if self.is_integer else [self.low, self.high]
 
     def tidy(self, value: Value) -> Value:

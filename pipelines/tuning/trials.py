@@ -103,7 +103,7 @@ class Journal:
 
     def add(self, settings: Mapping[str, Value], seed: int) -> Plan:
         """Note a new trial, before it is begun."""
-        plan = Plan(self.count(), dict(settings), seed)
+        plan = Plan(max(self._list(), default=-1) + 1, dict(settings), seed)
         self.write(plan)
         return plan
 
@@ -117,10 +117,6 @@ class Journal:
         path = self.find(number) / ENDED_FILE
         if not path.exists():
             _write_json(path, {"status": status, "reason": reason, "time": round(time.time(), 3)})
-
-    def reopen(self, number: int) -> None:
-        """Let a trial go on that has ended."""
-        (self.find(number) / ENDED_FILE).unlink(missing_ok=True)
 
     def read_plan(self, number: int) -> Plan:
         """What a trial is to be."""
@@ -142,6 +138,10 @@ class Journal:
     def read_all(self) -> list[Trial]:
         """Every trial, by number."""
         return [self.read(number) for number in self._list()]
+
+    def remove(self, number: int) -> None:
+        """Take a trial out, with all it has written; others keep their numbers."""
+        shutil.rmtree(self.find(number), ignore_errors=True)
 
     def forget_weights(self, number: int) -> None:
         """Free the room that a trial's checkpoints take."""
