@@ -38,7 +38,7 @@ from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.trainer import ResourcesConfig, load_result
 from pipelines.trial_jobs import Recipe, TrialJobs, list_encodings, prepare_encodings, read_base_values
 from pipelines.tuned_presets import render_run, write_front
-from pipelines.tuning.budget import Budget
+from pipelines.tuning.budget import Budget, find_hopeless
 from pipelines.tuning.config import SearchConfig
 from pipelines.tuning.leaders import Leader, describe_gain
 from pipelines.tuning.report import collect_tuning, render_settings, render_tuning_html, render_tuning_markdown
@@ -97,7 +97,8 @@ def run(config: TuneConfig) -> None:
     can_forget = partial(leave_no_trace_of_mistakes, folder, (folder / "shards").exists)
     with can_forget():
         find_all_files({split: getattr(config.corpus, split) for split in SPLITS})
-    budget = Budget(folder, config.search.limit_s)
+        budget = Budget(folder, config.search.limit_s)
+        raise_all([problem] if (problem := find_hopeless(budget, [])) else [])
     with connect(config.cluster):
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():

@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal has it all
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the run, as everywhere
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "RAY_AIR_NEW_OUTPUT": "0",  # which is not quiet when told to
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may end before its first epoch
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
@@ -169,6 +170,7 @@ class _Follower(_OfDriver, Callback):
     def __init__(self, journal: Journal, limits: Limits, keep: Callable[[list[Trial]], set[int]], tell: Tell) -> None:
         self.journal, self.limits, self.keep, self.tell = journal, limits, keep, tell
         self.known = {trial.number: trial for trial in journal.read_all()}
+        self.ended = {trial.number for trial in self.known.values() if trial.status != OPEN}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = _read_number(trial)
@@ -198,10 +200,10 @@ class _Follower(_OfDriver, Callback):
         self._close(number)
 
     def _close(self, number: int) -> None:
-        before, now = self.known.get(number), self.journal.read(number)
-        self.known[number] = now
-        if before is None or before.status == OPEN:
-            self.tell(now, "ends")
+        self.known[number] = self.journal.read(number)
+        if number not in self.ended:
+            self.ended.add(number)
+            self.tell(self.known[number], "ends")
         known = self.journal.read_all()
         kept = self.keep(known)
         for trial in known:

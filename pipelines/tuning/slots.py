@@ -98,7 +98,7 @@ def fit_slots(
     ]
     if num_workers > 1 or limit is not None:
         return Slots(num_workers, cpus, gpus, concurrent, must_count=True)
-    size = float(cpus) if natural == concurrent else _size_slot(declared, cpus, concurrent)
+    size = float(cpus) if sum(natural) == concurrent else _size_slot(declared, cpus, concurrent)
     if size is None:
         return Slots(num_workers, cpus, gpus, concurrent, must_count=True)
     filler = math.floor((size - cpus) / GRAIN + 1e-3) * GRAIN
