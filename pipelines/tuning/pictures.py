@@ -14,6 +14,8 @@ _LOW_HUE, _HIGH_HUE = 232, 28
 _AXIS_FLOOR = 300
 _MAX_LABEL = 16
 _LAST = "dev F1"
+_HALO = 'stroke="var(--page)" stroke-width="3" paint-order="stroke"'
+"""Text that lies on lines stays readable."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def draw_parallel(lines: Sequence[Line], axes: Sequence[Mapping[str, Any]], titl
     ticks = find_ticks(scores)
     columns = [*axes, {"path": _LAST, "is_log": False, "choices": [], "low": ticks[0], "high": ticks[-1]}]
     step = (WIDTH - 2 * _LEFT) / max(1, len(columns) - 1)
-    parts = []
+    parts, labels = [], []
     for number, axis in enumerate(columns):
         x = _LEFT + number * step
         name = axis["path"].rsplit(".", 1)[-1]
@@ -86,10 +88,9 @@ def draw_parallel(lines: Sequence[Line], axes: Sequence[Mapping[str, Any]], titl
         for share, text in _mark_axis(axis):
             y = _AXIS_FLOOR - share * (_AXIS_FLOOR - _TOP - 20)
             short = text if len(text) <= _MAX_LABEL else f"{text[: _MAX_LABEL - 1]}…"
-            parts.append(
+            labels.append(
                 f'<path d="M{x - 3:.1f} {y:.1f}h6" stroke="currentColor" stroke-opacity=".5"/>'
-                f'<text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end" font-size="11" opacity=".75">'
-                f"{escape(short)}</text>"
+                f'<text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end" font-size="11" {_HALO}>{escape(short)}</text>'
             )
     for line in _order(shown):
         values = [*((line.values or {})[axis["path"]] for axis in axes), line.points[-1][1]]
@@ -98,7 +99,7 @@ def draw_parallel(lines: Sequence[Line], axes: Sequence[Mapping[str, Any]], titl
             y = _AXIS_FLOOR - _find_share(axis, value) * (_AXIS_FLOOR - _TOP - 20)
             places.append(f"{_LEFT + number * step:.1f} {y:.1f}")
         parts.append(f'<path d="M{"L".join(places)}" {_stroke(line)}><title>{escape(line.name)}</title></path>')
-    return _wrap(parts, title, _AXIS_FLOOR + 46, f"{title}: {', '.join(axis['path'] for axis in axes)}")
+    return _wrap([*parts, *labels], title, _AXIS_FLOOR + 46, f"{title}: {', '.join(axis['path'] for axis in axes)}")
 
 
 def _draw_frame(x_ticks: list[float], y_ticks: list[float], x_label: str, y_label: str) -> str:
@@ -167,7 +168,9 @@ def _mark_axis(axis: Mapping[str, Any]) -> list[tuple[float, str]]:
         return [(_find_share(axis, choice), choice) for choice in axis["choices"]]
     low, high = float(axis["low"]), float(axis["high"])
     middle = math.sqrt(low * high) if axis["is_log"] else (low + high) / 2
-    return [(_find_share(axis, value), f"{value:.3g}") for value in (low, middle, high)]
+    return [
+        (_find_share(axis, value), f"{value:,.0f}" if value >= 100 else f"{value:.3g}") for value in (low, middle, high)
+    ]
 
 
 def _color(score: float) -> str:
