@@ -16,6 +16,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig, Tuner
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, Searcher
 
@@ -117,7 +118,7 @@ def run_trials(
                     storage_path=str(storage),
                     failure_config=FailureConfig(max_failures=MAX_FAILURES),
                     stop=_Limit(journal, limits),
-                    callbacks=[follower],
+                    callbacks=[follower, _Quiet()],
                     verbose=0,
                 ),
             ).fit()
@@ -209,6 +210,19 @@ class _Follower(_OfDriver, Callback):
         for trial in known:
             if trial.status != OPEN and trial.number not in kept:
                 self.journal.forget_weights(trial.number)
+
+
+class _Quiet(TrialProgressCallback):
+    """Keeps Ray Tune's own lines off the terminal."""
+
+    def on_trial_result(self, *args: Any, **facts: Any) -> None:
+        pass
+
+    def on_trial_error(self, *args: Any, **facts: Any) -> None:
+        pass
+
+    def on_trial_complete(self, *args: Any, **facts: Any) -> None:
+        pass
 
 
 class _Limit(_OfDriver, Stopper):

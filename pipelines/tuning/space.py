@@ -173,17 +173,24 @@ def apply_settings(config: Any, settings: Mapping[str, Value]) -> Any:
 
 
 def check_ends(space: Space, base: Any, find_problems: Callable[[Any], list[UserError]]) -> None:
-    """Try every end and choice alone in the recipe; raise SpaceError for those that no recipe may have."""
+    """Try every end and choice in the recipe; raise SpaceError for those that no recipe may have.
+
+    A value is let pass if it goes together with some value of one other setting of the space.
+    """
     before = {str(problem) for problem in find_problems(base)}
+    others = [{path: value} for path, domain in space.items() for value in domain.list_ends()]
+
+    def find_new(settings: Mapping[str, Value]) -> list[UserError]:
+        return [one for one in find_problems(apply_settings(base, settings)) if str(one) not in before]
+
     problems: list[UserError] = []
     for path, domain in space.items():
         for value in domain.list_ends():
-            changed = apply_settings(base, {path: value})
-            found = [one for one in find_problems(changed) if str(one) not in before]
-            if found and domain.kind != "choice":
+            found = find_new({path: value})
+            if found and all(path in other or find_new({path: value, **other}) for other in others):
                 problems += [_place(one, path) for one in found]
-                break
-            problems += [_place(one, path) for one in found]
+                if domain.kind != "choice":
+                    break  # the other end says the same
     raise_all(problems)
 
 

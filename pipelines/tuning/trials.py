@@ -25,7 +25,7 @@ ENDED_FILE = "ended.json"
 KEPT_FOLDER = "kept"
 KEPT_STATES = 3
 """States of a population's members that others may still go on from."""
-FINISHED, STOPPED, FAILED, REFUSED, OPEN = "finished", "stopped", "failed", "refused", "open"
+FINISHED, STOPPED, FAILED, REFUSED, OPEN = "finished", "stopped", "failed", "refused", "unfinished"
 """Trained to its end; ended by the scheduler; by an error; never begun, for its settings contradict each other; not yet
 ended."""
 

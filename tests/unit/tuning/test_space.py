@@ -99,6 +99,19 @@ def test_mistakes_that_the_recipe_has_already_are_not_told_of_the_space():
     check_ends({"model.dropout": Domain("uniform", 0, 0.5)}, base, Base.find_problems)
 
 
+def find_contradiction(base):
+    is_wrong = base.model.head == "crf" and base.training.label_smoothing > 0
+    return [UserError("a CRF has nothing to smooth")] if is_wrong else []
+
+
+def test_value_that_goes_with_some_value_of_another_setting_is_let_pass():
+    base = Base(training=TrainingConfig(label_smoothing=0.1))
+    head = {"model.head": Domain("choice", choices=("linear", "crf"))}
+    with pytest.raises(UserError, match="nothing to smooth"):
+        check_ends(head, base, find_contradiction)
+    check_ends(head | {"training.label_smoothing": Domain("choice", choices=(0, 0.1))}, base, find_contradiction)
+
+
 def test_times_is_around_the_recipes_own_value_and_whole_where_that_is():
     space = {RATE: Domain("times", 0.5, 2), "training.batch_tokens": Domain("times", 0.3, 2)}
     resolved = resolve_space(space, {RATE: 2e-4, "training.batch_tokens": 512})
