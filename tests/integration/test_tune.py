@@ -7,30 +7,29 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import train, tune
+from pipelines import prepare, train, tune
 from pipelines.training.history import read_metrics
 from pipelines.tuning.trials import FAILED, FINISHED, STOPPED, Journal
-from tests.conftest import SAMPLE
 
 RATE, DROP = "training.optimizer.learning_rate", "training.r_drop"
 
 
 @pytest.fixture(scope="module")
 def corpus(ray_session: None, tiny_encoder: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Flags for a third of the sample and a tiny model."""
-    some = tmp_path_factory.mktemp("corpus") / "train.jsonl"
-    some.write_text("".join((SAMPLE / "en-train.jsonl").open().readlines()[:60]), encoding="utf-8")
-    files = ["--corpus.train", str(some), "--corpus.dev", "sample:en-dev.jsonl", "--corpus.test", "sample:en-dev.jsonl"]
-    settings = ["--training.precision", "fp32", "--training.batch_tokens", "100", "--model.dropout", "0.01"]
-    return [*files, "--model.encoder", tiny_encoder, *settings]
+    """Flags for a corpus prepared once and a tiny model."""
+    settings = ["--model.encoder", tiny_encoder, "--model.dropout", "0.01"]
+    files = [part for name in ("train", "dev", "test") for part in (f"--corpus.{name}", f"sample:en-{name}.jsonl")]
+    shards = str(tmp_path_factory.mktemp("corpus") / "shards")
+    assert prepare.main([*files, "--model.encoder", tiny_encoder, "--output_dir", shards]) == 0
+    return ["--corpus.shards", shards, *settings, "--training.precision", "fp32", "--training.batch_tokens", "150"]
 
 
 @pytest.fixture(scope="module")
 def search(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A bad recipe, then by this seed a trial whose loss is not a number, a good one, and one that learns nothing."""
     folder = tmp_path_factory.mktemp("search") / "tuning"
-    space = [f"--space.{RATE}", "1e-6", "1e-3", f"--space.{DROP}", "0", "1e38", f"--{RATE}", "3e-3"]
-    flags = ["--training.num_epochs", "4", "--search.num_trials", "4", "--search.sampler", "random"]
+    space = [f"--space.{RATE}", "1e-6", "2e-3", f"--space.{DROP}", "0", "1e38", f"--{RATE}", "1e-2"]
+    flags = ["--training.num_epochs", "3", "--search.num_trials", "4", "--search.sampler", "random"]
     flags += ["--search.seed", "2", "--search.grace_epochs", "2", "--search.reduction_factor", "2"]
     flags += ["--search.max_concurrent", "1", "--search.num_leaders", "1", "--search.num_seeds", "2"]
     command = [*corpus, *flags, *space, "--output_dir", str(folder)]
@@ -43,7 +42,7 @@ def test_failing_trial_is_reported_and_stopped_ones_have_fewer_epochs(search):
     folder, _ = search
     trials = Journal(folder / "trials").read_all()
     assert [trial.status for trial in trials] == [FINISHED, FAILED, FINISHED, STOPPED]
-    assert [len(trial.epochs) for trial in trials] == [4, 0, 4, 2]
+    assert [len(trial.epochs) for trial in trials] == [3, 0, 3, 2]
     assert "the loss is not a number" in trials[1].reason
     page = (folder / "report.html").read_text()
     assert page.count("<svg") >= 2
