@@ -21,6 +21,7 @@ from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import CorpusConfig, find_all_files
 from pipelines.corpus.shards import ShardsInfo
 from pipelines.corpus.summary import SPLITS
+from pipelines.evaluation.card import write_card
 from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, prepare_output_dir, write_json
 from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.main_job import score_test_split, write_bundle
@@ -127,15 +128,17 @@ def run(config: TuneConfig) -> None:
         bundle = folder / "bundle"
         with record.phase("bundle", "writing the bundle"):
             result = load_result(run_folder, must_be_done=False)
-            precision = summarize_usage(read_metrics(run_folder / METRICS_FILE))["precision"]
+            history = read_metrics(run_folder / METRICS_FILE)
             job = jobs(winner.settings, winner.best_run.seed)
-            write_bundle(bundle, job, found.info, result, found.shards, precision)
+            write_bundle(bundle, job, found.info, result, found.shards, summarize_usage(history)["precision"])
         with record.phase("evaluate", "scoring the test split"):
             report, _ = score_test_split(bundle, found.shards, found.info, config.inference)
         budget.save(now=True)
     scores = report.to_dict()
     strict, intervals = scores["strict"]["micro"], scores["intervals"]["strict"]["micro"]
     annotate_bundle(bundle, {"test_strict_micro": strict, "test_intervals": intervals})
+    datasets = config.corpus.find_datasets()
+    write_card(bundle, asdict(found.info), summarize_usage(history), scores, datasets=datasets, hub_id=None)
     (folder / "evaluation").mkdir(exist_ok=True)
     report.write(folder / "evaluation", f"Evaluation of {folder.name}", {"settings": render_settings(winner.settings)})
     preset = render_run(jobs, slots, winner.number, winner.settings, winner.best_run)

@@ -92,9 +92,10 @@ def run_trials(
     if is_population:
         while len(trials) < num_trials and draw(trials, len(trials)) is not None:
             trials = journal.read_all()
-        points = [{"number": trial.number, "settings": trial.plan.settings} for trial in trials]
-        searcher = BasicVariantGenerator(points_to_evaluate=points)
-        config, num_trials = {"number": tune.choice([-1])}, len(points)
+        members = {trial.number: trial.plan.settings for trial in trials}
+        settings = tune.sample_from(lambda spec: dict(members[spec.config.number]))
+        config = {"number": tune.grid_search(list(members)), "settings": settings}
+        searcher, num_trials = BasicVariantGenerator(), 1  # a population takes no other searcher
     storage = journal.folder.with_name(f".{journal.folder.name}-tune")
     trainable = tune.with_resources(
         partial(run_trial, bench=bench), tune.PlacementGroupFactory(slots.list_bundles(), strategy="STRICT_PACK")
