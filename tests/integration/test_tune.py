@@ -101,8 +101,11 @@ def count_at_once(journal: Journal) -> int:
     "flags",
     [
         ["--search.sampler", "pbt", "--search.num_trials", "4", "--training.num_epochs", "3"],
-        ["--search.scheduler", "hyperband", "--search.num_trials", "5", "--training.num_epochs", "3"],
-        ["--resources.num_workers", "2", "--search.num_trials", "2", "--search.cost", "flops"],
+        [
+            *("--search.scheduler", "hyperband", "--search.num_trials", "5", "--training.num_epochs", "3"),
+            *("--search.cost", "flops"),
+        ],
+        ["--resources.num_workers", "2", "--search.num_trials", "1"],
     ],
     ids=["population", "hyperband", "two workers"],
 )
