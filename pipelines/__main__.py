@@ -9,6 +9,7 @@ DOORS = {
     "train": "fine-tune a model on an annotated corpus, score it, write a bundle",
     "prepare": "read, check and tokenize a corpus once, to train on it often",
     "evaluate": "score a bundle against gold, with an error report",
+    "tune": "search for better settings of training, within a budget",
     "scale": "measure what more workers bring, and which strategy to take",
     "predict": "label documents with a bundle",
     "serve": "answer requests with a bundle, with a page to try it",

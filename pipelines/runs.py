@@ -1,46 +1,42 @@
-"""Runs that train on a corpus and go on where they were: what the doors `train` and `scale` do alike."""
+"""Runs that train on a corpus: the steps that `train`, `tune` and `scale` take alike."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
+import ray
+import ray.data
 
+from pipelines.cluster import list_node_cpus
 from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.inference import ActorResources, InferenceConfig, plan_actors, predict_records
 from pipelines.corpus.preparation import prepare_shards
-from pipelines.corpus.shards import SHARDS_FILE, ShardsInfo, find_shards_misfits, load_shards_info
+from pipelines.corpus.shards import (
+    SHARDS_FILE,
+    ShardsInfo,
+    find_shards_misfits,
+    hash_seen_mentions,
+    load_shards_info,
+    read_rows,
+    read_split,
+    read_windows,
+)
+from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import leave_no_trace_of_mistakes
+from pipelines.ner.bundle import Bundle, BundleInfo, hash_mention, save_bundle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import raise_all
 from pipelines.ner.model import ModelConfig
-from pipelines.run_record import RunRecord
+from pipelines.run_record import RunRecord, read_versions
 from pipelines.training.config import TrainingConfig
 from pipelines.training.parallel import ParallelConfig
-from pipelines.training.trainer import TrainingJob
+from pipelines.training.trainer import TrainingJob, TrainingResult
 
+NUM_EXAMPLES = 20
 SHARDS_FOLDER = "shards"
-
-
-class RunSettings(Protocol):
-    """The settings that these doors share."""
-
-    @property
-    def corpus(self) -> CorpusConfig:
-        """Files, or shards."""
-
-    @property
-    def model(self) -> ModelConfig:
-        """What shards are made for."""
-
-    @property
-    def encoding(self) -> EncodingConfig:
-        """How shards are tokenized."""
-
-    @property
-    def training(self) -> TrainingConfig:
-        """Whose seed makes a `scratch` encoder's weights."""
 
 
 def build_guard(folder: Path) -> Callable[[], AbstractContextManager[None]]:
@@ -49,38 +45,37 @@ def build_guard(folder: Path) -> Callable[[], AbstractContextManager[None]]:
 
 
 def get_shards(
-    config: RunSettings,
-    folder: Path,
-    record: RunRecord,
-    tell: Callable[[ShardsInfo, Path], object] = lambda info, shards: None,
-) -> tuple[Path, ShardsInfo]:
-    """The shards given, those that an earlier call has left in the run folder, or new ones, which are told of."""
-    if config.corpus.shards:
-        shards = Path(config.corpus.shards).expanduser().absolute()
+    corpus: CorpusConfig, encoding: EncodingConfig, model: ModelConfig, seed: int, folder: Path, record: RunRecord
+) -> tuple[Path, ShardsInfo, bool]:
+    """The shards given, those that an interrupted run has left in `folder`, or new ones there; whether they are new."""
+    if corpus.shards:
+        shards = Path(corpus.shards).expanduser().absolute()
         info = load_shards_info(shards)
-        raise_all(find_shards_misfits(shards, info, config.model, config.encoding))
-        return shards, info
-    shards = folder / SHARDS_FOLDER
-    if (shards / SHARDS_FILE).is_file():
-        return shards, load_shards_info(shards)
+        raise_all(find_shards_misfits(shards, info, model, encoding))
+        return shards, info, False
+    if (folder / SHARDS_FILE).is_file():
+        return folder, load_shards_info(folder), False
     with record.phase("prepare", "reading, checking and tokenizing the corpus"):
-        info = prepare_shards(
-            config.corpus, config.encoding, config.model, shards, seed=config.training.seed, num_actors=1
-        )
-    tell(info, shards)
-    return shards, info
+        info = prepare_shards(corpus, encoding, model, folder, seed=seed, num_actors=1)
+    return folder, info, True
 
 
 def build_job(
+    shards: Path,
     info: ShardsInfo,
     encoder: str,
     model: ModelConfig,
     training: TrainingConfig,
     parallel: ParallelConfig,
-    load_windows: Callable[[], pa.Table],
-    load_dev: Callable[[], Sequence[dict[str, Any]]],
+    load_windows: Callable[[], pa.Table] | None = None,
+    load_dev: Callable[[], Sequence[dict[str, Any]]] | None = None,
 ) -> TrainingJob:
-    """A job on shards, whose words and tags it takes as they were encoded; `encoder` is a resolved path or hub id."""
+    """What workers need to train on these shards, whose words and tags are taken as they were encoded.
+
+    Args:
+        encoder: a resolved path or hub id.
+        load_windows, load_dev: default: all that the shards have.
+    """
     return TrainingJob(
         encoder=encoder,
         model=model,
@@ -91,7 +86,56 @@ def build_job(
         casing=info.casing,
         training=training,
         parallel=parallel,
-        load_windows=load_windows,
-        load_dev=load_dev,
+        load_windows=load_windows or partial(read_windows, shards),
+        load_dev=load_dev or partial(read_rows, shards, "dev"),
         corpus_scheme=info.corpus_scheme,
     )
+
+
+def write_bundle(
+    folder: Path, job: TrainingJob, info: ShardsInfo, result: TrainingResult, shards: Path, precision: str
+) -> None:
+    """The best model of a training as a bundle."""
+    model = job.build_model()
+    model.load_state_dict(result.best_model)
+    bundle = Bundle(
+        model=model,
+        encoder=job.build_encoder(),
+        info=BundleInfo(
+            scheme=job.scheme.name,
+            head=job.model.head,
+            splitter=job.splitter,
+            window=job.window,
+            stride=job.stride,
+            precision=precision,
+            training={
+                "encoder": info.encoder,
+                "seed": job.training.seed,
+                "num_steps": result.num_steps,
+                "num_epochs": result.num_epochs,
+                "best_epoch": result.best_epoch,
+                "dev_strict_micro_f1": result.best_dev_f1,
+                "train_records": info.splits["train"].num_records,
+                "versions": read_versions(),
+            },
+        ),
+        seen_mentions=hash_seen_mentions(shards),
+    )
+    save_bundle(folder, bundle)
+
+
+def score_test_split(
+    bundle: Path, shards: Path, info: ShardsInfo, inference: InferenceConfig
+) -> tuple[EvaluationReport, list[dict[str, Any]]]:
+    """The report on the test split, and a few predicted records to show."""
+    seen = hash_seen_mentions(shards)
+    report = EvaluationReport(lambda mention, label: hash_mention(mention, label) in seen)
+    plan = plan_actors(ActorResources(), list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
+    test: pa.Table = read_split(shards, "test").sort_by("record_id")
+    examples: list[dict[str, Any]] = []
+    predicted = predict_records(ray.data.from_arrow(test), str(bundle), inference, plan)
+    for batch in predicted.iter_batches(batch_size=None, batch_format="pyarrow"):
+        rows = batch.to_pylist()
+        report.add_rows(rows, info.corpus_scheme)
+        examples += rows[: max(0, NUM_EXAMPLES - len(examples))]
+    return report, examples

@@ -29,7 +29,7 @@ from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, UserErrors, raise_all
 from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord
-from pipelines.runs import build_guard, build_job, get_shards
+from pipelines.runs import SHARDS_FOLDER, build_guard, build_job, get_shards
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_scaling
 from pipelines.training.config import TrainingConfig, find_contradictions
@@ -94,7 +94,9 @@ def run(config: ScaleConfig) -> None:
     with connect(config.cluster):
         with can_forget():
             resources = _plan_cases(config, left_out)
-            shards, info = get_shards(config, folder, record)
+            shards, info, _ = get_shards(
+                config.corpus, config.encoding, config.model, config.training.seed, folder / SHARDS_FOLDER, record
+            )
             encoder = find_shards_encoder(shards, info)
             _leave_out_misfits(config, resources, encoder, left_out)
         runs: dict[Case, list[dict[str, Any]]] = {}
@@ -185,6 +187,7 @@ def _leave_out_misfits(
 def _plan_job(config: ScaleConfig, case: Case, shards: Path, info: ShardsInfo, encoder: str) -> TrainingJob:
     training = _fix_training(config, case)
     return build_job(
+        shards,
         info,
         encoder,
         _fix_model(config),

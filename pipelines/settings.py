@@ -65,6 +65,17 @@ def parse_settings(verb: str, config_class: type[Config], arguments: Sequence[st
     settings, problems = _read_arguments(arguments)
     known: dict[str, Setting] = {}
     for setting in settings:
+        mapping = _find_mapping(setting.key, keys)
+        if mapping is not None:  # its keys are the user's own
+            problem = _wrong_number(setting, "list" if keys[mapping] == "mapping of lists" else "one")
+            if problem is not None:
+                problems.append(problem)
+                continue
+            entry = list(setting.values) if keys[mapping] == "mapping of lists" else setting.values[0]
+            before = json.loads(known[mapping].values[0]) if mapping in known else {}
+            whole = before | {setting.key.removeprefix(f"{mapping}."): entry}
+            known[mapping] = Setting(mapping, (json.dumps(whole, ensure_ascii=False),), setting.origin)
+            continue
         if setting.key not in keys:
             problems.append(_unknown_key(setting, keys))
             continue
@@ -93,7 +104,10 @@ def parse_settings(verb: str, config_class: type[Config], arguments: Sequence[st
 
 
 def list_keys(config_class: Any, prefix: str = "") -> dict[str, str]:
-    """Every dotted key of a configuration class that takes a value, and what it takes: `list`, `switch`, or `one`."""
+    """Every dotted key of a configuration class that takes a value, and what it takes.
+
+    `list`, `switch`, `one`; or `mapping`, `mapping of lists`: values under keys of the user's own, `--models.NAME X`.
+    """
     keys: dict[str, str] = {}
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
@@ -101,10 +115,19 @@ def list_keys(config_class: Any, prefix: str = "") -> dict[str, str]:
         if dataclasses.is_dataclass(kind):
             keys |= list_keys(kind, f"{prefix}{field.name}.")
         else:
+            if typing.get_origin(kind) is dict:
+                of_lists = typing.get_origin(typing.get_args(kind)[1]) is list
+                keys[f"{prefix}{field.name}"] = "mapping of lists" if of_lists else "mapping"
+                continue
             options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
             takes_list = any(typing.get_origin(option) in (list, tuple) for option in options)
             keys[f"{prefix}{field.name}"] = "list" if takes_list else "switch" if bool in options else "one"
     return keys
+
+
+def _find_mapping(key: str, keys: dict[str, str]) -> str | None:
+    """The mapping that a dotted key lies in, if it does."""
+    return next((name for name, takes in keys.items() if "mapping" in takes and key.startswith(f"{name}.")), None)
 
 
 def _build_parser(verb: str, config_class: Any, description: str) -> ArgumentParser:

@@ -7,34 +7,23 @@ its errors out. The same command resumes an interrupted run.
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
-import ray.data
 from rich.markup import escape
 
-from pipelines.cluster import ClusterConfig, connect, find_address, list_node_cpus
+from pipelines.cluster import ClusterConfig, connect, find_address
 from pipelines.corpus.config import CorpusConfig
-from pipelines.corpus.inference import ActorResources, InferenceConfig, plan_actors, predict_records
+from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
-from pipelines.corpus.shards import (
-    ShardsInfo,
-    find_shards_encoder,
-    hash_seen_mentions,
-    read_rows,
-    read_split,
-    read_windows,
-)
+from pipelines.corpus.shards import ShardsInfo, find_shards_encoder
 from pipelines.evaluation.card import write_card
 from pipelines.evaluation.curves import render_curves_svg
-from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import check_resumable, prepare_output_dir
 from pipelines.hub import find_push_problems, push_bundle
 from pipelines.job import console, progress_console, render_next, run_door, warn_of_idle
-from pipelines.ner.bundle import Bundle, BundleInfo, annotate_bundle, hash_mention, save_bundle
+from pipelines.ner.bundle import annotate_bundle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
@@ -48,8 +37,8 @@ from pipelines.resources import (
     learn_from_run,
     plan_run,
 )
-from pipelines.run_record import RunRecord, read_versions
-from pipelines.runs import build_guard, build_job, get_shards
+from pipelines.run_record import RunRecord
+from pipelines.runs import SHARDS_FOLDER, build_guard, build_job, get_shards, score_test_split, write_bundle
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
 from pipelines.tracking import Tracking, TrackingConfig
 from pipelines.training.config import TrainingConfig, find_contradictions
@@ -58,7 +47,7 @@ from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, plan_workers
 from pipelines.training.strategies import find_misfits
-from pipelines.training.trainer import TrainingJob, TrainingResult, fit
+from pipelines.training.trainer import TrainingResult, fit
 
 IDENTITY = ("corpus", "model", "encoding", "training")
 """The settings that make a run what it is; the others may change when it is resumed."""
@@ -112,29 +101,27 @@ def run(config: TrainConfig) -> None:
         with can_forget():
             inventory = read_running_cluster(is_private=find_address(config.cluster) is None)
             plan_workers(config.resources, may_grow=inventory.may_grow)  # want of room is told before reading
-            shards, info = get_shards(config, folder, record, print_shards)
+            shards, info, is_new = get_shards(
+                config.corpus, config.encoding, config.model, config.training.seed, folder / SHARDS_FOLDER, record
+            )
+            if is_new:
+                print_shards(info, shards)
             encoder = find_shards_encoder(shards, info)
             given = TrainSettings(config.model, config.training, config.parallel, config.resources)
             plan = plan_run(given, encoder, info, inventory) if config.resources.auto else None
             training, parallel, resources = apply_training_plan(plan, given)
             scaling = plan_workers(resources, may_grow=inventory.may_grow)
             raise_all(find_misfits(parallel, scaling.max_workers, scaling.use_gpu, encoder))
-        job = build_job(
-            info,
-            encoder,
-            config.model,
-            training,
-            parallel,
-            load_windows=partial(read_windows, shards),
-            load_dev=partial(read_rows, shards, "dev"),
-        )
+        job = build_job(shards, info, encoder, config.model, training, parallel)
         tracking.start(folder / METRICS_FILE)
         with record.phase("train", "training"), watch_training(MetricsTail(folder / METRICS_FILE).read):
             result = fit(job, resources, folder, may_grow=inventory.may_grow)
         with record.phase("bundle", "writing the bundle"):
-            bundle = _write_bundle(config, job, info, result, shards, folder)
+            bundle = folder / "bundle"
+            precision = summarize_usage(read_metrics(folder / METRICS_FILE))["precision"]
+            write_bundle(bundle, job, info, result, shards, precision)
         with record.phase("evaluate", "scoring the test split"):
-            report, examples = _evaluate(config, bundle, shards, info, folder)
+            report, examples = score_test_split(bundle, shards, info, config.inference)
         scores = report.to_dict()
         tracking.log_scores(scores, result.num_steps)
     strict, intervals = scores["strict"]["micro"], scores["intervals"]["strict"]["micro"]
@@ -169,55 +156,6 @@ def _push(config: TrainConfig, bundle: Path) -> None:
         with progress_console.status("uploading …"):
             url = push_bundle(bundle, config.push_to_hub, config.push_private)
         console.print(f"uploaded: {escape(url)}")
-
-
-def _write_bundle(
-    config: TrainConfig, job: TrainingJob, info: ShardsInfo, result: TrainingResult, shards: Path, folder: Path
-) -> Path:
-    model = job.build_model()
-    model.load_state_dict(result.best_model)
-    bundle = Bundle(
-        model=model,
-        encoder=job.build_encoder(),
-        info=BundleInfo(
-            scheme=job.scheme.name,
-            head=config.model.head,
-            splitter=job.splitter,
-            window=job.window,
-            stride=job.stride,
-            precision=summarize_usage(read_metrics(folder / METRICS_FILE))["precision"],
-            training={
-                "encoder": info.encoder,
-                "seed": config.training.seed,
-                "num_steps": result.num_steps,
-                "num_epochs": result.num_epochs,
-                "best_epoch": result.best_epoch,
-                "dev_strict_micro_f1": result.best_dev_f1,
-                "train_records": info.splits["train"].num_records,
-                "versions": read_versions(),
-            },
-        ),
-        seen_mentions=hash_seen_mentions(shards),
-    )
-    save_bundle(folder / "bundle", bundle)
-    return folder / "bundle"
-
-
-def _evaluate(
-    config: TrainConfig, bundle: Path, shards: Path, info: ShardsInfo, folder: Path
-) -> tuple[EvaluationReport, list[dict[str, Any]]]:
-    """The report on the test split, and a few predicted records to show."""
-    seen = hash_seen_mentions(shards)
-    report = EvaluationReport(lambda mention, label: hash_mention(mention, label) in seen)
-    plan = plan_actors(ActorResources(), list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
-    test: pa.Table = read_split(shards, "test").sort_by("record_id")
-    examples: list[dict[str, Any]] = []
-    predicted = predict_records(ray.data.from_arrow(test), str(bundle), config.inference, plan)
-    for batch in predicted.iter_batches(batch_size=None, batch_format="pyarrow"):
-        rows = batch.to_pylist()
-        report.add_rows(rows, info.corpus_scheme)
-        examples += rows[: max(0, 20 - len(examples))]
-    return report, examples
 
 
 def _collect_facts(

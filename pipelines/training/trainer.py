@@ -123,9 +123,35 @@ def fit(job: TrainingJob, resources: ResourcesConfig, output_dir: Path, *, may_g
             raise
     if isinstance(value, UserError):
         raise value
+    return load_result(output_dir)
+
+
+def fit_here(
+    job: TrainingJob,
+    output_dir: Path,
+    storage_patience_s: float,
+    on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
+) -> None:
+    """Train in this process alone, as `fit` does with one worker, without the seconds that a worker group costs.
+
+    What it writes, and goes on from, is what `fit` does; `load_result` reads it.
+
+    Args:
+        on_epoch: told after every epoch, once its checkpoint is on the disk: its metrics, and whether it is the last.
+
+    Raises:
+        TrainingError: as `fit` does.
+    """
+    (output_dir / CHECKPOINTS).mkdir(exist_ok=True)
+    _run_worker(job, output_dir, storage_patience_s, _Group(), on_epoch)
+
+
+def load_result(output_dir: Path, *, must_be_done: bool = True) -> TrainingResult:
+    """What training has left in a run folder. Raises TrainingError if it has not come to its end, or to any."""
+    checkpoints = output_dir / CHECKPOINTS
     last, _ = find_last(checkpoints)
     state = load_state(last) if last else TrainingState()
-    if not state.done:
+    if not state.done and (must_be_done or not state.best_model):
         rule = "the last checkpoint is that of the end"
         remedy = "the same command trains the rest again"
         raise TrainingError("a checkpoint was damaged", where=str(checkpoints), rule=rule, remedy=remedy)
@@ -176,11 +202,47 @@ class FailureNotices(UserCallback):
             append_metrics(self.path, [row | {"text": f"{text}: training starts again from the last checkpoint"}])
 
 
+class _Group:
+    """The workers that train together: here one alone, in a process of any kind."""
+
+    rank, size = 0, 1
+
+    def agree(self, plain: Any) -> Any:
+        """What the first worker gives; plain values."""
+        return plain
+
+    def list_leaving(self) -> list[str]:
+        """Nodes of the group that are about to be taken."""
+        return []
+
+
+class _TrainGroup(_Group):
+    """The workers of a Ray Train run."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank, self.size = context.get_world_rank(), context.get_world_size()
+
+    def agree(self, plain: Any) -> Any:
+        """Plain values, since the actor where workers meet would import torch for others."""
+        return broadcast_from_rank_zero(plain)
+
+    def list_leaving(self) -> list[str]:
+        """As the cluster tells it; all workers meet here."""
+        preemption = ray.train.get_preemption_info()
+        return list(preemption.preempted_node_ids) if preemption else []
+
+
 class _Reporter:
     """Hands what the loop tells to the recorder, and what the first worker finds to the loop."""
 
-    def __init__(self, recorder: Recorder | None) -> None:
-        self.recorder = recorder
+    def __init__(
+        self,
+        recorder: Recorder | None,
+        group: _Group,
+        on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
+    ) -> None:
+        self.recorder, self.group, self.on_epoch = recorder, group, on_epoch
         self.next_look = 0
 
     def on_start(self, metrics: dict[str, Any]) -> None:
@@ -195,9 +257,8 @@ class _Reporter:
             self.recorder.add("step", metrics)
         if metrics["step"] < self.next_look:
             return False
-        preemption = ray.train.get_preemption_info()  # as below, all workers meet here
-        leaving = preemption.preempted_node_ids if preemption else []
-        order = Order(**_agree(self.recorder and asdict(self.recorder.look(metrics["step"], leaving))))
+        leaving = self.group.list_leaving()
+        order = Order(**self.group.agree(self.recorder and asdict(self.recorder.look(metrics["step"], leaving))))
         if order.problem is not None:
             raise TrainingError(**order.problem)
         self.next_look = order.next_look
@@ -213,30 +274,39 @@ class _Reporter:
         if self.recorder:
             self.recorder.write_checkpoint(state)
         if state.done:
-            problem = _agree(self.recorder and self.recorder.finish(state))
+            problem = self.group.agree(self.recorder and self.recorder.finish(state))
             if problem is not None:
                 raise TrainingError(**problem)
+        if metrics is not None and self.recorder and self.on_epoch:
+            self.recorder.writer.wait()
+            self.on_epoch(metrics, state.done)
 
 
 def _train_worker(config: dict[str, Any]) -> UserError | None:
     try:
-        _run_worker(config["job"], *config["storage"])
+        output_dir, patience_s = config["storage"]
+        _run_worker(config["job"], output_dir, patience_s, _TrainGroup())
     except UserError as error:  # returned, not raised: no restart mends it
         return error
     return None
 
 
-def _run_worker(job: TrainingJob, output_dir: Path, patience_s: float) -> None:
+def _run_worker(
+    job: TrainingJob,
+    output_dir: Path,
+    patience_s: float,
+    group: _Group,
+    on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
+) -> None:
     for name, shapes in KERNEL_CACHES.items():
         os.environ.setdefault(name, str(shapes))
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    context = ray.train.get_context()
-    recorder = Recorder(output_dir, patience_s) if context.get_world_rank() == 0 else None
-    state = _load_last(recorder)
+    recorder = Recorder(output_dir, patience_s) if group.rank == 0 else None
+    state = _load_last(recorder, group)
     torch.manual_seed(job.training.seed)
     model, encoder = job.build_model(), job.build_encoder()
     info = BundleInfo(job.scheme.name, job.model.head, job.splitter, job.window, job.stride)
-    rows = job.load_dev()[context.get_world_rank() :: context.get_world_size()]
+    rows = job.load_dev()[group.rank :: group.size]
     dev = [Scored.from_row(row, job.corpus_scheme) for row in rows]
 
     def evaluate(scored: TokenClassifier) -> float:
@@ -251,13 +321,13 @@ def _run_worker(job: TrainingJob, output_dir: Path, patience_s: float) -> None:
         pad_id=encoder.pad_id,
         device=device,
         evaluate=evaluate,
-        listener=_Reporter(recorder),
+        listener=_Reporter(recorder, group, on_epoch),
         parallel=job.parallel,
         state=state,
     )
 
 
-def _load_last(recorder: Recorder | None) -> TrainingState | None:
+def _load_last(recorder: Recorder | None, group: _Group) -> TrainingState | None:
     """The state to go on from, the same for all workers, if there is one. Raises TrainingError, in all of them."""
     found: str | dict[str, Any] | None = None
     if recorder:
@@ -266,15 +336,10 @@ def _load_last(recorder: Recorder | None) -> TrainingState | None:
             found = str(path) if path else None
         except TrainingError as error:
             found = vars(error)
-    found = _agree(found)
+    found = group.agree(found)
     if isinstance(found, dict):
         raise TrainingError(**found)
     return load_state(Path(found)) if found else None
-
-
-def _agree(plain: Any) -> Any:
-    """What the first worker gives; plain values, since the actor where workers meet would import torch for others."""
-    return broadcast_from_rank_zero(plain)
 
 
 def score_dev(engine: NerEngine, dev: Sequence[Scored]) -> float:

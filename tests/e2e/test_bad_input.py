@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import evaluate, predict, prepare, scale, train
+from pipelines import evaluate, predict, prepare, scale, train, tune
 from tests.conftest import ROOT, SAMPLE, make_bundle
 from tests.e2e.refusals import Refusal
 
@@ -20,6 +20,7 @@ DOORS = {
     "train": train.main,
     "prepare": prepare.main,
     "scale": scale.main,
+    "tune": tune.main,
     "predict": predict.main,
     "evaluate": evaluate.main,
 }
@@ -178,6 +179,35 @@ def test_workers_without_room_are_refused_with_the_sum(refuse, write):
 def test_scaling_that_cannot_be_measured_is_refused(refuse, write, flags, facts):
     path = write("a.conll", GOOD)
     assert not refuse("scale", "--corpus.train", path, "--model.encoder", "scratch", *flags).lacks(*facts)
+
+
+@pytest.mark.parametrize(
+    ("flags", "facts"),
+    [
+        ((), ("the search space is empty", "--config quick")),
+        (("--space.training.lerning_rate", "1", "2"), ("does not exist", "--space.training.optimizer.learning_rate")),
+        (("--space.training.num_epochs", "uniform(1, 5)"), ("the type does not fit", "a whole number", "randint")),
+        (("--space.model.head", "linear", "crff"), ("`space.model.head`", "one of linear, crf", "crff")),
+        (("--space.encoding.window", "randint(64, 256)"), ("`space.encoding.window`", "values to choose from")),
+        (
+            ("--space.model.dropout", "0", "0.1", "--search.budget_s", 2),
+            ("the budget is smaller than one trial", "2 s"),
+        ),
+        (("--space.model.dropout", "0", "0.1", "--search.cpus_per_trial", 99), ("no room for a trial", "99 CPU")),
+        (
+            ("--space.model.heads", "a", "b", "--search.sampler", "grid", "--training.num_epochs", 0),
+            ("3 mistakes", "`--space.model.head`", "random, tpe, pbt", "num_epochs"),
+        ),
+        (
+            ("--space.model.head", "linear", "crf", "--search.sampler", "pbt"),
+            ("a population has nothing to change", "training.optimizer."),
+        ),
+    ],
+)
+def test_search_that_cannot_be_run_is_refused(refuse, write, flags, facts):
+    path = write("a.conll", GOOD)
+    corpus = ("--corpus.train", path, "--corpus.dev", path, "--corpus.test", path)
+    refuse("tune", *corpus, "--model.encoder", "scratch", *flags).check(*facts)
 
 
 def test_folder_that_is_no_model_is_refused_by_predict_and_evaluate(refuse, write, tmp_path):

@@ -15,7 +15,7 @@ import ray.data
 from pipelines.cluster import ENVIRONMENT
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.preparation import prepare_shards
-from pipelines.corpus.shards import load_shards_info, read_rows, read_windows
+from pipelines.corpus.shards import load_shards_info, read_windows
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.model import ModelConfig
 from pipelines.runs import build_job
@@ -68,8 +68,7 @@ def make_job(
     info = load_shards_info(shards)
 
     def make(load_windows: Callable[[], pa.Table] = partial(read_windows, shards)) -> TrainingJob:  # noqa: B008
-        load_dev = partial(read_rows, shards, "dev")
-        return build_job(info, tiny_encoder, model, TRAINING, ParallelConfig(), load_windows, load_dev)
+        return build_job(shards, info, tiny_encoder, model, TRAINING, ParallelConfig(), load_windows)
 
     return make
 

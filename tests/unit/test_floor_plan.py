@@ -21,6 +21,7 @@ ALLOWED = {
     "pipelines.planning": {"pipelines.ner"},
     "pipelines.training": {"pipelines.ner", "pipelines.evaluation"},
     "pipelines.compression": {"pipelines.ner", "pipelines.evaluation", "pipelines.training"},
+    "pipelines.tuning": {"pipelines.ner", "pipelines.evaluation", "pipelines.training", "pipelines.planning"},
     "serve": {"pipelines.ner", "pipelines.planning", "pipelines.cluster"},
 }
 # room → packages that it must not import, and the modules that may
@@ -31,6 +32,7 @@ FORBIDDEN = {
     "pipelines.planning": ({"ray"} | SPINE_HTTP, {"pipelines.planning.inventory"}),
     "pipelines.training": ({"ray"} | SPINE_HTTP, {"pipelines.training.trainer", "pipelines.training.resources"}),
     "pipelines.compression": ({"ray"} | SPINE_HTTP, set()),
+    "pipelines.tuning": (SPINE_HTTP, set()),
 }
 FRAME = {
     "pipelines.__main__": {"pipelines.job", "pipelines.run_record"},
@@ -42,7 +44,9 @@ FRAME = {
     "pipelines.runs": {
         "pipelines.ner",
         "pipelines.corpus",
+        "pipelines.evaluation",
         "pipelines.training",
+        "pipelines.cluster",
         "pipelines.folders",
         "pipelines.run_record",
     },
@@ -65,6 +69,21 @@ FRAME = {
         "pipelines.job",
     },
     "pipelines.terminal": {"pipelines.ner", "pipelines.corpus", "pipelines.evaluation", "pipelines.job"},
+    "pipelines.search_view": {"pipelines.job", "pipelines.terminal"},
+    "pipelines.trial_jobs": {
+        "pipelines.ner",
+        "pipelines.corpus",
+        "pipelines.training",
+        "pipelines.tuning",
+        "pipelines.runs",
+        "pipelines.run_record",
+    },
+    "pipelines.tuned_presets": {
+        "pipelines.ner",
+        "pipelines.corpus",
+        "pipelines.tuning",
+        "pipelines.trial_jobs",
+    },
 }
 VAGUE = re.compile(r"(^|_)(utils?|helpers?|common|misc|managers?)($|_)")
 

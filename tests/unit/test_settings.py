@@ -319,3 +319,34 @@ def test_help_shows_the_docstring_of_every_field(capsys, arguments):
 def test_debug_is_no_setting():
     assert parse("--debug") == parse()
     assert parse("--training.seed", "4", "--debug").training.seed == 4
+
+
+@dataclass(frozen=True)
+class MappingConfig:
+    """Settings with keys of the user's own."""
+
+    models: dict[str, str] = field(default_factory=dict)
+    """A path for each name."""
+    space: dict[str, list[str]] = field(default_factory=dict)
+    """Texts for each name."""
+
+
+def parse_mapping(*arguments):
+    return parse_settings("try", MappingConfig, arguments, "A door made for tests.")
+
+
+def test_keys_of_a_mapping_are_the_users_own():
+    config = parse_mapping("--models.a", "x/y", "--models.b.c=z", "--space.p.q", "1", "2", "--space.r", "f(1, 2)")
+    assert config == MappingConfig({"a": "x/y", "b.c": "z"}, {"p.q": ["1", "2"], "r": ["f(1, 2)"]})
+
+
+def test_mapping_of_a_preset_is_nested_or_dotted_and_flags_add_to_it(tmp_path):
+    preset = write_preset(tmp_path, "space:\n  p:\n    q: [1, 2]\n    s: [a, b]\n  r.t: 3\n")
+    config = parse_mapping("--config", preset, "--space.p.q", "5", "--space.u", "v")
+    assert config.space == {"p.q": ["5"], "p.s": ["a", "b"], "r.t": ["3"], "u": ["v"]}
+
+
+def test_key_of_a_mapping_without_value_or_with_too_many_is_refused():
+    for arguments, fact in ((["--models.a"], "has no value"), (["--models.a", "x", "y"], "takes one value")):
+        with pytest.raises(ConfigError, match=fact):
+            parse_mapping(*arguments)

@@ -1,0 +1,274 @@
+"""Search for better settings of training: trials side by side, the leaders repeated, the best as a bundle and a preset.
+
+Says what may differ with `--space.SETTING`, for any dotted setting of `rayner train`, as values or as a range:
+`--space.model.head linear crf --space.training.optimizer.learning_rate 'loguniform(5e-5, 5e-4)'`; or takes a preset,
+`--config quick` or `--config thorough`. The same command goes on where it was, and more trials add to those done.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.markup import escape
+
+from pipelines.cluster import ClusterConfig, connect
+from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.inference import InferenceConfig
+from pipelines.corpus.reading import find_all_files
+from pipelines.corpus.shards import ShardsInfo
+from pipelines.corpus.summary import SPLITS
+from pipelines.evaluation.card import write_card
+from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, prepare_output_dir, write_json
+from pipelines.job import console, render_next, run_door, warn_of_idle
+from pipelines.ner.bundle import annotate_bundle
+from pipelines.ner.encoding import EncodingConfig
+from pipelines.ner.errors import UserError, raise_all
+from pipelines.ner.model import ModelConfig
+from pipelines.run_record import RunRecord
+from pipelines.runs import score_test_split, write_bundle
+from pipelines.search_view import SearchView, print_leaders
+from pipelines.terminal import print_shards
+from pipelines.training.config import TrainingConfig
+from pipelines.training.history import read_metrics, summarize_usage
+from pipelines.training.parallel import ParallelConfig
+from pipelines.training.recorder import METRICS_FILE
+from pipelines.training.resources import ResourcesConfig
+from pipelines.training.trainer import load_result
+from pipelines.trial_jobs import Recipe, TrialJobs, list_encodings, prepare_encodings, read_base_values
+from pipelines.tuned_presets import render_run, write_front
+from pipelines.tuning.budget import Budget, find_hopeless
+from pipelines.tuning.config import SearchConfig
+from pipelines.tuning.leaders import Leader, describe_gain
+from pipelines.tuning.report import collect_tuning, render_settings, render_tuning_html, render_tuning_markdown
+from pipelines.tuning.rounds import Rounds
+from pipelines.tuning.schedulers import check_population
+from pipelines.tuning.slots import Slots, plan_slots
+from pipelines.tuning.space import Space, check_ends, parse_space, resolve_space
+
+IDENTITY = ("corpus", "model", "encoding", "training", "parallel", "space")
+"""The settings that make trials comparable; and of `search` those that say how they are drawn and stopped."""
+SEARCH_IDENTITY = ("sampler", "scheduler", "grace_epochs", "reduction_factor", "cost", "seed")
+_OTHER_PHASES = {"prepare": "reading and tokenizing", "bundle": "writing", "evaluate": "test scores"}
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Settings of `rayner tune`."""
+
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    space: dict[str, list[str]] = field(default_factory=dict)
+    """What may differ: `--space.SETTING` with values to choose from, or one of `uniform(low, high)`, `loguniform`,
+    `randint`, `lograndint`, `times` (factors of the recipe's own value). In YAML also nested."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    output_dir: str = "out/tuning"
+    """The bundle, the preset `best.yaml`, the report, and a folder of each trial. On a cluster of several machines, one
+    that all see."""
+    fresh: bool = False
+    """Start over, removing what an earlier search left in the output folder."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the door and return its exit code."""
+    return run_door("tune", TuneConfig, run, __doc__ or "", argv)
+
+
+def run(config: TuneConfig) -> None:
+    """Search as configured, or go on with the search that is in the output folder."""
+    recipe = Recipe(config.corpus, config.model, config.encoding, config.training, config.parallel)
+    space = _check(config, recipe)
+    folder = prepare_output_dir(config.output_dir)
+    search = asdict(config.search)
+    settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
+    settings["search"] = {name: search[name] for name in SEARCH_IDENTITY}
+    if check_resumable(folder, settings, config.fresh) and _read_search(folder) == search:
+        console.print(f"this search is finished: {escape(str(folder / 'best.yaml'))}; [bold]--fresh[/] starts it over")
+        return
+    warn_of_idle(config.corpus.find_idle() + config.search.find_idle())
+    record = RunRecord("tune", config)
+    can_forget = partial(leave_no_trace_of_mistakes, folder, (folder / "shards").exists)
+    with can_forget():
+        find_all_files({split: getattr(config.corpus, split) for split in SPLITS})
+        budget = Budget(folder, config.search.limit_s)
+        raise_all([problem] if (problem := find_hopeless(budget, [])) else [])
+    with connect(config.cluster):
+        record.data["inventory"] = ray.cluster_resources()
+        with can_forget():
+            slots = plan_slots(config.search, config.resources, config.search.num_trials)
+            encodings = list_encodings(recipe, space)
+            prepared, is_new = prepare_encodings(encodings, folder / "shards", record)
+            base = prepared[recipe.identify_encoding()]
+            base_values = read_base_values(recipe, space, base.encoder)
+            space = resolve_space(space, base_values)
+            check_ends(space, recipe, Recipe.find_problems)
+        if is_new:
+            print_shards(base.info, base.shards)
+        jobs = TrialJobs(recipe, prepared, slots.num_workers, slots.gpus > 0)
+        resources = _plan_resources(config, slots)
+        num_epochs = _find_most_epochs(config, space)
+        rounds = Rounds(folder, config.search, space, num_epochs, jobs, slots, resources, budget)
+        console.print(f"plan: {escape(slots.describe())}; {escape(_describe_budget(config.search))}")
+        seed = config.training.seed
+        with record.phase("search", "searching"), SearchView(config.search.num_trials) as view:
+            rounds.search(seed, view.tell)
+        with record.phase("leaders", "repeating the leaders"), SearchView(len(rounds.list_repeats(seed))) as view:
+            leaders = rounds.repeat_leaders(seed, view.tell)
+            winner = leaders[0]
+            run_folder = rounds.ensure_weights(winner, view.tell)
+        found = jobs.find_prepared(jobs.apply(winner.settings, winner.best_run.seed))
+        bundle = folder / "bundle"
+        with record.phase("bundle", "writing the bundle"):
+            result = load_result(run_folder, must_be_done=False)
+            history = read_metrics(run_folder / METRICS_FILE)
+            job = jobs(winner.settings, winner.best_run.seed)
+            write_bundle(bundle, job, found.info, result, found.shards, summarize_usage(history)["precision"])
+        with record.phase("evaluate", "scoring the test split"):
+            report, _ = score_test_split(bundle, found.shards, found.info, config.inference)
+        budget.save(now=True)
+    scores = report.to_dict()
+    strict, intervals = scores["strict"]["micro"], scores["intervals"]["strict"]["micro"]
+    annotate_bundle(bundle, {"test_strict_micro": strict, "test_intervals": intervals})
+    datasets = config.corpus.find_datasets()
+    write_card(bundle, asdict(found.info), summarize_usage(history), scores, datasets=datasets, hub_id=None)
+    (folder / "evaluation").mkdir(exist_ok=True)
+    report.write(folder / "evaluation", f"Evaluation of {folder.name}", {"settings": render_settings(winner.settings)})
+    preset = render_run(jobs, slots, winner.number, winner.settings, winner.best_run)
+    (folder / "best.yaml").write_text(preset, encoding="utf-8")
+    phases = {f"{name} ({what})": record.data["phases_s"].get(name, 0.0) for name, what in _OTHER_PHASES.items()}
+    tuning = collect_tuning(
+        rounds.trials.read_all(),
+        leaders,
+        space,
+        base_values,
+        cost=config.search.cost,
+        repeats=rounds.repeats.read_all(),
+        phases_s={name: seconds for name, seconds in phases.items() if seconds},
+    )
+    tuning |= {
+        "search": search,
+        "winner": winner.number,
+        "gain": describe_gain(leaders),
+        "preset": preset,
+        "test_f1": strict["f1"],
+        "test_interval": intervals["f1"],
+        "notes": rounds.list_notes(leaders),
+        "facts": _collect_facts(config, base.info, slots, budget),
+    }
+    tuning["figures"] = _list_figures(tuning, leaders, budget)
+    if config.search.cost != "none":
+        front = [trial for trial in rounds.trials.read_all() if trial.number in tuning["front"]]
+        write_front(folder / "front", front, jobs, slots)
+    title = f"Tuning of {base.info.encoder}"
+    write_json(folder / "tuning.json", tuning)
+    (folder / "report.html").write_text(render_tuning_html(tuning, title), encoding="utf-8")
+    (folder / "report.md").write_text(render_tuning_markdown(tuning, title), encoding="utf-8")
+    rounds.forget_weights()
+    record.write(
+        folder,
+        status="done",
+        scores={"strict_micro_f1": strict["f1"], "dev_strict_micro_f1": winner.best_run.f1},
+        winner=winner.to_dict(),
+    )
+    print_leaders(tuning)
+    for name, path in (("bundle", bundle), ("preset", folder / "best.yaml"), ("report", folder / "report.html")):
+        console.print(escape(f"{name}: {path}"))
+    console.print(render_next(f"rayner train --config {folder / 'best.yaml'} --output_dir out/best"))
+
+
+def _check(config: TuneConfig, recipe: Recipe) -> Space:
+    """The space. Raises every mistake that can be told before anything is begun."""
+    low, _ = config.resources.read_num_workers() or (1, 1)
+    problems = [
+        *config.corpus.find_problems(),
+        *recipe.find_problems(),
+        *config.resources.find_problems(config.parallel.strategy),
+        *config.inference.find_problems(),
+        *config.search.find_problems(low),
+    ]
+    space: Space = {}
+    try:
+        space = parse_space(config.space, config)
+        check_ends(space, recipe, Recipe.find_problems)
+        list_encodings(recipe, space)
+        if config.search.sampler == "pbt":
+            problems += check_population(space)
+    except UserError as error:
+        problems += getattr(error, "errors", [error])
+    raise_all(problems)
+    return space
+
+
+def _plan_resources(config: TuneConfig, slots: Slots) -> ResourcesConfig:
+    """What each trial's training takes."""
+    return ResourcesConfig(
+        num_workers=slots.num_workers,
+        cpus_per_worker=slots.cpus,
+        use_gpu=slots.gpus > 0,
+        storage_patience_s=config.resources.storage_patience_s,
+    )
+
+
+def _find_most_epochs(config: TuneConfig, space: Space) -> int:
+    domain = space.get("training.num_epochs")
+    ends = [end for end in domain.list_ends() if isinstance(end, int)] if domain else []
+    return max([config.training.num_epochs, *ends])
+
+
+def _read_search(folder: Path) -> Any:
+    """The settings of the search that a finished run was made with."""
+    return json.loads((folder / "tuning.json").read_text(encoding="utf-8"))["search"]
+
+
+def _describe_budget(search: SearchConfig) -> str:
+    trials = f"{search.num_trials} trials, {search.num_leaders} leaders with {search.num_seeds} seeds"
+    return trials if search.limit_s is None else f"{trials}, within {search.limit_s:,.0f} s"
+
+
+def _collect_facts(config: TuneConfig, info: ShardsInfo, slots: Slots, budget: Budget) -> dict[str, Any]:
+    search = config.search
+    price = search.price_per_hour
+    return {
+        "encoder": info.encoder,
+        "sampler": search.sampler,
+        "scheduler": search.scheduler if search.sampler != "pbt" else "population",
+        "trials": search.num_trials,
+        "seeds of a leader": search.num_seeds,
+        "concurrency": slots.describe(),
+        "wall-clock time": f"{budget.spent_s:,.0f} s",
+        **({"price": f"{budget.spent_s / 3600 * price:,.4f}"} if price else {}),
+        **({"budget": f"{search.limit_s:,.0f} s"} if search.limit_s else {}),
+    }
+
+
+def _list_figures(tuning: dict[str, Any], leaders: list[Leader], budget: Budget) -> list[tuple[str, str, str]]:
+    """(name, figure, more) of what stands on top of the report."""
+    winner = leaders[0]
+    low, high = tuning["test_interval"]
+    spread = (
+        f"± {100 * winner.deviation:.1f} over {len(winner.runs)} seeds" if winner.deviation is not None else "one seed"
+    )
+    return [
+        ("dev F1 of the winner", f"{100 * winner.mean_f1:.1f}", spread),
+        ("test F1 of its bundle", f"{100 * tuning['test_f1']:.1f}", f"95 %: {100 * low:.1f} to {100 * high:.1f}"),
+        (
+            "trials",
+            str(len(tuning["trials"])),
+            f"{sum(t['status'] == 'stopped' for t in tuning['trials'])} stopped early",
+        ),
+        ("wall-clock time", f"{budget.spent_s:,.0f} s", ""),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""What `rayner train --config` repeats a found trial with: `best.yaml`, and a preset of each trial on the front."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.corpus.config import CorpusConfig
+from pipelines.ner.encoders import SCRATCH
+from pipelines.trial_jobs import TrialJobs
+from pipelines.tuning.leaders import Run
+from pipelines.tuning.presets import render_preset
+from pipelines.tuning.slots import Slots
+from pipelines.tuning.space import Value
+from pipelines.tuning.trials import Trial
+
+
+def render_run(jobs: TrialJobs, slots: Slots, number: int, settings: dict[str, Value], run: Run) -> str:
+    """The preset of a run of a trial."""
+    comments = [
+        f"Found by `rayner tune`, trial {number}; dev strict F1 {run.f1:.4f} with seed {run.seed}.",
+        "`resources` are those of the search: with others, sums are rounded otherwise, and F1 may differ a little.",
+    ]
+    if not run.is_whole:
+        comments.append("Its time ended before its last epoch: this trains on to the end, and may reach more.")
+    recipe = jobs.apply(settings, run.seed)
+    prepared = jobs.find_prepared(recipe)
+    corpus: CorpusConfig | dict[str, Any] = _make_absolute(recipe.corpus)
+    if recipe.corpus.shards or prepared.info.split_off or prepared.info.encoder == SCRATCH:
+        corpus = {"shards": str(prepared.shards)}  # splits and vocabulary that were made there
+    return render_preset(
+        {
+            "corpus": corpus,
+            "model": recipe.model,
+            "encoding": recipe.encoding,
+            "training": recipe.training,
+            "parallel": recipe.parallel,
+            "resources": {
+                "num_workers": slots.num_workers,
+                "cpus_per_worker": slots.cpus,
+                "use_gpu": slots.gpus > 0,
+            },
+        },
+        comments,
+    )
+
+
+def write_front(folder: Path, front: list[Trial], jobs: TrialJobs, slots: Slots) -> None:
+    """A preset of each trial that no other one beats at its cost."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("trial-*.yaml"):
+        old.unlink()
+    for trial in front:
+        run = Run(trial.plan.seed, trial.best_f1 or 0.0, folder, trial.is_whole)
+        preset = render_run(jobs, slots, trial.number, trial.plan.settings, run)
+        (folder / f"trial-{trial.number:04}.yaml").write_text(preset, encoding="utf-8")
+
+
+def _make_absolute(corpus: CorpusConfig) -> CorpusConfig:
+    """Files by their whole path, so that the preset works from any folder."""
+    train, dev, test = ([_find(name) for name in getattr(corpus, split)] for split in ("train", "dev", "test"))
+    return replace(corpus, train=train, dev=dev, test=test)
+
+
+def _find(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name

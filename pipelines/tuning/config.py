@@ -1,0 +1,127 @@
+"""The settings of a search, and their rules."""
+
+import math
+from dataclasses import dataclass
+
+from pipelines.ner.errors import UserError
+
+SAMPLERS = ("random", "tpe", "pbt")
+SCHEDULERS = ("none", "asha", "hyperband", "median")
+COSTS = ("none", "seconds", "flops")
+
+
+class TuneError(UserError):
+    """A search that cannot be run, or cannot go on."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What is tried, what is stopped early, and what all of it may take."""
+
+    num_trials: int = 12
+    """Trials in all; the first one is the recipe as it is. With `sampler` pbt the size of the population."""
+    sampler: str = "tpe"
+    """How settings are drawn: random; tpe, near those that did well (Bergstra et al. 2011, by Optuna); pbt: a
+    population whose weaker members go on from the stronger ones' states with changed settings (Jaderberg et al. 2017).
+    """
+    scheduler: str = "asha"
+    """What ends trials early: none; asha, unless among the best at an epoch (Li et al. 2020); hyperband (Li et al.
+    2018); median, below the median of the others so far (Golovin et al. 2017)."""
+    grace_epochs: int = 1
+    """Epochs that every trial has (asha, median), or between changes (pbt)."""
+    reduction_factor: int = 3
+    """One in so many goes on at each rung (asha, hyperband)."""
+    patience: int | None = None
+    """End the search after so many trials without a better F1; default: never."""
+    cost: str = "none"
+    """none: the best F1 wins; seconds or flops (of training): the report has the front of F1 against it too, and
+    samplers search along it."""
+    num_leaders: int = 2
+    """Best trials that are repeated with other seeds, besides the recipe as it is."""
+    num_seeds: int = 3
+    """Seeds of each leader; the best mean F1 on dev wins."""
+    budget_s: float | None = None
+    """Seconds for all of it, from the first command on; what would run longer is stopped, the best so far is kept."""
+    budget_price: float | None = None
+    """The same as money, with `price_per_hour`."""
+    price_per_hour: float | None = None
+    """Of the cluster, in whatever currency."""
+    max_concurrent: int | None = None
+    """Trials at a time; default: as many as fit."""
+    cpus_per_trial: int | None = None
+    """CPUs, and threads, of each worker of a trial; default: half the cores of a node, at most 4."""
+    gpus_per_trial: float | None = None
+    """GPUs of each worker of a trial, also a fraction, of whose memory it then has its share; default: 1 where the
+    cluster has any."""
+    seed: int = 0
+    """Seeds the sampler."""
+
+    @property
+    def limit_s(self) -> float | None:
+        """The seconds that the budget in time and the one in money allow."""
+        limits = [self.budget_s] if self.budget_s is not None else []
+        if self.budget_price is not None and self.price_per_hour:
+            limits.append(self.budget_price / self.price_per_hour * 3600)
+        return min(limits, default=None)
+
+    def find_problems(self, num_workers: int = 1) -> list[UserError]:
+        """Every mistake in these settings, for trials with so many workers."""
+        pauses = self.sampler == "pbt" or self.scheduler == "hyperband"
+        money, price, gpus = self.budget_price, self.price_per_hour, self.gpus_per_trial
+        checks = [
+            ("num_trials", self.num_trials, "at least 1", self.num_trials >= 1),
+            ("num_trials", self.num_trials, "at least 2 with pbt", self.sampler != "pbt" or self.num_trials != 1),
+            ("sampler", self.sampler, "one of " + ", ".join(SAMPLERS), self.sampler in SAMPLERS),
+            ("scheduler", self.scheduler, "one of " + ", ".join(SCHEDULERS), self.scheduler in SCHEDULERS),
+            ("grace_epochs", self.grace_epochs, "at least 1", self.grace_epochs >= 1),
+            ("reduction_factor", self.reduction_factor, "at least 2", self.reduction_factor >= 2),
+            ("patience", self.patience, "at least 1", self.patience is None or self.patience >= 1),
+            ("cost", self.cost, "one of " + ", ".join(COSTS), self.cost in COSTS),
+            ("num_leaders", self.num_leaders, "at least 1", self.num_leaders >= 1),
+            ("num_seeds", self.num_seeds, "at least 1", self.num_seeds >= 1),
+            ("budget_s", self.budget_s, "above 0", self.budget_s is None or 0 < self.budget_s < math.inf),
+            ("budget_price", money, "above 0", money is None or 0 < money < math.inf),
+            ("budget_price", money, "together with `search.price_per_hour`", money is None or price is not None),
+            ("price_per_hour", price, "above 0", price is None or 0 < price < math.inf),
+            (
+                "max_concurrent",
+                self.max_concurrent,
+                "at least 1",
+                self.max_concurrent is None or self.max_concurrent >= 1,
+            ),
+            (
+                "cpus_per_trial",
+                self.cpus_per_trial,
+                "at least 1",
+                self.cpus_per_trial is None or self.cpus_per_trial >= 1,
+            ),
+            (
+                "gpus_per_trial",
+                gpus,
+                "0 ≤ GPUs ≤ 1, or whole",
+                gpus is None or 0 <= gpus <= 1 or gpus == int(gpus) >= 0,
+            ),
+            ("seed", self.seed, "0 ≤ seed < 2³²", 0 <= self.seed < 2**32),
+            (
+                "scheduler",
+                "pbt" if self.sampler == "pbt" else self.scheduler,
+                "one worker a trial where trials are paused (hyperband, pbt)",
+                num_workers == 1 or not pauses,
+            ),
+        ]
+        return [
+            TuneError("a value out of range", where=f"`search.{name}`", rule=rule, value=value)
+            for name, value, rule, holds in checks
+            if not holds
+        ]
+
+    def find_idle(self) -> list[str]:
+        """Settings given that change nothing in this search, each with its reason."""
+        plain = SearchConfig()
+        reasons: dict[str, str] = {}
+        if self.sampler == "pbt":
+            reasons |= dict.fromkeys(("scheduler", "reduction_factor"), "a population stops no trial")
+        elif self.scheduler == "none":
+            reasons |= dict.fromkeys(("grace_epochs", "reduction_factor"), "no trial is stopped early")
+        given = {name: why for name, why in reasons.items() if getattr(self, name) != getattr(plain, name)}
+        return [f"`search.{name}` has no effect: {why}" for name, why in given.items()]

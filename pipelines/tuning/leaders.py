@@ -1,0 +1,162 @@
+"""Which trials lead, whether that is more than noise, and which are the best at their cost."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from pipelines.tuning.sampling import measure_cost
+from pipelines.tuning.space import Value
+from pipelines.tuning.trials import FAILED, REFUSED, Journal, Plan, Trial
+
+BASE = 0
+"""The number of the trial that is the recipe as it is."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a leader."""
+
+    seed: int
+    f1: float
+    folder: Path
+    is_whole: bool
+
+
+@dataclass(frozen=True)
+class Leader:
+    """Settings that were tried with several seeds."""
+
+    number: int
+    """Of the trial that they come from."""
+    settings: dict[str, Value]
+    runs: tuple[Run, ...]
+    """By seed."""
+
+    @property
+    def mean_f1(self) -> float:
+        """Over the seeds."""
+        return mean(run.f1 for run in self.runs)
+
+    @property
+    def deviation(self) -> float | None:
+        """Over the seeds; None for one."""
+        return stdev(run.f1 for run in self.runs) if len(self.runs) > 1 else None
+
+    @property
+    def best_run(self) -> Run:
+        """The one whose model is taken: a whole one if there is one, of these the best on dev."""
+        return max(self.runs, key=lambda run: (run.is_whole, run.f1, -run.seed))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `tuning.json` has it."""
+        return {
+            "number": self.number,
+            "settings": self.settings,
+            "mean_f1": self.mean_f1,
+            "deviation": self.deviation,
+            "runs": [{"seed": run.seed, "f1": run.f1, "is_whole": run.is_whole} for run in self.runs],
+        }
+
+
+def rank_trials(trials: Iterable[Trial]) -> list[Trial]:
+    """Trials with a score, the best first: those that came to their end before those that were stopped."""
+    scored = [trial for trial in trials if trial.best_f1 is not None and trial.status not in (FAILED, REFUSED)]
+    return sorted(scored, key=lambda trial: (trial.status != "finished", -(trial.best_f1 or 0.0), trial.number))
+
+
+def choose_leaders(trials: Sequence[Trial], num_leaders: int) -> list[Trial]:
+    """The recipe as it is, if it can be trained, and the best trials besides, no two with the same settings."""
+    chosen: list[Trial] = [trial for trial in trials if trial.number == BASE and trial.status not in (FAILED, REFUSED)]
+    num_base = len(chosen)
+    for trial in rank_trials(trials):
+        if all(trial.plan.settings != other.plan.settings for other in chosen):
+            chosen.append(trial)
+    return chosen[: num_base + num_leaders]
+
+
+def plan_repeats(leaders: Sequence[Trial], seeds: Sequence[int]) -> list[tuple[dict[str, Value], int]]:
+    """(settings, seed) of the runs that leaders lack, all leaders with one seed before the next seed."""
+    return [
+        (leader.plan.settings, seed)
+        for seed in seeds
+        for leader in leaders
+        if not (leader.is_whole and leader.plan.seed == seed)
+    ]
+
+
+def gather_leaders(
+    leaders: Sequence[Trial], seeds: Sequence[int], search: Journal, repeats: Journal | None
+) -> list[Leader]:
+    """What the leaders reached with each seed, the best first.
+
+    A leader that could not be repeated for want of time has what its trial reached.
+    """
+    known = repeats.read_all() if repeats is not None else []
+    found = []
+    for leader in leaders:
+        runs: dict[int, Run] = {}
+        own = _to_run(search, leader)
+        if own is not None and leader.plan.seed in seeds and not leader.plan.turns:
+            runs[own.seed] = own
+        for repeat in known:
+            run = _to_run(repeats, repeat) if repeats is not None and _is_of(repeat.plan, leader, seeds) else None
+            if run is not None and (run.is_whole or run.seed not in runs):
+                runs[run.seed] = run
+        if any(run.is_whole for run in runs.values()):
+            runs = {seed: run for seed, run in runs.items() if run.is_whole}
+        if runs:
+            found.append(
+                Leader(leader.number, leader.plan.settings, tuple(runs[seed] for seed in seeds if seed in runs))
+            )
+    return sorted(found, key=lambda one: (not one.best_run.is_whole, -len(one.runs), -one.mean_f1, one.number))
+
+
+def describe_gain(leaders: Sequence[Leader]) -> str:
+    """A sentence on how much the winner is better than the recipe as it is, by the seeds that both have."""
+    winner = leaders[0]
+    base = next((leader for leader in leaders if leader.number == BASE), None)
+    if base is None:
+        return "The recipe as it is could not be trained, so there is nothing to compare the winner with."
+    if base is winner:
+        return "No trial was better than the recipe as it is."
+    scores = {run.seed: run.f1 for run in base.runs}
+    pairs = [(run.f1, scores[run.seed]) for run in winner.runs if run.seed in scores]
+    if len(pairs) < 2:
+        return (
+            f"On dev, trial {winner.number} has {100 * (winner.mean_f1 - base.mean_f1):+.1f} points of F1 over the "
+            "recipe as it is, by one seed: it may be noise."
+        )
+    gains = [100 * (ours - theirs) for ours, theirs in pairs]
+    gain, spread = mean(gains), stdev(gains)
+    error = spread / len(gains) ** 0.5
+    verdict = "more than the seeds differ by" if gain > 2 * error else "no more than the seeds differ by"
+    return (
+        f"On dev, trial {winner.number} has {gain:+.1f} points of F1 over the recipe as it is, over {len(gains)} seeds "
+        f"(standard error {error:.1f}): {verdict}."
+    )
+
+
+def find_front(trials: Sequence[Trial], cost: str) -> list[Trial]:
+    """The whole trials that no other one beats in F1 at the same cost or less, the cheapest first."""
+    whole = [trial for trial in trials if trial.is_whole and trial.best_f1 is not None]
+    priced = sorted(
+        ((measure_cost(trial, cost), trial) for trial in whole if measure_cost(trial, cost) is not None),
+        key=lambda one: (one[0], -(one[1].best_f1 or 0.0), one[1].number),
+    )
+    front: list[Trial] = []
+    for _, trial in priced:
+        if not front or (trial.best_f1 or 0.0) > (front[-1].best_f1 or 0.0):
+            front.append(trial)
+    return front
+
+
+def _is_of(plan: Plan, leader: Trial, seeds: Sequence[int]) -> bool:
+    return plan.settings == leader.plan.settings and plan.seed in seeds
+
+
+def _to_run(journal: Journal, trial: Trial) -> Run | None:
+    if trial.best_f1 is None or trial.status in (FAILED, REFUSED):
+        return None
+    return Run(trial.plan.seed, trial.best_f1, journal.find(trial.number), trial.is_whole)

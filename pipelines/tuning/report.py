@@ -1,0 +1,237 @@
+"""The report of a search: what `tuning.json` holds, as one self-contained page and as Markdown with the same tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipelines.evaluation import rendering
+from pipelines.evaluation.rendering import render_markdown_table
+from pipelines.tuning.leaders import Leader, find_front
+from pipelines.tuning.pictures import Line, draw_curves, draw_parallel, draw_scatter
+from pipelines.tuning.sampling import find_common_epoch, measure_cost, rank_importance
+from pipelines.tuning.space import Space, Value, render_value
+from pipelines.tuning.trials import FAILED, FINISHED, OPEN, REFUSED, STOPPED, Trial
+
+_EN_DASH = "\N{EN DASH}"
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, names of the columns, rows; the first cell of each is its name."""
+COST_LABELS = {"none": "seconds of training", "seconds": "seconds of training", "flops": "floating-point operations"}
+
+
+def collect_tuning(
+    trials: Sequence[Trial],
+    leaders: Sequence[Leader],
+    space: Space,
+    base_values: Mapping[str, Value],
+    *,
+    cost: str,
+    repeats: Sequence[Trial],
+    phases_s: Mapping[str, float],
+) -> dict[str, Any]:
+    """What a search found, as plain values.
+
+    Args:
+        base_values: what the recipe has for the settings of the space.
+        repeats: the leaders' other trainings.
+        phases_s: seconds of what was done besides training.
+    """
+    scored = [trial for trial in trials if trial.epochs]
+    shown = "seconds" if cost == "none" else cost
+    return {
+        "trials": [_describe_trial(trial, shown) for trial in trials],
+        "leaders": [leader.to_dict() for leader in leaders],
+        "front": [trial.number for trial in find_front(trials, shown)],
+        "importance": rank_importance(space, trials),
+        "importance_epoch": find_common_epoch(scored) if scored else None,
+        "space": [
+            {"path": path, "domain": domain.describe(), **_describe_axis(asdict(domain))}
+            for path, domain in space.items()
+        ],
+        "base_values": dict(base_values),
+        "cost": shown,
+        "spent": _sum_up(trials, repeats, phases_s),
+    }
+
+
+def render_tuning_html(tuning: Mapping[str, Any], title: str) -> str:
+    """The page."""
+    folders = [Path(__file__).parent, Path(rendering.__file__).parent]
+    environment = Environment(
+        loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    longest = max((row["seconds"] for row in tuning["spent"]), default=0) or 1
+    return environment.get_template("tuning.html.jinja").render(
+        title=title,
+        gain=tuning["gain"],
+        figures=tuning["figures"],
+        notes=tuning["notes"],
+        pictures=[Markup(picture) for picture in _draw_pictures(tuning)],
+        importance=[
+            (path, share, 100 * share / max(tuning["importance"].values()))
+            for path, share in tuning["importance"].items()
+        ],
+        importance_epoch=tuning["importance_epoch"],
+        spent=[(row["what"], row["number"], row["seconds"], 100 * row["seconds"] / longest) for row in tuning["spent"]],
+        tables=[leaders_table(tuning), trials_table(tuning)],
+        preset=tuning["preset"],
+        failures=[
+            (f"trial {trial['number']}", trial["reason"])
+            for trial in tuning["trials"]
+            if trial["status"] in (FAILED, REFUSED)
+        ],
+        facts=[(name, str(value)) for name, value in tuning["facts"].items()],
+    )
+
+
+def render_tuning_markdown(tuning: Mapping[str, Any], title: str) -> str:
+    """The same tables in text."""
+    parts = [f"# {title}", tuning["gain"]]
+    for name, header, rows in (leaders_table(tuning), trials_table(tuning)):
+        parts += [f"## {name}", render_markdown_table(header, rows)]
+    if tuning["importance"]:
+        rows = [[path, f"{share:.0%}"] for path, share in tuning["importance"].items()]
+        parts += [
+            f"## Importance for F1 after epoch {tuning['importance_epoch']}",
+            render_markdown_table(["", "share"], rows),
+        ]
+    rows = [[row["what"], str(row["number"] or ""), f"{row['seconds']:,.0f}"] for row in tuning["spent"]]
+    parts += ["## What was spent", render_markdown_table(["", "number", "seconds"], rows)]
+    facts = [[name, str(value)] for name, value in tuning["facts"].items()]
+    parts += ["## Notes", *tuning["notes"], render_markdown_table(["", ""], facts, num_text=2)]
+    return "\n\n".join(parts) + "\n"
+
+
+def leaders_table(tuning: Mapping[str, Any]) -> Table:
+    """The leaders, the winner first, with what they reach with each seed."""
+    seeds = sorted({run["seed"] for leader in tuning["leaders"] for run in leader["runs"]})
+    rows = []
+    for leader in tuning["leaders"]:
+        scores = {run["seed"]: f"{100 * run['f1']:.1f}" for run in leader["runs"]}
+        deviation = _EN_DASH if leader["deviation"] is None else f"{100 * leader['deviation']:.1f}"
+        settings = render_settings(leader["settings"]) or "the recipe as it is"
+        cells = [f"{100 * leader['mean_f1']:.1f}", deviation, *(scores.get(seed, _EN_DASH) for seed in seeds)]
+        rows.append([f"trial {leader['number']}: {settings}", *cells])
+    return "Leaders, with several seeds", ["", "mean dev F1", "deviation", *(f"seed {seed}" for seed in seeds)], rows
+
+
+def trials_table(tuning: Mapping[str, Any]) -> Table:
+    """Every trial, the best first."""
+    paths = [axis["path"] for axis in tuning["space"]]
+    header = ["", "dev F1", "epochs", "s", *(path.rsplit(".", 1)[-1] for path in paths), "how it ended"]
+    is_flops = tuning["cost"] == "flops"
+    header[3] = "PFLOP" if is_flops else "s"
+    rows = []
+    for trial in sorted(tuning["trials"], key=lambda one: (-(one["f1"] or 0.0), one["number"])):
+        values = trial["settings"] or tuning["base_values"]
+        cost = (
+            _EN_DASH
+            if trial["cost"] is None
+            else f"{trial['cost'] / 1e15:,.3f}"
+            if is_flops
+            else f"{trial['cost']:,.1f}"
+        )
+        ended = trial["status"] if trial["status"] == FINISHED else f"{trial['status']} {trial['reason']}".strip()
+        rows.append(
+            [
+                f"trial {trial['number']}" + ("" if trial["settings"] else " (the recipe)"),
+                _EN_DASH if trial["f1"] is None else f"{100 * trial['f1']:.1f}",
+                f"{len(trial['epochs'])} of {trial['num_epochs'] or '?'}",
+                cost,
+                *(render_value(values[path]) if path in values else _EN_DASH for path in paths),
+                ended if len(ended) <= 40 else f"{ended[:39]}…",
+            ]
+        )
+    return "Trials", header, rows
+
+
+def render_settings(settings: Mapping[str, Value]) -> str:
+    """Settings in a line, by their last names."""
+    return ", ".join(f"{path.rsplit('.', 1)[-1]} {render_value(value)}" for path, value in settings.items())
+
+
+def _describe_trial(trial: Trial, cost: str) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "settings": trial.plan.settings,
+        "turns": trial.plan.turns,
+        "seed": trial.plan.seed,
+        "status": trial.status,
+        "reason": trial.reason,
+        "f1": trial.best_f1,
+        "epochs": [list(point) for point in trial.epochs],
+        "num_epochs": trial.num_epochs,
+        "seconds": round(trial.train_s, 3),
+        "num_tokens": trial.num_tokens,
+        "cost": measure_cost(trial, cost),
+    }
+
+
+def _describe_axis(domain: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "is_log": domain["kind"] in ("loguniform", "lograndint"),
+        "choices": [render_value(choice) for choice in domain["choices"]],
+        "low": domain["low"],
+        "high": domain["high"],
+    }
+
+
+def _sum_up(trials: Sequence[Trial], repeats: Sequence[Trial], phases_s: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Seconds of training by what became of it, and of what was done besides."""
+    names = {
+        FINISHED: "trials that came to their end",
+        STOPPED: "trials stopped early",
+        OPEN: "trials that time ended",
+        FAILED: "trials that failed",
+        REFUSED: "trials refused",
+    }
+    rows = []
+    for status, name in names.items():
+        found = [trial for trial in trials if trial.status == status]
+        rows.append((name, len(found), sum(trial.train_s for trial in found)))
+    rows.append(("leaders with other seeds", len(repeats), sum(trial.train_s for trial in repeats)))
+    rows += [(name, 0, seconds) for name, seconds in phases_s.items()]
+    return [
+        {"what": name, "number": number, "seconds": round(seconds, 1)}
+        for name, number, seconds in rows
+        if number or seconds
+    ]
+
+
+def _draw_pictures(tuning: Mapping[str, Any]) -> list[str]:
+    scored = [trial for trial in tuning["trials"] if trial["epochs"] and trial["f1"] is not None]
+    if not scored:
+        return []
+    leading = {leader["number"] for leader in tuning["leaders"]}
+    low, high = min(trial["f1"] for trial in scored), max(trial["f1"] for trial in scored)
+    curves, ends, costs = [], [], []
+    for trial in scored:
+        values = trial["settings"] or tuning["base_values"]
+        name = (
+            f"trial {trial['number']}: {render_settings(trial['settings']) or 'the recipe as it is'}: {trial['f1']:.4f}"
+        )
+        score = (trial["f1"] - low) / ((high - low) or 1.0)
+        plain = {
+            path: value if isinstance(value, int | float) and not isinstance(value, bool) else render_value(value)
+            for path, value in values.items()
+        }
+        choices = {axis["path"] for axis in tuning["space"] if axis["choices"]}
+        plain = {path: render_value(values[path]) if path in choices else value for path, value in plain.items()}
+        is_leader = trial["number"] in leading
+        curves.append(Line(name, score, is_leader, [(epoch, f1) for epoch, f1 in trial["epochs"]]))
+        ends.append(Line(name, score, is_leader, [(0.0, trial["f1"])], plain))
+        if trial["cost"] is not None and trial["status"] == FINISHED and not trial["turns"]:
+            costs.append((trial["number"], Line(name, score, is_leader, [(trial["cost"], trial["f1"])])))
+    pictures = [
+        draw_curves(curves, "Dev F1 of every trial", "epoch", "strict micro F1"),
+        draw_parallel(ends, tuning["space"], "Settings and F1"),
+    ]
+    if len(costs) > 1:
+        places = {number: place for place, (number, _) in enumerate(costs)}
+        front = [places[number] for number in tuning["front"] if number in places]
+        label = COST_LABELS[tuning["cost"]]
+        pictures.append(draw_scatter([line for _, line in costs], front, "F1 against cost", label, "dev F1"))
+    return pictures

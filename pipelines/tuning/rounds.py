@@ -1,0 +1,195 @@
+"""The rounds of a search: trials, then their leaders with other seeds."""
+
+from pathlib import Path
+
+from pipelines.training.resources import ResourcesConfig
+from pipelines.tuning.budget import Budget, close_s, estimate_trial_s, keep_back_s
+from pipelines.tuning.config import SearchConfig, TuneError
+from pipelines.tuning.leaders import BASE, Leader, choose_leaders, gather_leaders, plan_repeats, rank_trials
+from pipelines.tuning.running import Bench, BuildJob
+from pipelines.tuning.sampling import Sampler
+from pipelines.tuning.schedulers import build_scheduler
+from pipelines.tuning.search import Limits, Tell, run_trials
+from pipelines.tuning.slots import Slots
+from pipelines.tuning.space import Space, Value
+from pipelines.tuning.trials import FAILED, OPEN, REFUSED, STOPPED, Journal, Plan, Trial
+
+
+class Rounds:
+    """A search in a run folder.
+
+    Args:
+        num_epochs: the most that a trial may have.
+        build_job: (settings, seed) → what is trained.
+        resources: what each trial's training takes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        search: SearchConfig,
+        space: Space,
+        num_epochs: int,
+        build_job: BuildJob,
+        slots: Slots,
+        resources: ResourcesConfig,
+        budget: Budget,
+    ) -> None:
+        self.config, self.space, self.slots, self.budget = search, space, slots, budget
+        self.num_epochs, self.build_job, self.resources = num_epochs, build_job, resources
+        self.trials = Journal(folder / "trials")
+        self.repeats = Journal(folder / "leaders")
+        self.was_cut = False
+        """Whether time ended a round before its work was done."""
+
+    def search(self, seed: int, tell: Tell) -> None:
+        """Run the trials: the recipe as it is first, then what the sampler draws. Raises TuneError."""
+        config, journal = self.config, self.trials
+        sampler = Sampler(self.space, config.sampler, config.seed, cost=config.cost)
+
+        def draw(trials: list[Trial], number: int) -> Plan:
+            is_recipe = number == BASE and config.sampler != "pbt"
+            settings: dict[str, Value] = {} if is_recipe else sampler.draw(trials, number)
+            return journal.add(settings, seed)
+
+        trials = journal.read_all()
+        limits = Limits(
+            self.budget,
+            lambda trials: keep_back_s(config, trials, self.slots.concurrent),
+            config.patience,
+            is_first=not any(trial.epochs for trial in trials),
+        )
+        is_population = config.sampler == "pbt"
+        try:
+            run_trials(
+                self._make_bench(journal, pauses=is_population or config.scheduler == "hyperband"),
+                journal,
+                self.slots,
+                limits,
+                draw=draw,
+                scheduler=build_scheduler(config, self.space, self.num_epochs),
+                is_population=is_population,
+                num_trials=config.num_trials,
+                keep=self._keep_leaders,
+                tell=tell,
+            )
+        except TuneError:
+            for trial in journal.read_all():
+                journal.remove(trial.number)
+            raise
+        self.was_cut |= limits.has_ended and not limits.has_settled
+        self._check_scores()
+
+    def list_seeds(self, seed: int) -> list[int]:
+        """The seeds of a leader, that of the search first."""
+        return [seed + number for number in range(self.config.num_seeds)]
+
+    def list_repeats(self, seed: int) -> list[tuple[dict[str, Value], int]]:
+        """(settings, seed) of what leaders lack."""
+        return plan_repeats(choose_leaders(self.trials.read_all(), self.config.num_leaders), self.list_seeds(seed))
+
+    def repeat_leaders(self, seed: int, tell: Tell) -> list[Leader]:
+        """Train the best settings, and the recipe as it is, with other seeds; the winner is the first."""
+        leaders = choose_leaders(self.trials.read_all(), self.config.num_leaders)
+        wanted = self.list_repeats(seed)
+        known = [(trial.plan.settings, trial.plan.seed) for trial in self.repeats.read_all()]
+        for settings, one in wanted:
+            if (settings, one) not in known:
+                self.repeats.add(settings, one)
+        searched = self.trials.read_all()
+        limits = Limits(self.budget, lambda trials: close_s(estimate_trial_s([*trials, *searched])), is_first=False)
+        self._run_all(self.repeats, limits, tell)
+        self.was_cut |= limits.has_ended
+        return gather_leaders(leaders, self.list_seeds(seed), self.trials, self.repeats)
+
+    def ensure_weights(self, winner: Leader, tell: Tell) -> Path:
+        """The folder of the winner's best run, trained once more if its weights were not kept."""
+        folder = winner.best_run.folder
+        journal = Journal(folder.parent)
+        if journal.has_weights(int(folder.name)):
+            return folder
+        plan = journal.read_plan(int(folder.name))
+        again = Journal(self.trials.folder.with_name("winner"))
+        if [trial.plan.settings for trial in again.read_all()] != [plan.settings]:
+            for trial in again.read_all():
+                again.remove(trial.number)
+            again.add(plan.settings, plan.seed)
+        unlimited = Limits(Budget(self.trials.folder.parent, None), lambda trials: 0.0, is_first=False)
+        self._run_all(again, unlimited, tell)
+        return again.find(0)
+
+    def forget_weights(self) -> None:
+        """Free the room of all checkpoints: the bundle has what is needed."""
+        for journal in (self.trials, self.repeats):
+            for trial in journal.read_all():
+                if trial.status != OPEN:
+                    journal.forget_weights(trial.number)
+
+    def list_notes(self, leaders: list[Leader]) -> list[str]:
+        """Sentences on what a reader should be careful with."""
+        trials = self.trials.read_all()
+        notes = [
+            "Trials are compared by strict micro F1 on dev, of their best epoch. The test split was scored once, for "
+            "the winner."
+        ]
+        if self.was_cut:
+            notes.append("The budget ended the search before all was done; the same command with more of it goes on.")
+        if not leaders[0].best_run.is_whole:
+            notes.append("The winner itself had not come to its last epoch.")
+        if any(trial.status == STOPPED for trial in trials):
+            notes.append("A trial stopped early might have come out better than it stood.")
+        if any(trial.plan.turns for trial in trials):
+            notes.append(
+                "Members of the population changed their settings while they trained; leaders are trained with their "
+                "last ones from the start, which may give another F1."
+            )
+        return notes
+
+    def _run_all(self, journal: Journal, limits: Limits, tell: Tell) -> None:
+        """Run the trials that a journal has, to their end."""
+        run_trials(
+            self._make_bench(journal, pauses=False),
+            journal,
+            self.slots,
+            limits,
+            draw=lambda trials, number: None,
+            num_trials=journal.count(),
+            keep=_keep_best_of_each,
+            tell=tell,
+        )
+
+    def _make_bench(self, journal: Journal, *, pauses: bool) -> Bench:
+        return Bench(
+            journal.folder,
+            self.build_job,
+            self.resources,
+            self.slots.gpus,
+            self.slots.is_alone,
+            pauses,
+            self.config.cost == "flops",
+        )
+
+    def _keep_leaders(self, trials: list[Trial]) -> set[int]:
+        return {trial.number for trial in choose_leaders(trials, self.config.num_leaders)}
+
+    def _check_scores(self) -> None:
+        """Raise TuneError if no trial has any score."""
+        trials = self.trials.read_all()
+        if rank_trials(trials):
+            return
+        wrong = next((trial for trial in trials if trial.status in (FAILED, REFUSED)), None)
+        raise TuneError(
+            "no trial has a score",
+            where=str(self.trials.folder),
+            rule="one epoch of one trial at least",
+            value=f"trial {wrong.number} {wrong.status}: {wrong.reason}" if wrong else "time ended before one epoch",
+            remedy="try the recipe with `rayner train`, or give more time",
+        )
+
+
+def _keep_best_of_each(trials: list[Trial]) -> set[int]:
+    """Of equal settings the best run."""
+    best: dict[str, Trial] = {}
+    for trial in rank_trials(trials):
+        best.setdefault(str(trial.plan.settings), trial)
+    return {trial.number for trial in best.values()}

@@ -1,0 +1,137 @@
+"""How many trials run at a time, and what each one holds of the cluster."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from pipelines.training.resources import ResourcesConfig, list_cores
+from pipelines.tuning.config import SearchConfig, TuneError
+
+MOST_CPUS = 4
+"""Threads of a trial: small steps gain little from more, and other trials run meanwhile."""
+GRAIN = 1e-4
+"""Ray counts resources in such parts."""
+SMALL = 0.01
+"""CPUs of a trial whose workers are placed by Ray Train, outside of what Ray Tune knows."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Places for trials."""
+
+    num_workers: int
+    """Of a trial; one trains in the trial's own process, several by Ray Train."""
+    cpus: int
+    """Of each worker."""
+    gpus: float
+    """Of each worker."""
+    concurrent: int
+    """Trials at a time."""
+    filler_cpus: float = 0.0
+    """Logical CPUs that a trial holds besides, so that no more trials fit than `concurrent`."""
+    must_count: bool = False
+    """Whether more would fit nevertheless, and trials have to be counted, paused ones too."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether a trial trains in its own process."""
+        return self.num_workers == 1
+
+    def list_bundles(self) -> list[dict[str, float]]:
+        """What Ray Tune reserves for a trial; the trial's process has the first bundle."""
+        if not self.is_alone:
+            return [{"CPU": SMALL}]
+        own = {"CPU": float(self.cpus)} | ({"GPU": self.gpus} if self.gpus else {})
+        return [own, {"CPU": self.filler_cpus}] if self.filler_cpus else [own]
+
+    def describe(self) -> str:
+        """In words."""
+        trials = "one trial" if self.concurrent == 1 else f"{self.concurrent} trials"
+        cpus = "one CPU" if self.cpus == 1 else f"{self.cpus} CPUs"
+        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
+        each = f"{self.num_workers} workers with {cpus}{gpus} each" if not self.is_alone else f"{cpus}{gpus}"
+        return f"{trials} at a time, {'each ' if self.concurrent > 1 else ''}with {each}"
+
+
+def plan_slots(search: SearchConfig, resources: ResourcesConfig, num_trials: int) -> Slots:
+    """Places on the connected cluster, counted node by node. Raises TuneError if there is none."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    limit = ray._private.state.state.get_max_resources_from_cluster_config()
+    return fit_slots(nodes, list_cores(), search, resources, num_trials, limit)
+
+
+def fit_slots(
+    nodes: list[dict[str, Any]],
+    cores: list[int],
+    search: SearchConfig,
+    resources: ResourcesConfig,
+    num_trials: int,
+    limit: dict[str, Any] | None = None,
+) -> Slots:
+    """Places on nodes with these resources and cores. Raises TuneError if there is none.
+
+    Args:
+        cores: of each node; where a machine declares more logical CPUs than it has, fewer than those.
+        limit: what the cluster may grow to, if it grows.
+    """
+    num_workers = (resources.read_num_workers() or (1, 1))[0]
+    gpus = _choose_gpus(search, resources, nodes)
+    cpus = search.cpus_per_trial or resources.cpus_per_worker or _choose_cpus(nodes, cores, gpus)
+    own = [_count_places(cores[at], node.get("GPU", 0), cpus, gpus) for at, node in enumerate(nodes)]
+    places = sum(own) // num_workers
+    if limit is not None:
+        places = max(places, _count_places(limit.get("CPU", 0), limit.get("GPU", 0), cpus, gpus) // num_workers)
+    if not places:
+        needs = f"{cpus} CPU" + (f", {gpus:g} GPU" if gpus else "")
+        raise TuneError(
+            "the cluster has no room for a trial",
+            rule=f"{num_workers} workers with {needs} each" if num_workers > 1 else f"a node with {needs}",
+            value="; ".join(f"{core} CPU, {node.get('GPU', 0):g} GPU" for core, node in zip(cores, nodes, strict=True)),
+            remedy="lower `--search.cpus_per_trial` or `--search.gpus_per_trial`, or add nodes",
+        )
+    concurrent = min(places, search.max_concurrent or places, max(1, num_trials))
+    declared = [float(node.get("CPU", 0)) for node in nodes]
+    natural = [
+        _count_places(there, node.get("GPU", 0), cpus, gpus) for there, node in zip(declared, nodes, strict=True)
+    ]
+    if num_workers > 1 or limit is not None:
+        return Slots(num_workers, cpus, gpus, concurrent, must_count=True)
+    size = float(cpus) if sum(natural) == concurrent else _size_slot(declared, cpus, concurrent)
+    if size is None:
+        return Slots(num_workers, cpus, gpus, concurrent, must_count=True)
+    filler = math.floor((size - cpus) / GRAIN + 1e-3) * GRAIN
+    return Slots(num_workers, cpus, gpus, concurrent, round(filler, 4))
+
+
+def _count_places(cpus_there: float, gpus_there: float, cpus: int, gpus: float) -> int:
+    by_cpu = int(cpus_there // cpus)
+    if not gpus:
+        return by_cpu
+    by_gpu = int(gpus_there) * int(1 / gpus + 1e-9) if gpus < 1 else int(gpus_there // gpus)
+    return min(by_cpu, by_gpu)
+
+
+def _choose_gpus(search: SearchConfig, resources: ResourcesConfig, nodes: list[dict[str, Any]]) -> float:
+    has_any = any(node.get("GPU", 0) >= 1 for node in nodes)
+    if search.gpus_per_trial is not None:
+        return search.gpus_per_trial
+    return 1.0 if (has_any if resources.use_gpu is None else resources.use_gpu) else 0.0
+
+
+def _choose_cpus(nodes: list[dict[str, Any]], cores: list[int], gpus: float) -> int:
+    if gpus:
+        shares = [core * gpus / node["GPU"] for core, node in zip(cores, nodes, strict=True) if node.get("GPU", 0) >= 1]
+        return max(1, min(MOST_CPUS, int(max(shares, default=1))))
+    return max(1, min(MOST_CPUS, max(cores, default=1) // 2))
+
+
+def _size_slot(declared: list[float], cpus: int, concurrent: int) -> float | None:
+    """The fewest CPUs, from `cpus` on, of which exactly so many slots fit on the nodes; None if none does."""
+    sizes = {cpus, *(there / count for there in declared for count in range(1, int(there // cpus) + 1))}
+    for size in sorted(size for size in sizes if size >= cpus):
+        fitting = sum(math.floor(there / size + 1e-6) for there in declared)
+        if fitting <= concurrent:
+            return size if fitting == concurrent else None
+    return None

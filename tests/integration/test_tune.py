@@ -1,0 +1,145 @@
+"""A search on a small Ray: the best of its trials as a preset that repeats it, failures, early stops, a budget."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines import prepare, train, tune
+from pipelines.training.history import read_metrics
+from pipelines.tuning.trials import FAILED, FINISHED, STOPPED, Journal
+
+RATE, DROP = "training.optimizer.learning_rate", "training.r_drop"
+
+
+@pytest.fixture(scope="module")
+def corpus(ray_session: None, tiny_encoder: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags for a corpus prepared once and a tiny model."""
+    settings = ["--model.encoder", tiny_encoder, "--model.dropout", "0.01"]
+    files = [part for name in ("train", "dev", "test") for part in (f"--corpus.{name}", f"sample:en-{name}.jsonl")]
+    shards = str(tmp_path_factory.mktemp("corpus") / "shards")
+    assert prepare.main([*files, "--model.encoder", tiny_encoder, "--output_dir", shards]) == 0
+    return ["--corpus.shards", shards, *settings, "--training.precision", "fp32", "--training.batch_tokens", "150"]
+
+
+@pytest.fixture(scope="module")
+def search(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A bad recipe, then by this seed a trial whose loss is not a number, a good one, and one that learns nothing."""
+    folder = tmp_path_factory.mktemp("search") / "tuning"
+    space = [f"--space.{RATE}", "1e-6", "2e-3", f"--space.{DROP}", "0", "1e38", f"--{RATE}", "1e-2"]
+    flags = ["--training.num_epochs", "3", "--search.num_trials", "4", "--search.sampler", "random"]
+    flags += ["--search.seed", "2", "--search.grace_epochs", "2", "--search.reduction_factor", "2"]
+    flags += ["--search.max_concurrent", "1", "--search.num_leaders", "1", "--search.num_seeds", "2"]
+    command = [*corpus, *flags, *space, "--output_dir", str(folder)]
+    assert tune.main(command) == 0
+    return folder, command
+
+
+@pytest.mark.timeout(240)
+def test_failing_trial_is_reported_and_stopped_ones_have_fewer_epochs(search):
+    folder, _ = search
+    trials = Journal(folder / "trials").read_all()
+    assert [trial.status for trial in trials] == [FINISHED, FAILED, FINISHED, STOPPED]
+    assert [len(trial.epochs) for trial in trials] == [3, 0, 3, 2]
+    assert "the loss is not a number" in trials[1].reason
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") >= 2
+    assert "the loss is not a number" in page
+
+
+def test_winner_was_repeated_and_is_compared_with_the_recipe(search):
+    folder, _ = search
+    tuning: dict[str, Any] = json.loads((folder / "tuning.json").read_text())
+    assert [leader["number"] for leader in tuning["leaders"]] == [2, 0]
+    assert all([run["seed"] for run in leader["runs"]] == [1, 2] for leader in tuning["leaders"])
+    means = [leader["mean_f1"] for leader in tuning["leaders"]]
+    assert means == sorted(means, reverse=True)
+    assert tuning["winner"] == tuning["leaders"][0]["number"]
+    assert not list(folder.glob("*/*/checkpoints"))
+
+
+@pytest.mark.timeout(240)
+def test_preset_repeats_the_winner_to_the_last_digit(search, tmp_path):
+    folder, _ = search
+    found = json.loads((folder / "run.json").read_text())["scores"]
+    assert train.main(["--config", str(folder / "best.yaml"), "--output_dir", str(tmp_path / "best")]) == 0
+    assert json.loads((tmp_path / "best" / "run.json").read_text())["scores"] == found
+    layouts = [sorted(path.name for path in (one / "bundle").iterdir()) for one in (folder, tmp_path / "best")]
+    assert layouts[0] == layouts[1]
+    assert yaml.safe_load((folder / "best.yaml").read_text())["resources"]["num_workers"] == 1
+
+
+@pytest.mark.timeout(240)
+def test_same_command_is_finished_and_more_trials_add_to_those_done(search, capfd):
+    folder, command = search
+    assert tune.main(command) == 0
+    assert "this search is finished" in capfd.readouterr().out
+    before = {path: path.read_bytes() for path in folder.glob("trials/*/metrics.jsonl")}
+    assert tune.main([*command, "--search.num_trials", "5", "--search.num_seeds", "1"]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(Journal(folder / "trials").read_all()) == 5
+
+
+def count_at_once(journal: Journal) -> int:
+    """The most trials that were in the middle of a step at the same moment."""
+    moments = []
+    for trial in journal.read_all():
+        for row in read_metrics(journal.find(trial.number) / "metrics.jsonl"):
+            if row["kind"] == "step":
+                moments += [(row["time"] - 0.6 * row["seconds"], 1), (row["time"] - 0.4 * row["seconds"], -1)]
+    level, most = 0, 0
+    for _, change in sorted(moments):
+        level += change
+        most = max(most, level)
+    return most
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--search.sampler", "pbt", "--search.num_trials", "4", "--training.num_epochs", "3"],
+        [
+            *("--search.scheduler", "hyperband", "--search.num_trials", "5", "--training.num_epochs", "3"),
+            *("--search.cost", "flops"),
+        ],
+        ["--resources.num_workers", "2", "--search.num_trials", "1"],
+    ],
+    ids=["population", "hyperband", "two workers"],
+)
+def test_every_way_of_searching_comes_to_an_end(corpus, tmp_path, flags):
+    folder = tmp_path / "tuning"
+    command = [*corpus, "--training.num_epochs", "1", f"--space.{RATE}", "loguniform(1e-4, 3e-3)", *flags]
+    command += ["--search.max_concurrent", "2", "--search.num_leaders", "1", "--search.num_seeds", "1"]
+    command += ["--output_dir", str(folder)]
+    assert tune.main(command) == 0
+    trials = Journal(folder / "trials").read_all()
+    assert {trial.status for trial in trials} <= {FINISHED, STOPPED}
+    assert all(trial.train_s > 0 for trial in trials)
+    assert count_at_once(Journal(folder / "trials")) <= 2
+    tuning = json.loads((folder / "tuning.json").read_text())
+    assert tuning["leaders"][0]["runs"][0]["is_whole"]
+    assert (folder / "bundle" / "bundle.json").is_file()
+    if "pbt" in flags:
+        turned = [trial for trial in trials if trial.plan.turns]
+        assert turned
+        assert all(trial.plan.settings != trial.plan.turns[0]["before"] for trial in turned)
+    if "hyperband" in flags:
+        assert any(trial.status == STOPPED for trial in trials)
+    if "flops" in flags:
+        assert all(trial.flops and trial.flops > 1e6 * trial.num_tokens for trial in trials)
+        assert len(list((folder / "front").glob("*.yaml"))) == len(tuning["front"]) >= 1
+
+
+@pytest.mark.timeout(120)
+def test_budget_in_which_no_trial_ends_is_refused_and_leaves_none(corpus, tmp_path, capfd):
+    folder = tmp_path / "tuning"
+    flags = ["--training.num_epochs", "3000", "--search.budget_s", "60", "--space.model.dropout", "0", "0.1"]
+    assert tune.main([*corpus, *flags, "--output_dir", str(folder)]) == 2
+    told = capfd.readouterr()
+    for fact in ("the budget is smaller than one trial", "one trial takes about", "60 s"):
+        assert fact in told.err
+    assert not list(folder.glob("trials/*"))
+    assert not (folder / "bundle").exists()

@@ -1,0 +1,115 @@
+"""Leaders, their seeds, the winner among them, and the front of F1 against cost."""
+
+import math
+
+import pytest
+
+from pipelines.tuning.leaders import (
+    choose_leaders,
+    describe_gain,
+    find_front,
+    gather_leaders,
+    plan_repeats,
+    rank_trials,
+)
+from pipelines.tuning.trials import FAILED, FINISHED, OPEN, REFUSED, STOPPED, Journal, Plan, Trial
+from tests.unit.tuning.trials import make_trial, write_trial
+
+
+def test_trials_that_came_to_their_end_lead_those_that_were_stopped():
+    trials = [make_trial(0, [0.3]), make_trial(1, [0.9], STOPPED), make_trial(2, [0.5]), make_trial(3, [0.95], FAILED)]
+    trials += [make_trial(4, [math.nan]), make_trial(5, [], REFUSED), make_trial(6, [0.6], OPEN)]
+    assert [trial.number for trial in rank_trials(trials)] == [2, 0, 1, 6]
+
+
+def test_recipe_is_a_leader_besides_the_best_and_no_settings_twice():
+    trials = [
+        make_trial(0, [0.3]),
+        make_trial(1, [0.5], settings={"a": 1}),
+        make_trial(2, [0.5], settings={"a": 1}),
+        make_trial(3, [0.4], settings={"a": 2}),
+        make_trial(4, [0.2], settings={"a": 3}),
+    ]
+    assert [trial.number for trial in choose_leaders(trials, 2)] == [0, 1, 3]
+    assert [trial.number for trial in choose_leaders(trials[1:], 2)] == [1, 3]
+
+
+def test_repeats_are_what_leaders_lack_seed_by_seed():
+    leaders = [make_trial(0, [0.3]), make_trial(1, [0.5], STOPPED, settings={"a": 1})]
+    assert plan_repeats(leaders, [1, 2]) == [({"a": 1}, 1), ({}, 2), ({"a": 1}, 2)]
+
+
+@pytest.fixture
+def journals(tmp_path):
+    return Journal(tmp_path / "trials"), Journal(tmp_path / "leaders")
+
+
+def test_winner_is_the_best_over_seeds_not_the_luckiest(journals):
+    search, repeats = journals
+    write_trial(search, {}, [0.50], FINISHED)
+    write_trial(search, {"a": 1}, [0.60], FINISHED)
+    write_trial(search, {"a": 2}, [0.58], FINISHED)
+    for settings, seed, f1 in (({}, 2, 0.51), ({"a": 1}, 2, 0.40), ({"a": 2}, 2, 0.57)):
+        write_trial(repeats, settings, [f1], FINISHED, seed=seed)
+    leaders = gather_leaders(choose_leaders(search.read_all(), 2), [1, 2], search, repeats)
+    assert [leader.number for leader in leaders] == [2, 0, 1]
+    assert leaders[0].mean_f1 == pytest.approx(0.575)
+    assert leaders[0].best_run.seed == 1
+    assert leaders[0].best_run.folder == search.find(2)
+    assert "over the recipe as it is, over 2 seeds" in describe_gain(leaders)
+
+
+def test_gain_within_the_seeds_spread_is_told_as_such(journals):
+    search, repeats = journals
+    write_trial(search, {}, [0.50], FINISHED)
+    write_trial(search, {"a": 1}, [0.60], FINISHED)
+    write_trial(repeats, {}, [0.58], FINISHED, seed=2)
+    write_trial(repeats, {"a": 1}, [0.50], FINISHED, seed=2)
+    write_trial(repeats, {}, [0.50], FINISHED, seed=3)
+    write_trial(repeats, {"a": 1}, [0.56], FINISHED, seed=3)
+    leaders = gather_leaders(choose_leaders(search.read_all(), 1), [1, 2, 3], search, repeats)
+    assert describe_gain(leaders).endswith("no more than the seeds differ by.")
+
+
+def test_recipe_that_wins_is_told(journals):
+    search, _ = journals
+    write_trial(search, {}, [0.50], FINISHED)
+    write_trial(search, {"a": 1}, [0.40], FINISHED)
+    leaders = gather_leaders(choose_leaders(search.read_all(), 1), [1], search, None)
+    assert describe_gain(leaders) == "No trial was better than the recipe as it is."
+
+
+def test_leader_stopped_early_is_taken_from_its_whole_repeat(journals):
+    search, repeats = journals
+    write_trial(search, {"a": 1}, [0.60], STOPPED)
+    write_trial(repeats, {"a": 1}, [0.55, 0.62], FINISHED)
+    [leader] = gather_leaders(choose_leaders(search.read_all(), 1), [1], search, repeats)
+    assert [(run.seed, run.f1, run.is_whole) for run in leader.runs] == [(1, 0.62, True)]
+
+
+def test_leader_without_a_whole_run_is_told_apart(journals):
+    search, _ = journals
+    write_trial(search, {"a": 1}, [0.60])
+    [leader] = gather_leaders(choose_leaders(search.read_all(), 1), [1], search, None)
+    assert not leader.best_run.is_whole
+
+
+def test_member_of_a_population_counts_by_its_repeats_alone(journals):
+    search, repeats = journals
+    member = Trial(Plan(1, {"a": 1}, 1, turns=[{"epoch": 1, "from": 0, "before": {}}]), FINISHED, epochs=((1, 0.9),))
+    assert plan_repeats([member], [1]) == [({"a": 1}, 1)]
+    write_trial(repeats, {"a": 1}, [0.7], FINISHED)
+    [leader] = gather_leaders([member], [1], search, repeats)
+    assert leader.mean_f1 == 0.7
+
+
+def test_front_has_what_no_other_trial_beats_at_its_cost():
+    spent = [(0, 0.50, 10.0), (1, 0.40, 5.0), (2, 0.45, 20.0), (3, 0.60, 30.0), (4, 0.40, 6.0), (5, 0.60, 31.0)]
+    trials = [make_trial(number, [f1], train_s=seconds) for number, f1, seconds in spent]
+    trials += [make_trial(6, [0.9], STOPPED, train_s=1.0), make_trial(7, [math.nan], train_s=1.0)]
+    assert [trial.number for trial in find_front(trials, "seconds")] == [1, 0, 3]
+
+
+def test_front_in_operations_leaves_out_trials_without_them():
+    trials = [make_trial(0, [0.5], flops=1e12), make_trial(1, [0.6], flops=None), make_trial(2, [0.6], flops=2e12)]
+    assert [trial.number for trial in find_front(trials, "flops")] == [0, 2]
