@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.markup import escape
 from rich.table import Table
 
@@ -43,6 +44,7 @@ from pipelines.resources import build_inference_request, build_training_request,
 from pipelines.settings import ConfigError
 from pipelines.training.config import TrainingConfig
 from pipelines.training.parallel import ParallelConfig
+from pipelines.training.probes import train_probe
 from pipelines.training.resources import ResourcesConfig
 
 HERE = ("here", "local", "this machine")
@@ -103,9 +105,7 @@ def run(config: PlanConfig) -> None:
     raise_all(_find_problems(config))
     architecture = read_architecture(str(config.model)) if config.model else None
     if config.calibrate:
-        with progress_console.status("measuring this machine …"):
-            rates = calibrate()
-        _print_rates(rates)
+        _calibrate(config.training.precision)
         if architecture is None:
             return
     assert architecture is not None
@@ -244,9 +244,16 @@ def _read_inventory(config: PlanConfig) -> Inventory:
     return parse_cluster(given) if "(" in given else read_manifest(Path(given).expanduser())
 
 
-def _print_rates(rates: Any) -> None:
+def _calibrate(precision: str) -> None:
+    """Measure this machine, and say what was found."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with progress_console.status("measuring this machine …") as status:
+        rates = calibrate(
+            train_probe, precision=precision, device=device, tell=lambda what: status.update(f"measuring {what} …")
+        )
     flops = ", ".join(f"{name} {value / 1e9:,.0f} GFLOP/s" for name, value in rates.flops.items())
     console.print(f"[bold]{escape(rates.name)}[/]: {flops}, memory {rates.memory_bytes_per_s / 1e9:,.1f} GB/s")
+    console.print("plans for this machine reckon with that from now on")
 
 
 def _print_plan(plan: Plan, facts: dict[str, Any]) -> None:

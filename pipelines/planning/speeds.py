@@ -5,7 +5,13 @@ from dataclasses import replace
 
 import torch
 
-from pipelines.planning.calibration import describe_machine, load_correction, load_rates, record_outcome
+from pipelines.planning.calibration import (
+    choose_precision,
+    describe_machine,
+    load_correction,
+    load_rates,
+    record_outcome,
+)
 from pipelines.planning.errors import PlanError
 from pipelines.planning.inventory import Node
 from pipelines.planning.rates import Rates, estimate_cpu_rates, find_rates
@@ -40,8 +46,7 @@ def resolve_precision(precision: str, node: Node, gpu: Rates | None) -> str:
         return precision
     if gpu is not None:
         return "bf16" if gpu.flops.get("bf16", 0) > gpu.flops["fp32"] else "fp32"  # older ones emulate it
-    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if is_here(node) and has_bf16 else "fp32"
+    return choose_precision(torch.device("cpu")) if is_here(node) else "fp32"
 
 
 def slow_down_between_nodes(rates: Rates, nodes: Sequence[Node]) -> Rates:
