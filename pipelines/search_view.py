@@ -65,7 +65,10 @@ def print_leaders(tuning: dict[str, Any]) -> None:
     for number, leader in enumerate(tuning["leaders"]):
         pairs = [f"{path.rsplit('.', 1)[-1]} {value}" for path, value in leader["settings"].items()]
         spread = "" if leader["deviation"] is None else f"{leader['deviation']:.4f}"
-        cells = [str(leader["number"]), escape(", ".join(pairs) or "the recipe as it is")]
+        cells = [
+            str(leader["number"]) if leader["number"] >= 0 else "",
+            escape(", ".join(pairs) or "the recipe as it is"),
+        ]
         cells += [f"{leader['mean_f1']:.4f}", spread, str(len(leader["runs"]))]
         table.add_row(*cells, style="bold" if number == 0 else "")
     console.print()

@@ -74,7 +74,8 @@ def keep_back_s(search: SearchConfig, trials: Sequence[Trial], concurrent: int) 
     trial_s = estimate_trial_s(trials)
     if search.limit_s is None or trial_s is None:
         return 0.0
-    num_runs = (min(search.num_leaders, max(1, search.num_trials - 1)) + 1) * (search.num_seeds - 1)
+    num_seeds = search.num_seeds - (search.sampler != "pbt")  # members of a population are trained anew
+    num_runs = (min(search.num_leaders, max(1, search.num_trials - 1)) + 1) * num_seeds
     rounds = -(-num_runs // concurrent)
     return min(MOST_KEPT_BACK * search.limit_s, rounds * trial_s + close_s(trial_s))
 

@@ -11,7 +11,9 @@ from pipelines.tuning.space import Value
 from pipelines.tuning.trials import FAILED, REFUSED, Journal, Plan, Trial
 
 BASE = 0
-"""The number of the trial that is the recipe as it is."""
+"""The number of the trial that is the recipe as it is, where the sampler draws trials one by one."""
+UNTRIED = -1
+"""The number of the recipe as it is where no trial is that, and leaders are compared with it nevertheless."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Leader:
     settings: dict[str, Value]
     runs: tuple[Run, ...]
     """By seed."""
+
+    @property
+    def is_recipe(self) -> bool:
+        """Whether it is the recipe as it is."""
+        return not self.settings
 
     @property
     def mean_f1(self) -> float:
@@ -68,7 +75,10 @@ def rank_trials(trials: Iterable[Trial]) -> list[Trial]:
 
 def choose_leaders(trials: Sequence[Trial], num_leaders: int) -> list[Trial]:
     """The recipe as it is, if it can be trained, and the best trials besides, no two with the same settings."""
-    chosen: list[Trial] = [trial for trial in trials if trial.number == BASE and trial.status not in (FAILED, REFUSED)]
+    recipes = [trial for trial in trials if not trial.plan.settings]
+    if trials and not recipes:
+        recipes = [Trial(Plan(UNTRIED, {}, trials[0].plan.seed))]
+    chosen = [trial for trial in recipes if trial.status not in (FAILED, REFUSED)]
     num_base = len(chosen)
     for trial in rank_trials(trials):
         if all(trial.plan.settings != other.plan.settings for other in chosen):
@@ -97,7 +107,7 @@ def gather_leaders(
     found = []
     for leader in leaders:
         runs: dict[int, Run] = {}
-        own = _to_run(search, leader)
+        own = _to_run(search, leader) if leader.number != UNTRIED else None
         if own is not None and leader.plan.seed in seeds and not leader.plan.turns:
             runs[own.seed] = own
         for repeat in known:
@@ -116,7 +126,7 @@ def gather_leaders(
 def describe_gain(leaders: Sequence[Leader]) -> str:
     """A sentence on how much the winner is better than the recipe as it is, by the seeds that both have."""
     winner = leaders[0]
-    base = next((leader for leader in leaders if leader.number == BASE), None)
+    base = next((leader for leader in leaders if leader.is_recipe), None)
     if base is None:
         return "The recipe as it is could not be trained, so there is nothing to compare the winner with."
     if base is winner:

@@ -114,7 +114,8 @@ def leaders_table(tuning: Mapping[str, Any]) -> Table:
         deviation = _EN_DASH if leader["deviation"] is None else f"{100 * leader['deviation']:.1f}"
         settings = render_settings(leader["settings"]) or "the recipe as it is"
         cells = [f"{100 * leader['mean_f1']:.1f}", deviation, *(scores.get(seed, _EN_DASH) for seed in seeds)]
-        rows.append([f"trial {leader['number']}: {settings}", *cells])
+        name = f"trial {leader['number']}: {settings}" if leader["number"] >= 0 else settings
+        rows.append([name, *cells])
     return "Leaders, with several seeds", ["", "mean dev F1", "deviation", *(f"seed {seed}" for seed in seeds)], rows
 
 

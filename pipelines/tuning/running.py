@@ -147,8 +147,9 @@ def _go_on(journal: Journal, number: int, config: dict[str, Any]) -> int:
         return 0
     with checkpoint.as_directory() as folder:
         last = json.loads(Path(folder, TOLD_FILE).read_text(encoding="utf-8"))
-    plan = journal.read_plan(number)
-    if last["number"] != number and last["state"] and plan.settings != config["settings"]:
+    turns = journal.read_plan(number).turns
+    is_done = bool(turns) and (turns[-1]["from"], turns[-1]["epoch"]) == (last["number"], last["epoch"])
+    if last["number"] != number and last["state"] and not is_done:
         journal.take_over(number, last["state"], last["epoch"], config["settings"])
     return int(last["epoch"])
 

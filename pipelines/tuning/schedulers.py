@@ -42,6 +42,7 @@ def build_scheduler(search: SearchConfig, space: Space, num_epochs: int) -> Tria
                 hyperparam_mutations={"settings": {path: _mutate(space[path]) for path in list_changeable(space)}},
                 custom_explore_fn=lambda config: _tidy(config, space),
                 log_config=False,
+                synch=True,  # members are compared at the same epoch, however many run at a time
             )
     if search.scheduler == "asha":
         grace = min(search.grace_epochs, num_epochs)

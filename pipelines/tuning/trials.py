@@ -91,7 +91,6 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, number: int) -> Path:
         """The folder of a trial."""
@@ -109,7 +108,7 @@ class Journal:
 
     def write(self, plan: Plan) -> None:
         """Note what a trial is to be."""
-        self.find(plan.number).mkdir(exist_ok=True)
+        self.find(plan.number).mkdir(parents=True, exist_ok=True)
         _write_json(self.find(plan.number) / TRIAL_FILE, asdict(plan))
 
     def end(self, number: int, status: str, reason: str = "") -> None:

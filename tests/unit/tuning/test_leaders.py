@@ -5,6 +5,7 @@ import math
 import pytest
 
 from pipelines.tuning.leaders import (
+    UNTRIED,
     choose_leaders,
     describe_gain,
     find_front,
@@ -31,7 +32,23 @@ def test_recipe_is_a_leader_besides_the_best_and_no_settings_twice():
         make_trial(4, [0.2], settings={"a": 3}),
     ]
     assert [trial.number for trial in choose_leaders(trials, 2)] == [0, 1, 3]
-    assert [trial.number for trial in choose_leaders(trials[1:], 2)] == [1, 3]
+    failed = [make_trial(0, [], FAILED), *trials[1:]]
+    assert [trial.number for trial in choose_leaders(failed, 2)] == [1, 3]
+
+
+def test_recipe_that_was_no_trial_is_compared_with_nevertheless(journals):
+    search, repeats = journals
+    write_trial(search, {"a": 1}, [0.60], FINISHED)
+    leaders = choose_leaders(search.read_all(), 1)
+    assert [(trial.number, trial.plan.settings) for trial in leaders] == [(UNTRIED, {}), (0, {"a": 1})]
+    assert plan_repeats(leaders, [1]) == [({}, 1)]
+    write_trial(repeats, {}, [0.55], FINISHED)
+    found = gather_leaders(leaders, [1], search, repeats)
+    assert [(leader.number, leader.mean_f1, leader.is_recipe) for leader in found] == [
+        (0, 0.6, False),
+        (UNTRIED, 0.55, True),
+    ]
+    assert "+5.0 points" in describe_gain(found)
 
 
 def test_repeats_are_what_leaders_lack_seed_by_seed():
