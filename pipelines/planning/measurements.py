@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipelines.ner.runtimes.runtime import has_fast_bf16
 from pipelines.planning.rates import GIB
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -23,10 +24,8 @@ def list_precisions(device: torch.device) -> list[str]:
 
 
 def choose_precision(device: torch.device) -> str:
-    """What `auto` means in training on this device."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    """bf16 where the hardware computes it, else fp32: what `auto` means in training."""
+    return "bf16" if has_fast_bf16(device) else "fp32"
 
 
 def measure_products(precision: str, device: torch.device) -> float:

@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 
 from pipelines.planning.calibration import (
-    choose_precision,
     describe_machine,
     load_correction,
     load_rates,
@@ -14,6 +13,7 @@ from pipelines.planning.calibration import (
 )
 from pipelines.planning.errors import PlanError
 from pipelines.planning.inventory import Node
+from pipelines.planning.measurements import choose_precision
 from pipelines.planning.rates import Rates, estimate_cpu_rates, find_rates
 
 BETWEEN_NODES = 1.25e9
