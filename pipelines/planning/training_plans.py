@@ -104,7 +104,7 @@ def plan_training(
 
 
 def _choose(candidates: Sequence[Candidate], request: TrainingRequest, limits: Limits) -> tuple[Candidate, list[str]]:
-    fitting = [one for one in candidates if one.overflow <= 1]
+    fitting = _leave_out_needless([one for one in candidates if one.overflow <= 1])
     warnings: list[str] = []
     if not fitting:
         best = min(candidates, key=lambda one: one.overflow)
@@ -129,6 +129,19 @@ def _choose(candidates: Sequence[Candidate], request: TrainingRequest, limits: L
     least = min(map(rank, within))
     good = [one for one in within if rank(one) <= SLACK * least]
     return min(good, key=lambda one: (one.setup.num_workers, one.complexity, one.total_s)), warnings
+
+
+def _leave_out_needless(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Without those that save memory by more work where the same does without, whatever is predicted of their time."""
+
+    def name(one: Candidate) -> tuple[object, ...]:
+        bundle = one.placement.bundle
+        return one.setup.num_workers, bundle.gpus, bundle.accelerator, one.setup.strategy
+
+    plainest: dict[tuple[object, ...], int] = {}
+    for one in candidates:
+        plainest[name(one)] = min(one.complexity, plainest.get(name(one), one.complexity))
+    return [one for one in candidates if one.complexity == plainest[name(one)]]
 
 
 def rank(candidate: Candidate) -> float:

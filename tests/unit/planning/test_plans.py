@@ -158,6 +158,20 @@ def test_plan_for_64_gpus_weighs_few_ways_for_a_corpus_of_any_size():
     assert many[0].num_steps * 16_384 == pytest.approx(MANY.num_tokens, rel=0.1)
 
 
+@SOME
+@given(make_inventories(), make_requests)
+def test_activations_are_computed_twice_only_where_memory_is_short(inventory, request):
+    try:
+        plan = plan_training(inventory, SMALL, LENGTHS, request)
+    except PlanError:
+        return
+    if plan.settings["gradient_checkpointing"]:
+        kept = replace(request, setup=replace(request.setup, gradient_checkpointing=False))
+        ways, _ = list_candidates(inventory, SMALL, LENGTHS, kept, Limits())
+        same = [one for one in ways if one.setup.num_workers == plan.placement.number and one.complexity == 0]
+        assert all(one.overflow > 1 for one in same if one.placement.bundle == plan.placement.bundle)
+
+
 def test_small_batches_take_one_gpu_and_say_why():
     plan = plan_training(FOUR, SMALL, LENGTHS, TrainingRequest(batch_tokens=1024))
     assert plan.settings["num_workers"] == 1

@@ -1,0 +1,42 @@
+"""Lengths of corpora that are no shards."""
+
+import json
+
+import pytest
+
+from pipelines.corpus.formats.options import FormatOptions
+from pipelines.corpus.lengths import TOKENIZED_RECORDS, count_lengths
+from pipelines.corpus.records import CorpusError
+
+
+def count(words):
+    return 2 * len(words)
+
+
+def test_histogram_counts_records_by_sixteen(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": "one " * number}) + "\n" for number in (1, 7, 8, 20)))
+    census = count_lengths([str(path)], count, FormatOptions())
+    assert census.histogram == {"0": 2, "16": 1, "32": 1}
+    assert (census.num_records, census.num_words, census.num_tokens) == (4, 36, 72)
+
+
+def test_records_after_the_first_thousands_are_reckoned_by_their_characters(tmp_path):
+    path = tmp_path / "a.jsonl"
+    calls = []
+
+    def count_and_note(words):
+        calls.append(words)
+        return count(words)
+
+    path.write_text("".join(json.dumps({"text": "four five"}) + "\n" for _ in range(TOKENIZED_RECORDS + 50)))
+    census = count_lengths([str(path)], count_and_note, FormatOptions())
+    assert len(calls) == TOKENIZED_RECORDS
+    assert census.num_tokens == 4 * (TOKENIZED_RECORDS + 50)
+
+
+def test_corpus_without_words_is_refused(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": " "}\n')
+    with pytest.raises(CorpusError):
+        count_lengths([str(path)], count, FormatOptions())
