@@ -51,7 +51,8 @@ def count_activations(architecture: Architecture, setup: TrainingSetup, load: Lo
     within = 12 * tokens * hidden * width + (3 * pairs if writes_pairs else 0)
     layers: tuple[float, ...] = (*(every,) * (architecture.num_layers - 1), last)
     if setup.gradient_checkpointing:
-        layers, scratch, within = (inputs,) * architecture.num_layers, scratch + every, within + attention
+        layers = (0.0, *(inputs,) * (architecture.num_layers - 1))  # the first layer's input is the embeddings
+        scratch, within = scratch + every, within + attention
     embedding = architecture.embedding_size
     masks = architecture.drops_hidden * (1 if is_packed or setup.device == "cuda" else 4)
     embedded = tokens * embedding * (4 + masks) + inputs
@@ -77,7 +78,7 @@ def _count_layer(architecture: Architecture, setup: TrainingSetup, load: Load, e
     is_projected = architecture.embedding_size != hidden or architecture.family == "albert"
     of_hidden = 32
     if is_reduced:  # norms give fp32, but on a CPU not where a projection has made their input bf16
-        of_hidden = 24 if on_gpu else 20 if is_projected else 30
+        of_hidden = 24 if on_gpu or architecture.relative_terms else 20 if is_projected else 30
     of_hidden += masks * (1 if on_gpu else width)
     of_inner: float = in_between
     if architecture.is_gated:  # norms come first, positions turn queries and keys, two projections are multiplied

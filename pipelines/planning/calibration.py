@@ -12,6 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -20,23 +21,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import AutoConfig
 
+from pipelines.ner.runtimes.calibration import find_cache
 from pipelines.planning.architecture import convert_config
 from pipelines.planning.cost import Lengths, TrainingSetup
 from pipelines.planning.errors import PlanError
-from pipelines.planning.rates import GIB, Rates
+from pipelines.planning.measurements import (
+    choose_precision,
+    count_memory,
+    list_precisions,
+    measure_bandwidth,
+    measure_products,
+)
+from pipelines.planning.rates import Rates
 from pipelines.planning.timing import count_parameters_moved, count_step_work
 
 Rows = list[dict[str, Any]]
 TrainProbe = Callable[..., Rows]
 """Trains a random encoder for some steps: `train_probe` of `pipelines.training.probes`."""
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PRODUCT_S = 0.3
-"""Seconds that each product is repeated for."""
-COPIED_BYTES = 256 * 2**20
 WARMUP_STEPS = 2
 PROBE_STEPS = 7
 NETWORK_BYTES_PER_S = 1.25e9
@@ -105,7 +109,7 @@ def calibrate(
     """
     target = torch.device(device)
     flops = {}
-    for name in measurable_precisions(target):
+    for name in list_precisions(target):
         tell(f"products in {name}")
         flops[name] = measure_products(name, target)
     tell("memory")
@@ -114,11 +118,11 @@ def calibrate(
         device=target.type,
         flops=flops,
         memory_bytes_per_s=measure_bandwidth(target),
-        memory_bytes=_count_memory(target),
+        memory_bytes=count_memory(target),
         network_bytes_per_s=NETWORK_BYTES_PER_S,
         source="calibration",
     )
-    resolved = precision if precision != "auto" else "fp32"
+    resolved = choose_precision(target) if precision == "auto" else precision
     if train_probe is not None:
         runs = []
         for number, probe in enumerate(probes, 1):
@@ -134,8 +138,6 @@ def calibrate(
                     device=device,
                 )
             )
-        if precision == "auto":
-            resolved = choose_precision(target)
         rates = explain_steps(rates, probes, runs, resolved)
     save_rates(rates, resolved, folder)
     return rates
@@ -146,8 +148,8 @@ def explain_steps(rates: Rates, probes: Sequence[Probe], runs: Sequence[Rows], p
     work, seconds, moving, moved = [], [], [], []
     for probe, rows in zip(probes, runs, strict=True):
         counted = rows[WARMUP_STEPS:]
-        parts = [row["parts_s"] for row in counted if row["parts_s"]]
-        optimizer = median(one["optimizer"] for one in parts) if parts else 0.0
+        fastest = min(counted, key=lambda row: row["seconds"])  # others on the machine take time, never give it
+        optimizer = fastest["parts_s"].get("optimizer", 0.0)
         architecture = convert_config(AutoConfig.for_model("bert", **probe.shape))
         setup = TrainingSetup(
             batch_tokens=sum(probe.lengths), precision=precision, device=rates.device, num_tags=9, num_epochs=1
@@ -156,7 +158,7 @@ def explain_steps(rates: Rates, probes: Sequence[Probe], runs: Sequence[Rows], p
         lengths = Lengths.from_counts({int(k): int(v) for k, v in counts.items()}, WORDS_PER_TOKEN)
         done, _ = count_step_work(architecture, setup, lengths)
         work.append([getattr(done, name) for name in FEATURES])
-        seconds.append(median(row["seconds"] for row in counted) - optimizer)
+        seconds.append(fastest["seconds"] - optimizer)
         moving.append(optimizer)
         moved.append(count_parameters_moved(architecture, setup))
     found = dict(zip(FEATURES, solve(np.array(work), np.array(seconds)), strict=True))
@@ -187,44 +189,6 @@ def solve(work: np.ndarray, seconds: np.ndarray) -> list[float]:
     return [float(value) for value in found]
 
 
-def measurable_precisions(device: torch.device) -> list[str]:
-    """Those with instructions of their own; others are emulated, for minutes."""
-    if device.type == "cuda":
-        return ["fp32", "fp16", *(["bf16"] if torch.cuda.is_bf16_supported(including_emulation=False) else [])]
-    return ["fp32", *(["bf16"] if choose_precision(device) == "bf16" else []), "int8"]
-
-
-def choose_precision(device: torch.device) -> str:
-    """What `auto` means in training on this device."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-
-
-def measure_products(precision: str, device: torch.device) -> float:
-    """Operations per second of products of an encoder's size: the best of several."""
-    rows, width, inner = (1024, 768, 3072) if device.type == "cpu" else (16384, 1024, 4096)
-    if precision == "int8":
-        a, b = (torch.randint(-9, 9, size, dtype=torch.int8, device=device) for size in ((rows, width), (width, inner)))
-
-        def multiply() -> Tensor:
-            return torch._int_mm(a, b)
-    else:
-        x, w = (torch.randn(size, device=device).to(DTYPES[precision]) for size in ((rows, width), (inner, width)))
-
-        def multiply() -> Tensor:
-            return torch.nn.functional.linear(x, w)
-
-    return 2 * rows * width * inner / _time(multiply, device)
-
-
-def measure_bandwidth(device: torch.device) -> float:
-    """Bytes per second that a copy reads and writes, beyond what caches hold."""
-    source = torch.zeros(COPIED_BYTES // 4, device=device)
-    target = torch.ones_like(source)
-    return 2 * COPIED_BYTES / _time(lambda: target.copy_(source), device)
-
-
 def describe_machine(device: torch.device) -> str:
     """What rates are kept by: the processor, and for a CPU the threads."""
     if device.type == "cuda":
@@ -236,15 +200,6 @@ def describe_machine(device: torch.device) -> str:
     except (OSError, StopIteration):
         pass
     return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-
-
-def find_cache(folder: Path | None = None) -> Path:
-    """The folder that calibrations are kept in: `RAYNER_CACHE`, or `rayner` in the user's cache."""
-    if folder is not None:
-        return folder
-    told = os.environ.get("RAYNER_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(told) if told else Path(base) / "rayner"
 
 
 def save_rates(rates: Rates, precision: str, folder: Path | None = None) -> Path:
@@ -267,7 +222,7 @@ def load_rates(precision: str, folder: Path | None = None, device: str = "cpu") 
 def record_outcome(
     kind: str, machine: str, precision: str, predicted: float, measured: float, folder: Path | None = None
 ) -> None:
-    """Keep what a run showed, so that it corrects later predictions.
+    """Keep what a run showed, so that it corrects later predictions; where the cache cannot be written, it is lost.
 
     Args:
         kind: `memory` or `step`.
@@ -276,19 +231,20 @@ def record_outcome(
     if predicted > 0 and measured > 0:
         path = _find_file(kind, machine, precision, folder)
         outcomes = [*_read(path).get("outcomes", []), [predicted, measured]]
-        _write(path, {"outcomes": outcomes[-MOST_OUTCOMES:]})
+        with suppress(PlanError):
+            _write(path, {"outcomes": outcomes[-MOST_OUTCOMES:]})
 
 
 def load_correction(kind: str, machine: str, precision: str, folder: Path | None = None) -> float:
     """By what predictions on this machine are to be multiplied: the median of measured by predicted, within bounds."""
     outcomes = _read(_find_file(kind, machine, precision, folder)).get("outcomes", [])
-    ratios = [measured / predicted for predicted, measured in outcomes] + [1.0] * PRIOR_OUTCOMES
+    ratios: list[float] = [measured / predicted for predicted, measured in outcomes] + [1.0] * PRIOR_OUTCOMES
     return min(max(median(ratios), BOUNDS[0]), BOUNDS[1])
 
 
 def _find_file(kind: str, machine: str, precision: str, folder: Path | None) -> Path:
     key = sha256(f"{machine}|{precision}|{torch.__version__}".encode()).hexdigest()[:16]
-    return find_cache(folder) / f"{kind}-{precision}-{key}.json"
+    return (folder or find_cache() / "rates") / f"{kind}-{precision}-{key}.json"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -311,27 +267,5 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
             where=str(path.parent),
             rule="a folder that can be written",
             value=error.strerror,
-            remedy="set RAYNER_CACHE to another folder",
+            remedy="set XDG_CACHE_HOME to another folder",
         ) from error
-
-
-def _time(run: Callable[[], object], device: torch.device) -> float:
-    """The best of the runs within `PRODUCT_S`: others take time from them, never give it."""
-    best, until = float("inf"), time.perf_counter() + PRODUCT_S
-    while True:
-        started = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-        if time.perf_counter() > until:
-            return best
-
-
-def _count_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (ValueError, OSError):
-        return 16 * GIB

@@ -177,9 +177,9 @@ class Load:
         words = real * words_per_token
         if is_packed:
             each, counts = np.unique(lengths, return_counts=True)
-            squares = each.astype(np.int64) ** 2 * counts * copies
-            most = int(squares.max())
-            return cls(_fill(real), windows, int(squares.sum()), len(each), longest, _fill(round(words)), most)
+            pairs = each.astype(np.int64) ** 2 * counts * copies
+            most = int(pairs.max())
+            return cls(_fill(real), windows, int(pairs.sum()), len(each), longest, _fill(round(words)), most)
         squares = windows * longest**2
         return cls(windows * longest, windows, squares, 1, longest, words, squares)
 

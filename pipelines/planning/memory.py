@@ -55,7 +55,7 @@ def estimate_training_memory(
         under_way = min(setup.num_workers, num_hands)
         held = replace(held, layers=held.layers * under_way)
     parameters = _count_held(architecture, setup)
-    gradients, activations = _find_peak(architecture, setup, held, load)
+    gradients, activations = find_peak(architecture, setup, held, load)
     if setup.slices_weights:
         block = max(architecture.num_layer_parameters, architecture.num_embedding_parameters)
         activations += block * (4 + (0 if setup.precision == "fp32" else WIDTHS[setup.precision])) * 2
@@ -143,12 +143,12 @@ def _divide(whole: Activations, architecture: Architecture, setup: TrainingSetup
     return whole
 
 
-def _find_peak(architecture: Architecture, setup: TrainingSetup, held: Activations, load: Load) -> tuple[float, float]:
-    """Gradients and activations at the moment when both together are most."""
+def find_peak(architecture: Architecture, setup: TrainingSetup, held: Activations, load: Load) -> tuple[float, float]:
+    """Bytes of gradients and of activations at the moment when both together are most."""
     slices = setup.num_slices if setup.strategy != "pipeline" or setup.is_alone else 1
     layer = 4 * architecture.num_layer_parameters / slices
     num_distinct = architecture.num_distinct_layers or len(held.layers)
-    tables = architecture.num_embedding_parameters
+    tables: float = architecture.num_embedding_parameters
     rows = 0.0
     if setup.is_sparse(architecture):
         tables -= architecture.num_word_parameters
@@ -163,7 +163,8 @@ def _find_peak(architecture: Architecture, setup: TrainingSetup, held: Activatio
         below = held.embeddings + sum(held.layers[: len(held.layers) - done - 1])
         own = held.layers[-1 - done]
         made = before or layer * min(done, num_distinct)
-        moments.append((made, below + own + held.scratch * (own / held.layers[0])))
+        reach = own / held.layers[0] if held.layers[0] else 1.0  # the last layer goes on with fewer rows
+        moments.append((made, below + own + held.scratch * reach))
         moments.append((made + layer, below + min(own, held.attention) + held.attention_scratch))
     moments.append((before or everything + rows, 0.0))
     return max(moments, key=sum)

@@ -91,12 +91,14 @@ GPUS = {
         _gpu("B200", 75, 2250, 2250, 4500, 180, 8000, 900),
     )
 }
-_ALIASES = {"A100": "A100-40G", "TESLA-T4": "T4", "TESLA-V100": "V100", "RTX3090": "RTX-3090", "RTX4090": "RTX-4090"}
+_ALIASES = {"A100": "A100-40G", "RTX3090": "RTX-3090", "RTX4090": "RTX-4090"}
 
 
 def find_rates(accelerator: str) -> Rates:
     """A GPU of the table, by Ray's accelerator type or its usual name. Raises PlanError, with near names."""
-    name = accelerator.upper().replace(" ", "-").replace("_", "-").removeprefix("NVIDIA-").removeprefix("GEFORCE-")
+    name = accelerator.upper().replace(" ", "-").replace("_", "-")
+    for maker in ("NVIDIA-", "GEFORCE-", "TESLA-"):
+        name = name.removeprefix(maker)
     known = {one.upper(): one for one in GPUS} | _ALIASES
     if name in known:
         return GPUS[known[name]]

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from pipelines.planning.calibration import (
+from pipelines.planning.calibration import describe_machine, load_correction, load_rates, record_outcome
+from pipelines.planning.measurements import choose_precision
     choose_precision,
     describe_machine,
     load_correction,

@@ -205,7 +205,8 @@ def find_product_s(operations: Operations, precision: str, rates: Rates) -> floa
 def find_element_s(work: Work, kept_bytes: float, rates: Rates) -> float:
     """Seconds of all that is no product: by the seconds of elements where they are known, else by bandwidth."""
     if rates.element_s:
-        return sum(getattr(work, name) * seconds for name, seconds in rates.element_s.items())
+        amounts = vars(work)
+        return sum(float(amounts[name]) * seconds for name, seconds in rates.element_s.items())
     return TOUCHES * kept_bytes / rates.memory_bytes_per_s
 
 

@@ -206,14 +206,15 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
-        keep, scale = draw_mask(x.shape, probability)
-        ctx.keep, ctx.scale = keep, scale
-        return (x * keep).mul_(scale)
+        keep, ctx.scale = draw_mask(x.shape, probability)
+        ctx.save_for_backward(keep)
+        return (x * keep).mul_(ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return (gradient * ctx.keep).mul_(ctx.scale), None
+        [keep] = ctx.saved_tensors
+        return (gradient * keep).mul_(ctx.scale), None
 
 
 def draw_mask(shape: tuple[int, ...], probability: float) -> tuple[Tensor, float]:
@@ -228,23 +229,28 @@ def draw_mask(shape: tuple[int, ...], probability: float) -> tuple[Tensor, float
 
 
 class _Attention(torch.autograd.Function):
-    """Each window's attention to itself, with dropout of its weights, windows of equal length together."""
+    """Each window's attention to itself, with dropout of its weights, windows of equal length together.
+
+    What the backward pass needs is saved by PyTorch, so that gradient checkpointing can leave it out.
+    """
 
     @staticmethod
     def forward(ctx: Any, qkv_N3H: Tensor, groups: Groups, num_heads: int, dropout: float) -> Tensor:
         num_rows, width = qkv_N3H.shape
         context_NH = qkv_N3H.new_zeros(num_rows, width // 3)
-        ctx.groups, ctx.num_heads, ctx.saved, at = groups, num_heads, [], 0
+        saved: list[Tensor | None] = []
+        ctx.groups, ctx.num_heads, ctx.scale, at = groups, num_heads, 1.0, 0
         for count, length in groups:
             rows = slice(at, at + count * length)
             q_bTd, k_bTd, v_bTd = _split_heads(qkv_N3H[rows], count, 3, num_heads)
             scores_bTT = torch.bmm(q_bTd * q_bTd.shape[2] ** -0.5, k_bTd.transpose(1, 2))
             weights_bTT = torch.softmax(scores_bTT, dim=2)
-            keep, scale = draw_mask(weights_bTT.shape, dropout) if dropout else (None, 1.0)
-            used_bTT = weights_bTT if keep is None else (weights_bTT * keep).mul_(scale)
+            keep, ctx.scale = draw_mask(weights_bTT.shape, dropout) if dropout else (None, 1.0)
+            used_bTT = weights_bTT if keep is None else (weights_bTT * keep).mul_(ctx.scale)
             context_NH[rows] = _join_heads(torch.bmm(used_bTT, v_bTd)[None], count)
-            ctx.saved.append((q_bTd, k_bTd, v_bTd, weights_bTT, used_bTT, keep, scale))
+            saved += (q_bTd, k_bTd, v_bTd, weights_bTT, used_bTT, keep)
             at = rows.stop
+        ctx.save_for_backward(*saved)
         return context_NH
 
     @staticmethod
@@ -252,20 +258,20 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient_NH: Tensor) -> tuple[Tensor, None, None, None]:
         gradient_N3H = gradient_NH.new_zeros(len(gradient_NH), 3 * gradient_NH.shape[1])
         at = 0
-        for (count, length), saved in zip(ctx.groups, ctx.saved, strict=True):
-            q_bTd, k_bTd, v_bTd, weights_bTT, used_bTT, keep, scale = saved
+        saved = ctx.saved_tensors
+        for group, (count, length) in enumerate(ctx.groups):
+            q_bTd, k_bTd, v_bTd, weights_bTT, used_bTT, keep = saved[6 * group : 6 * group + 6]
             rows = slice(at, at + count * length)
             [gradient_bTd] = _split_heads(gradient_NH[rows], count, 1, ctx.num_heads)
             for_weights_bTT = torch.bmm(gradient_bTd, v_bTd.transpose(1, 2))
             if keep is not None:
-                for_weights_bTT = (for_weights_bTT * keep).mul_(scale)
+                for_weights_bTT = (for_weights_bTT * keep).mul_(ctx.scale)
             for_scores_bTT = torch._softmax_backward_data(for_weights_bTT, weights_bTT, 2, weights_bTT.dtype)
             for_scores_bTT *= q_bTd.shape[2] ** -0.5
             for_q, for_k = torch.bmm(for_scores_bTT, k_bTd), torch.bmm(for_scores_bTT.transpose(1, 2), q_bTd)
             for_v = torch.bmm(used_bTT.transpose(1, 2), gradient_bTd)
             gradient_N3H[rows] = _join_heads(torch.stack([for_q, for_k, for_v]), count)
             at = rows.stop
-        ctx.saved = None
         return gradient_N3H, None, None, None
 
 

@@ -1,7 +1,7 @@
 """Bytes of all tensors that live, operator by operator: what the cost model is held to."""
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,24 +21,29 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        """Run an operator, and count what it makes."""
+        for storage in _list_storages((args, kwargs)):
+            self._meet(storage, 0)  # made before, or counted
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and not leaf.is_sparse:
-                self.known.add(leaf.untyped_storage()._cdata)  # made before, or counted
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and not leaf.is_sparse:
-                self._count(leaf.untyped_storage())
+        for storage in _list_storages(result):
+            self._meet(storage, storage.nbytes())
         self.peak = max(self.peak, self.now)
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known:
-            return
-        self.known.add(key)
-        self.now += size
-        weakref.finalize(storage, self._forget, key, size)
+    def _meet(self, storage: torch.UntypedStorage, size: int) -> None:
+        """Count a storage that is new; another may get its address once it is gone."""
+        key = storage._cdata
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.now -= size
+
+
+def _list_storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor) and not leaf.is_sparse:
+            yield leaf.untyped_storage()

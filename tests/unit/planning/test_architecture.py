@@ -1,3 +1,5 @@
+"""Against the networks that transformers builds."""
+
 import pytest
 from transformers import AutoConfig, AutoModelForTokenClassification
 
