@@ -6,15 +6,9 @@ from dataclasses import replace
 import torch
 
 from pipelines.planning.calibration import describe_machine, load_correction, load_rates, record_outcome
-from pipelines.planning.measurements import choose_precision
-    choose_precision,
-    describe_machine,
-    load_correction,
-    load_rates,
-    record_outcome,
-)
 from pipelines.planning.errors import PlanError
 from pipelines.planning.inventory import Node
+from pipelines.planning.measurements import choose_precision
 from pipelines.planning.rates import Rates, estimate_cpu_rates, find_rates
 
 BETWEEN_NODES = 1.25e9
