@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from rich.markup import escape
-from rich.table import Table
 
 from pipelines.cluster import ClusterConfig, connect
 from pipelines.corpus.formats.files import find_files
@@ -29,6 +28,7 @@ from pipelines.job import console, progress_console, render_next, run_door
 from pipelines.ner.encoders import EncoderError, find_encoder, load_tokenizer
 from pipelines.ner.encoding import Encoder, EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
+from pipelines.plan_view import print_plan
 from pipelines.planning.architecture import Architecture, read_architecture
 from pipelines.planning.calibration import calibrate
 from pipelines.planning.cost import Lengths, count_parameters
@@ -36,7 +36,7 @@ from pipelines.planning.descriptions import EXAMPLE, parse_cluster
 from pipelines.planning.inference_plans import plan_prediction, plan_serving
 from pipelines.planning.inventory import Inventory, read_running_cluster, read_this_machine, request_nodes, set_price
 from pipelines.planning.manifests import read_manifest
-from pipelines.planning.plans import TASKS, Limits, Plan, render_prediction, render_seconds
+from pipelines.planning.plans import TASKS, Limits, Plan
 from pipelines.planning.speeds import find_node_rates
 from pipelines.planning.training_plans import plan_training
 from pipelines.planning.tuning_plans import TrialRequest, plan_tuning
@@ -129,7 +129,7 @@ def run(config: PlanConfig) -> None:
         "longest_window": lengths.longest,
         "limits": vars(config.limits),
     }
-    _print_plan(plan, facts)
+    print_plan(plan, facts)
     if config.output:
         path = Path(config.output).expanduser().absolute()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -254,64 +254,6 @@ def _calibrate(precision: str) -> None:
     flops = ", ".join(f"{name} {value / 1e9:,.0f} GFLOP/s" for name, value in rates.flops.items())
     console.print(f"[bold]{escape(rates.name)}[/]: {flops}, memory {rates.memory_bytes_per_s / 1e9:,.1f} GB/s")
     console.print("plans for this machine reckon with that from now on")
-
-
-def _print_plan(plan: Plan, facts: dict[str, Any]) -> None:
-    """The plan for people."""
-    known = "" if facts["is_known_family"] else " (an architecture that is reckoned as if it were a BERT)"
-    model = f"{facts['model']}, {facts['parameters'] / 1e6:,.1f} million parameters{known}"
-    corpus = (
-        f"{facts['num_tokens']:,} sub-tokens in {facts['num_windows']:,} windows of up to {facts['longest_window']}"
-    )
-    assert plan.inventory is not None
-    rows = [
-        ("model", model),
-        ("corpus", corpus),
-        ("cluster", "; ".join(plan.inventory.to_dict()["nodes"])),
-        *([("may add", "; ".join(plan.inventory.to_dict()["may_add"]))] if plan.inventory.groups else []),
-        ("plan", f"[bold]{escape(plan.summary)}[/]"),
-        ("predicted", escape(render_prediction(plan) or "nothing")),
-        ("bottleneck", plan.bottleneck),
-    ]
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
-    for name, value in rows:
-        table.add_row(name, value if name == "plan" else escape(value))
-    for number, reason in enumerate(plan.reasons):
-        table.add_row("why" if not number else "", escape(reason))
-    console.print(table)
-    if plan.memory is not None:
-        parts = vars(plan.memory)
-        console.print(
-            _tabulate(f"memory of each {plan.settings['unit']}", parts, lambda value: f"{value / 2**20:,.0f} MiB")
-        )
-    if plan.parts:
-        console.print(_tabulate("a step", plan.parts, render_seconds))
-    for warning in plan.warnings:
-        console.print(f"[yellow]![/] {escape(warning)}")
-    if plan.rejected:
-        console.print("\n[bold]rejected[/]")
-        for one in plan.rejected:
-            console.print(f"  {escape(one.what)}: {escape(one.why)}")
-    if plan.placement.added:
-        more = ", ".join(f"{number} of `{group}`" for group, number in plan.placement.added.items())
-        console.print(f"\n[yellow]needs more nodes[/]: {escape(more)}")
-    console.print(f"[dim]reckoned with {escape(plan.rates_source)}[/]")
-
-
-def _tabulate(title: str, parts: Any, render: Any) -> Table:
-    """Parts of a whole, with bars."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    for column, justify in ((title, "left"), ("", "right"), ("", "left")):
-        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.show_header = False
-    total = sum(parts.values())
-    for name, value in parts.items():
-        if value:
-            table.add_row(name, render(value), "█" * round(24 * value / total))
-    table.add_row("total", render(total), style="bold")
-    return table
 
 
 def _render_command(config: PlanConfig, plan: Plan) -> str:

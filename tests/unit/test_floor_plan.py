@@ -61,6 +61,7 @@ FRAME = {
         "pipelines.job",
         "pipelines.trackers",
     },
+    "pipelines.plan_view": {"pipelines.planning", "pipelines.job"},
     "pipelines.resources": {
         "pipelines.ner",
         "pipelines.corpus",
