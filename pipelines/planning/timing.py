@@ -4,7 +4,7 @@ A step's time is the sum of its parts: products by the rate of products, what pa
 seconds an element that a calibration has found, the optimizer by parameters, exchanges by bytes, operators by count.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -86,13 +86,13 @@ def count_steps(lengths: Lengths, setup: TrainingSetup) -> int:
 
 
 def count_work(architecture: Architecture, setup: TrainingSetup, load: Load) -> Work:
-    """Of one pass, forward and backward."""
+    """Of one pass, forward and backward; where activations are not kept, the forward part is done twice."""
     is_packed = setup.is_packed(architecture)
     operations = count_operations(architecture, load, setup.num_tags, is_packed)
     times = 4 if setup.gradient_checkpointing else 3
-    layers, below = architecture.num_layers, architecture.num_layers - 1
+    layers, below = architecture.num_layers * times / 3, architecture.num_layers - 1
     ends = load.num_words if is_packed else load.num_tokens
-    rows = below * load.num_tokens + ends
+    rows = (below * load.num_tokens + ends) * times / 3
     return Work(
         linear=times * operations.linear,
         attention=times * operations.attention,
@@ -113,7 +113,7 @@ def count_step_work(architecture: Architecture, setup: TrainingSetup, lengths: L
     for hand in hands:
         load = Load.of(hand, lengths.words_per_token, is_packed, setup.num_copies)
         work = work + count_work(architecture, setup, load)
-        kept += count_activations(architecture, setup, load).total
+        kept += count_activations(architecture, replace(setup, gradient_checkpointing=False), load).total
     return work * (times / len(hands)), kept * times / len(hands)
 
 

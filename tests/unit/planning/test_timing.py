@@ -66,6 +66,16 @@ def test_checkpointing_computes_the_forward_pass_again(scratch):
     assert again == pytest.approx(4 / 3 * plain)
 
 
+@pytest.mark.parametrize("rates", [CPU, find_rates("L4")], ids=["CPU", "L4"])
+def test_checkpointing_is_never_faster(scratch, rates):
+    setup = TrainingSetup(batch_tokens=1024, device=rates.device)
+    plain, again = (
+        estimate_step_s(scratch, replace(setup, gradient_checkpointing=on), LENGTHS, rates) for on in (False, True)
+    )
+    assert all(getattr(again, part) >= getattr(plain, part) for part in ("compute", "memory", "optimizer", "overhead"))
+    assert again.total > plain.total
+
+
 def test_steps_of_an_epoch_are_fewer_with_more_shares(scratch):
     one, four = (count_steps(LENGTHS, TrainingSetup(num_workers=workers)) for workers in (1, 4))
     assert one == pytest.approx(4 * four, rel=0.1)
