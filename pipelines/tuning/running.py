@@ -149,6 +149,7 @@ def _go_on(journal: Journal, number: int, config: dict[str, Any]) -> int:
         last = json.loads(Path(folder, TOLD_FILE).read_text(encoding="utf-8"))
     turns = journal.read_plan(number).turns
     is_done = bool(turns) and (turns[-1]["from"], turns[-1]["epoch"]) == (last["number"], last["epoch"])
+    is_done |= journal.read(number).status != OPEN  # nothing is left to train with other settings
     if last["number"] != number and last["state"] and not is_done:
         journal.take_over(number, last["state"], last["epoch"], config["settings"])
     return int(last["epoch"])

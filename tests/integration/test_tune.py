@@ -9,7 +9,7 @@ import yaml
 
 from pipelines import prepare, train, tune
 from pipelines.training.history import read_metrics
-from pipelines.tuning.trials import FAILED, FINISHED, STOPPED, Journal
+from pipelines.tuning.trials import FAILED, FINISHED, STOPPED, Journal, Trial
 
 RATE, DROP = "training.optimizer.learning_rate", "training.r_drop"
 
@@ -32,6 +32,7 @@ def search(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple
     flags = ["--training.num_epochs", "3", "--search.num_trials", "4", "--search.sampler", "random"]
     flags += ["--search.seed", "2", "--search.grace_epochs", "2", "--search.reduction_factor", "2"]
     flags += ["--search.max_concurrent", "1", "--search.num_leaders", "1", "--search.num_seeds", "2"]
+    flags += ["--search.cost", "flops"]
     command = [*corpus, *flags, *space, "--output_dir", str(folder)]
     assert tune.main(command) == 0
     return folder, command
@@ -52,6 +53,9 @@ def test_failing_trial_is_reported_and_stopped_ones_have_fewer_epochs(search):
 def test_winner_was_repeated_and_is_compared_with_the_recipe(search):
     folder, _ = search
     tuning: dict[str, Any] = json.loads((folder / "tuning.json").read_text())
+    assert all(trial["cost"] > 1e6 * trial["num_tokens"] for trial in tuning["trials"] if trial["num_tokens"])
+    assert 2 in tuning["front"]
+    assert len(list((folder / "front").glob("trial-*.yaml"))) == len(tuning["front"])
     assert [leader["number"] for leader in tuning["leaders"]] == [2, 0]
     assert all([run["seed"] for run in leader["runs"]] == [1, 2] for leader in tuning["leaders"])
     means = [leader["mean_f1"] for leader in tuning["leaders"]]
@@ -84,11 +88,9 @@ def test_same_command_is_finished_and_more_trials_add_to_those_done(search, capf
 
 def count_at_once(journal: Journal) -> int:
     """The most trials that were in the middle of a step at the same moment."""
-    moments = []
-    for trial in journal.read_all():
-        for row in read_metrics(journal.find(trial.number) / "metrics.jsonl"):
-            if row["kind"] == "step":
-                moments += [(row["time"] - 0.6 * row["seconds"], 1), (row["time"] - 0.4 * row["seconds"], -1)]
+    rows = [row for trial in journal.read_all() for row in read_metrics(journal.find(trial.number) / "metrics.jsonl")]
+    steps = {(row["time"], row["seconds"]) for row in rows if row["kind"] == "step"}  # members may share some
+    moments = [(time - share * seconds, change) for time, seconds in steps for share, change in ((0.6, 1), (0.4, -1))]
     level, most = 0, 0
     for _, change in sorted(moments):
         level += change
@@ -96,41 +98,36 @@ def count_at_once(journal: Journal) -> int:
     return most
 
 
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--search.sampler", "pbt", "--search.num_trials", "4", "--training.num_epochs", "3"],
-        [
-            *("--search.scheduler", "hyperband", "--search.num_trials", "5", "--training.num_epochs", "3"),
-            *("--search.cost", "flops"),
-        ],
-        ["--resources.num_workers", "2", "--search.num_trials", "1"],
-    ],
-    ids=["population", "hyperband", "two workers"],
-)
-def test_every_way_of_searching_comes_to_an_end(corpus, tmp_path, flags):
-    folder = tmp_path / "tuning"
-    command = [*corpus, "--training.num_epochs", "1", f"--space.{RATE}", "loguniform(1e-4, 3e-3)", *flags]
-    command += ["--search.max_concurrent", "2", "--search.num_leaders", "1", "--search.num_seeds", "1"]
-    command += ["--output_dir", str(folder)]
-    assert tune.main(command) == 0
-    trials = Journal(folder / "trials").read_all()
-    assert {trial.status for trial in trials} <= {FINISHED, STOPPED}
-    assert all(trial.train_s > 0 for trial in trials)
-    assert count_at_once(Journal(folder / "trials")) <= 2
+def run_search(corpus: list[str], folder: Path, *flags: str) -> list[Trial]:
+    command = [*corpus, f"--space.{RATE}", "loguniform(1e-4, 3e-3)", *flags, "--search.num_leaders", "1"]
+    assert tune.main([*command, "--search.num_seeds", "1", "--output_dir", str(folder)]) == 0
     tuning = json.loads((folder / "tuning.json").read_text())
     assert tuning["leaders"][0]["runs"][0]["is_whole"]
     assert (folder / "bundle" / "bundle.json").is_file()
-    if "pbt" in flags:
-        turned = [trial for trial in trials if trial.plan.turns]
-        assert turned
-        assert all(trial.plan.settings != trial.plan.turns[0]["before"] for trial in turned)
-    if "hyperband" in flags:
-        assert any(trial.status == STOPPED for trial in trials)
-    if "flops" in flags:
-        assert all(trial.flops and trial.flops > 1e6 * trial.num_tokens for trial in trials)
-        assert len(list((folder / "front").glob("*.yaml"))) == len(tuning["front"]) >= 1
+    return Journal(folder / "trials").read_all()
+
+
+@pytest.mark.timeout(240)
+def test_members_of_a_population_take_over_better_ones_and_no_more_run_than_planned(corpus, tmp_path):
+    flags = ("--search.sampler", "pbt", "--search.num_trials", "3", "--training.num_epochs", "2")
+    trials = run_search(corpus, tmp_path / "tuning", *flags, "--search.max_concurrent", "2")
+    assert [(trial.status, len(trial.epochs)) for trial in trials] == [(FINISHED, 2)] * 3
+    [turned] = [trial for trial in trials if trial.plan.turns]
+    assert turned.plan.turns[0]["epoch"] == 1
+    assert turned.plan.settings != turned.plan.turns[0]["before"]
+    donor = trials[turned.plan.turns[0]["from"]]
+    assert turned.epochs[0] == donor.epochs[0]
+    assert turned.epochs[1] != donor.epochs[1]
+    assert count_at_once(Journal(tmp_path / "tuning" / "trials")) <= 2
+
+
+@pytest.mark.timeout(240)
+def test_trial_of_two_workers_trains_by_ray_train(corpus, tmp_path):
+    flags = ("--resources.num_workers", "2", "--search.num_trials", "1", "--training.num_epochs", "1")
+    [trial] = run_search(corpus, tmp_path / "tuning", *flags)
+    assert (trial.status, len(trial.epochs)) == (FINISHED, 1)
+    [start] = [row for row in read_metrics(tmp_path / "tuning/trials/0000/metrics.jsonl") if row["kind"] == "start"]
+    assert (start["num_workers"], start["strategy"]) == (2, "ddp")
 
 
 @pytest.mark.timeout(120)
