@@ -7,14 +7,15 @@ from pipelines.planning.architecture import Architecture
 from pipelines.planning.cost import Lengths, Load, TrainingSetup, count_parameters, draw_steps
 
 MIB = 2**20
-PROCESS_BYTES = 560 * MIB
-"""Of a worker before there is a model: Python, torch, transformers, Ray and their code (measured: torch 2.13, Ray
-2.60, Linux)."""
+PROCESS_BYTES = 620 * MIB
+"""Of Ray Train's worker before there is a model: Python, torch, transformers, Ray and their code (measured with an
+encoder of next to nothing: torch 2.13, Ray 2.60, Linux)."""
 GPU_CONTEXT_BYTES = 600 * MIB
 """Of CUDA's context with the kernels of cuBLAS, which no framework counts as its own."""
-HEAP_SHARE = 0.35
-"""Memory that a CPU's allocator holds beyond what lives at the peak, by the latter: steps differ in the sizes of their
-tensors, and freed ones leave holes (measured: glibc, tens of steps)."""
+HEAP_SHARE = 0.9
+"""Memory that the heap of a CPU's worker holds beyond the activations that live at most, by the latter: steps differ in
+the sizes of their tensors, and what is freed leaves holes. Measured: glibc, in the thread in which Ray Train trains,
+after 40 to 60 steps; four configurations gave 0.8, 0.9, 0.9 and 1.3. In a process's main thread it is about 0.4."""
 GPU_CACHE_SHARE = 0.08
 """The same of PyTorch's allocator on a GPU, which joins and splits its own blocks."""
 
@@ -56,6 +57,8 @@ def estimate_training_memory(
         held = replace(held, layers=held.layers * under_way)
     parameters = _count_held(architecture, setup)
     gradients, activations = find_peak(architecture, setup, held, load)
+    if not on_gpu:  # the heap gives gradients places of their own, whose pages stay
+        gradients = max(gradients, _count_gradients(architecture, setup, len(held.layers)))
     if setup.slices_weights:
         block = max(architecture.num_layer_parameters, architecture.num_embedding_parameters)
         activations += block * (4 + (0 if setup.precision == "fp32" else WIDTHS[setup.precision])) * 2
@@ -145,16 +148,12 @@ def _divide(whole: Activations, architecture: Architecture, setup: TrainingSetup
 
 def find_peak(architecture: Architecture, setup: TrainingSetup, held: Activations, load: Load) -> tuple[float, float]:
     """Bytes of gradients and of activations at the moment when both together are most."""
-    slices = setup.num_slices if setup.strategy != "pipeline" or setup.is_alone else 1
-    layer = 4 * architecture.num_layer_parameters / slices
+    layer = 4 * architecture.num_layer_parameters / _count_gradient_slices(setup)
     num_distinct = architecture.num_distinct_layers or len(held.layers)
-    tables: float = architecture.num_embedding_parameters
     rows = 0.0
     if setup.is_sparse(architecture):
-        tables -= architecture.num_word_parameters
         rows = 3 * 4 * load.num_tokens * architecture.embedding_size  # as they come, and summed by word
-    tables = 4 * tables / slices
-    everything = layer * min(num_distinct, len(held.layers)) + tables
+    everything = _count_gradients(architecture, setup, len(held.layers))
     before = 0.0
     if setup.accumulation > 1 or setup.num_passes > 1:  # gradients are there from the pass before
         before = everything * (2 if setup.num_passes > 1 else 1)
@@ -168,3 +167,15 @@ def find_peak(architecture: Architecture, setup: TrainingSetup, held: Activation
         moments.append((made + layer, below + min(own, held.attention) + held.attention_scratch))
     moments.append((before or everything + rows, 0.0))
     return max(moments, key=sum)
+
+
+def _count_gradients(architecture: Architecture, setup: TrainingSetup, num_layers: int) -> float:
+    """Bytes of all dense gradients of a worker with so many layers."""
+    tables = architecture.num_embedding_parameters - architecture.num_word_parameters * setup.is_sparse(architecture)
+    layers = min(architecture.num_distinct_layers or num_layers, num_layers) * architecture.num_layer_parameters
+    return 4 * (layers + tables) / _count_gradient_slices(setup)
+
+
+def _count_gradient_slices(setup: TrainingSetup) -> int:
+    """Workers that divide the gradients of a layer."""
+    return 1 if setup.strategy == "pipeline" and not setup.is_alone else setup.num_slices
