@@ -231,7 +231,7 @@ def _read_search(folder: Path) -> Any:
 
 
 def _describe_budget(search: SearchConfig) -> str:
-    trials = f"{search.num_trials} trials, {search.num_leaders} leaders with {search.num_seeds} seeds"
+    trials = f"trials: {search.num_trials}, leaders: {search.num_leaders}, seeds of each: {search.num_seeds}"
     return trials if search.limit_s is None else f"{trials}, within {search.limit_s:,.0f} s"
 
 
