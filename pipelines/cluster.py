@@ -74,7 +74,7 @@ def connect(config: ClusterConfig, *, is_private: bool = False) -> Iterator[None
             settings["_node_ip_address"] = "127.0.0.1"
         settings["object_store_memory"] = (config.object_store_mib or _choose_object_store_mib()) * MIB
     already = ray.is_initialized()
-    if address and not already:
+    if address:
         _check_listening(address)
     if not already:
         try:

@@ -206,6 +206,7 @@ class JobClient:
         lost_at: float | None = None
 
         async def tail() -> None:
+            """Write what is new until the log ends."""
             nonlocal num_shown, lost_at
             position = 0
             async for text in self.client.tail_job_logs(job_id):

@@ -32,8 +32,8 @@ from pipelines.ner.errors import raise_all
 from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord, read_versions
 from pipelines.training.config import TrainingConfig
+from pipelines.training.job import TrainingJob, TrainingResult
 from pipelines.training.parallel import ParallelConfig
-from pipelines.training.trainer import TrainingJob, TrainingResult
 
 NUM_EXAMPLES = 20
 SHARDS_FOLDER = "shards"

@@ -34,11 +34,12 @@ from pipelines.settings import ConfigError
 from pipelines.terminal import print_scaling
 from pipelines.training.config import TrainingConfig, find_contradictions
 from pipelines.training.history import read_metrics
+from pipelines.training.job import TrainingJob
 from pipelines.training.parallel import STRATEGIES, ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, list_cores, plan_workers
 from pipelines.training.strategies import find_misfits
-from pipelines.training.trainer import TrainingJob, fit
+from pipelines.training.trainer import fit
 
 IDENTITY = ("corpus", "model", "encoding", "training", "parallel", "num_steps", "use_gpu")
 """The settings that make cases comparable; the others may change from one call to the next."""

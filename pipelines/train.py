@@ -43,11 +43,12 @@ from pipelines.terminal import print_examples, print_scores, print_shards, watch
 from pipelines.tracking import Tracking, TrackingConfig
 from pipelines.training.config import TrainingConfig, find_contradictions
 from pipelines.training.history import MetricsTail, read_metrics, summarize_usage, trace_dev_f1, trace_loss
+from pipelines.training.job import TrainingResult
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, plan_workers
 from pipelines.training.strategies import find_misfits
-from pipelines.training.trainer import TrainingResult, fit
+from pipelines.training.trainer import fit
 
 IDENTITY = ("corpus", "model", "encoding", "training")
 """The settings that make a run what it is; the others may change when it is resumed."""

@@ -18,11 +18,12 @@ from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord
 from pipelines.runs import build_job, get_shards
 from pipelines.training.config import TrainingConfig, find_contradictions
+from pipelines.training.job import TrainingJob
 from pipelines.training.optimizer import choose_learning_rate
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.strategies import find_misfits
-from pipelines.training.trainer import TrainingJob
-from pipelines.tuning.space import SEED, Space, SpaceError, Value, apply_settings, read_path
+from pipelines.tuning.domains import SpaceError, Value
+from pipelines.tuning.space import SEED, Space, apply_settings, read_path
 
 ENCODING = ("encoding.", "model.encoder", "model.scheme", "model.casing")
 """Settings whose every value needs shards of its own."""

@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +20,25 @@ from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import ShardsInfo
-from pipelines.corpus.summary import SPLITS
 from pipelines.evaluation.card import write_card
-from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, prepare_output_dir, write_json
+from pipelines.evaluation.report import EvaluationReport
+from pipelines.folders import check_resumable, prepare_output_dir, write_json
 from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import annotate_bundle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord
-from pipelines.runs import score_test_split, write_bundle
+from pipelines.runs import SHARDS_FOLDER, build_guard, score_test_split, write_bundle
 from pipelines.search_view import SearchView, print_leaders
 from pipelines.terminal import print_shards
 from pipelines.training.config import TrainingConfig
 from pipelines.training.history import read_metrics, summarize_usage
+from pipelines.training.job import load_result
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig
-from pipelines.training.trainer import load_result
-from pipelines.trial_jobs import Recipe, TrialJobs, list_encodings, prepare_encodings, read_base_values
+from pipelines.trial_jobs import Prepared, Recipe, TrialJobs, list_encodings, prepare_encodings, read_base_values
 from pipelines.tuned_presets import render_run, write_front
 from pipelines.tuning.budget import Budget, find_hopeless
 from pipelines.tuning.config import SearchConfig
@@ -97,93 +96,139 @@ def run(config: TuneConfig) -> None:
         return
     warn_of_idle(config.corpus.find_idle() + config.search.find_idle())
     record = RunRecord("tune", config)
-    can_forget = partial(leave_no_trace_of_mistakes, folder, (folder / "shards").exists)
+    can_forget = build_guard(folder)
     with can_forget():
-        find_all_files({split: getattr(config.corpus, split) for split in SPLITS})
+        find_all_files(config.corpus.list_patterns())
         budget = Budget(folder, config.search.limit_s)
         raise_all([problem] if (problem := find_hopeless(budget, [])) else [])
     with connect(config.cluster):
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():
-            slots = plan_slots(config.search, config.resources, config.search.num_trials)
-            encodings = list_encodings(recipe, space)
-            prepared, is_new = prepare_encodings(encodings, folder / "shards", record)
-            base = prepared[recipe.identify_encoding()]
-            base_values = read_base_values(recipe, space, base.encoder)
-            space = resolve_space(space, base_values)
-            check_ends(space, recipe, Recipe.find_problems)
-        if is_new:
-            print_shards(base.info, base.shards)
-        jobs = TrialJobs(recipe, prepared, slots.num_workers, slots.gpus > 0)
-        resources = _plan_resources(config, slots)
-        num_epochs = _find_most_epochs(config, space)
-        rounds = Rounds(folder, config.search, space, num_epochs, jobs, slots, resources, budget)
-        console.print(f"plan: {escape(slots.describe())}; {escape(_describe_budget(config.search))}")
-        seed = config.training.seed
-        with record.phase("search", "searching"), SearchView(config.search.num_trials) as view:
-            rounds.search(seed, view.tell)
-        with record.phase("leaders", "repeating the leaders"), SearchView(len(rounds.list_repeats(seed))) as view:
-            leaders = rounds.repeat_leaders(seed, view.tell)
-            winner = leaders[0]
-            run_folder = rounds.ensure_weights(winner, view.tell)
-        found = jobs.find_prepared(jobs.apply(winner.settings, winner.best_run.seed))
-        bundle = folder / "bundle"
-        with record.phase("bundle", "writing the bundle"):
-            result = load_result(run_folder, must_be_done=False)
-            history = read_metrics(run_folder / METRICS_FILE)
-            job = jobs(winner.settings, winner.best_run.seed)
-            write_bundle(bundle, job, found.info, result, found.shards, summarize_usage(history)["precision"])
-        with record.phase("evaluate", "scoring the test split"):
-            report, _ = score_test_split(bundle, found.shards, found.info, config.inference)
+            begun = _begin(config, recipe, space, folder, budget, record)
+        leaders, run_folder = _search(config, begun, record)
+        report = _make_bundle(config, begun, leaders[0], run_folder, folder / "bundle", record)
         budget.save(now=True)
+    _write_results(config, begun, leaders, report, folder, record)
+    record.write(
+        folder,
+        status="done",
+        scores={
+            "strict_micro_f1": report.to_dict()["strict"]["micro"]["f1"],
+            "dev_strict_micro_f1": leaders[0].best_run.f1,
+        },
+        winner=leaders[0].to_dict(),
+    )
+    for name, path in (("bundle", "bundle"), ("preset", "best.yaml"), ("report", "report.html")):
+        console.print(escape(f"{name}: {folder / path}"))
+    console.print(render_next(f"rayner train --config {folder / 'best.yaml'} --output_dir out/best"))
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A search that can begin: its corpus is tokenized, its space and its places are known."""
+
+    base: Prepared
+    """The recipe's own corpus."""
+    base_values: dict[str, Any]
+    space: Space
+    jobs: TrialJobs
+    slots: Slots
+    budget: Budget
+    rounds: Rounds
+
+
+def _begin(config: TuneConfig, recipe: Recipe, space: Space, folder: Path, budget: Budget, record: RunRecord) -> _Begun:
+    """Prepare the corpus for every encoding in the space. Raises UserError for what cannot be searched here."""
+    slots = plan_slots(config.search, config.resources, config.search.num_trials)
+    prepared, is_new = prepare_encodings(list_encodings(recipe, space), folder / SHARDS_FOLDER, record)
+    base = prepared[recipe.identify_encoding()]
+    base_values = read_base_values(recipe, space, base.encoder)
+    space = resolve_space(space, base_values)
+    check_ends(space, recipe, Recipe.find_problems)
+    if is_new:
+        print_shards(base.info, base.shards)
+    jobs = TrialJobs(recipe, prepared, slots.num_workers, slots.gpus > 0)
+    num_epochs = _find_most_epochs(config, space)
+    resources = _plan_resources(config, slots)
+    rounds = Rounds(folder, config.search, space, num_epochs, jobs, slots, resources, budget)
+    return _Begun(base, base_values, space, jobs, slots, budget, rounds)
+
+
+def _search(config: TuneConfig, begun: _Begun, record: RunRecord) -> tuple[list[Leader], Path]:
+    """The leaders, the best one first, and the run folder of its best run, with its weights."""
+    rounds, seed = begun.rounds, config.training.seed
+    console.print(f"plan: {escape(begun.slots.describe())}; {escape(_describe_budget(config.search))}")
+    with record.phase("search", "searching"), SearchView(config.search.num_trials) as view:
+        rounds.search(seed, view.tell)
+    with record.phase("leaders", "repeating the leaders"), SearchView(len(rounds.list_repeats(seed))) as view:
+        leaders = rounds.repeat_leaders(seed, view.tell)
+        return leaders, rounds.ensure_weights(leaders[0], view.tell)
+
+
+def _make_bundle(
+    config: TuneConfig, begun: _Begun, winner: Leader, run_folder: Path, bundle: Path, record: RunRecord
+) -> EvaluationReport:
+    """Write the winner's bundle, and score it on the test split."""
+    found = begun.jobs.find_prepared(begun.jobs.apply(winner.settings, winner.best_run.seed))
+    with record.phase("bundle", "writing the bundle"):
+        result = load_result(run_folder, must_be_done=False)
+        usage = summarize_usage(read_metrics(run_folder / METRICS_FILE))
+        job = begun.jobs(winner.settings, winner.best_run.seed)
+        write_bundle(bundle, job, found.info, result, found.shards, usage["precision"])
+    with record.phase("evaluate", "scoring the test split"):
+        report, _ = score_test_split(bundle, found.shards, found.info, config.inference)
     scores = report.to_dict()
     strict, intervals = scores["strict"]["micro"], scores["intervals"]["strict"]["micro"]
     annotate_bundle(bundle, {"test_strict_micro": strict, "test_intervals": intervals})
-    datasets = config.corpus.find_datasets()
-    write_card(bundle, asdict(found.info), summarize_usage(history), scores, datasets=datasets, hub_id=None)
+    write_card(bundle, asdict(found.info), usage, scores, datasets=config.corpus.find_datasets(), hub_id=None)
+    return report
+
+
+def _write_results(
+    config: TuneConfig,
+    begun: _Begun,
+    leaders: list[Leader],
+    report: EvaluationReport,
+    folder: Path,
+    record: RunRecord,
+) -> None:
+    """The preset, the presets of the front, and the pages; also told on the terminal."""
+    rounds, jobs, slots, winner = begun.rounds, begun.jobs, begun.slots, leaders[0]
     (folder / "evaluation").mkdir(exist_ok=True)
     report.write(folder / "evaluation", f"Evaluation of {folder.name}", {"settings": render_settings(winner.settings)})
     preset = render_run(jobs, slots, winner.number, winner.settings, winner.best_run)
     (folder / "best.yaml").write_text(preset, encoding="utf-8")
     phases = {f"{name} ({what})": record.data["phases_s"].get(name, 0.0) for name, what in _OTHER_PHASES.items()}
+    trials = rounds.trials.read_all()
     tuning = collect_tuning(
-        rounds.trials.read_all(),
+        trials,
         leaders,
-        space,
-        base_values,
+        begun.space,
+        begun.base_values,
         cost=config.search.cost,
         repeats=rounds.repeats.read_all(),
         phases_s={name: seconds for name, seconds in phases.items() if seconds},
     )
+    scores = report.to_dict()
     tuning |= {
-        "search": search,
+        "search": asdict(config.search),
         "winner": winner.number,
         "gain": describe_gain(leaders),
         "preset": preset,
-        "test_f1": strict["f1"],
-        "test_interval": intervals["f1"],
+        "test_f1": scores["strict"]["micro"]["f1"],
+        "test_interval": scores["intervals"]["strict"]["micro"]["f1"],
         "notes": rounds.list_notes(leaders),
-        "facts": _collect_facts(config, base.info, slots, budget),
+        "facts": _collect_facts(config, begun.base.info, slots, begun.budget),
     }
-    tuning["figures"] = _list_figures(tuning, leaders, budget)
+    tuning["figures"] = _list_figures(tuning, leaders, begun.budget)
     if config.search.cost != "none":
-        front = [trial for trial in rounds.trials.read_all() if trial.number in tuning["front"]]
-        write_front(folder / "front", front, jobs, slots)
-    title = f"Tuning of {base.info.encoder}"
+        write_front(folder / "front", [trial for trial in trials if trial.number in tuning["front"]], jobs, slots)
+    title = f"Tuning of {begun.base.info.encoder}"
     write_json(folder / "tuning.json", tuning)
     (folder / "report.html").write_text(render_tuning_html(tuning, title), encoding="utf-8")
     (folder / "report.md").write_text(render_tuning_markdown(tuning, title), encoding="utf-8")
     rounds.forget_weights()
-    record.write(
-        folder,
-        status="done",
-        scores={"strict_micro_f1": strict["f1"], "dev_strict_micro_f1": winner.best_run.f1},
-        winner=winner.to_dict(),
-    )
     print_leaders(tuning)
-    for name, path in (("bundle", bundle), ("preset", folder / "best.yaml"), ("report", folder / "report.html")):
-        console.print(escape(f"{name}: {path}"))
-    console.print(render_next(f"rayner train --config {folder / 'best.yaml'} --output_dir out/best"))
 
 
 def _check(config: TuneConfig, recipe: Recipe) -> Space:

@@ -7,10 +7,10 @@ from typing import Any
 from pipelines.corpus.config import CorpusConfig
 from pipelines.ner.encoders import SCRATCH
 from pipelines.trial_jobs import TrialJobs
+from pipelines.tuning.domains import Value
 from pipelines.tuning.leaders import Run
 from pipelines.tuning.presets import render_preset
 from pipelines.tuning.slots import Slots
-from pipelines.tuning.space import Value
 from pipelines.tuning.trials import Trial
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from pipelines.tuning.domains import Value
 from pipelines.tuning.sampling import measure_cost
-from pipelines.tuning.space import Value
 from pipelines.tuning.trials import FAILED, REFUSED, Journal, Plan, Trial
 
 BASE = 0

@@ -5,13 +5,14 @@ from pathlib import Path
 from pipelines.training.resources import ResourcesConfig
 from pipelines.tuning.budget import Budget, close_s, estimate_trial_s, keep_back_s
 from pipelines.tuning.config import SearchConfig, TuneError
+from pipelines.tuning.domains import Value
 from pipelines.tuning.leaders import BASE, Leader, choose_leaders, gather_leaders, plan_repeats, rank_trials
 from pipelines.tuning.running import Bench, BuildJob
 from pipelines.tuning.sampling import Sampler
 from pipelines.tuning.schedulers import build_scheduler
 from pipelines.tuning.search import Limits, Tell, run_trials
 from pipelines.tuning.slots import Slots
-from pipelines.tuning.space import Space, Value
+from pipelines.tuning.space import Space
 from pipelines.tuning.trials import FAILED, OPEN, REFUSED, STOPPED, Journal, Plan, Trial
 
 

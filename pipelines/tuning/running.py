@@ -21,10 +21,12 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 
 from pipelines.ner.errors import UserError
 from pipelines.training.history import MetricsTail
+from pipelines.training.job import TrainingJob
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig
-from pipelines.training.trainer import TrainingJob, fit, fit_here
-from pipelines.tuning.space import Value
+from pipelines.training.trainer import fit
+from pipelines.training.worker import fit_here
+from pipelines.tuning.domains import Value
 from pipelines.tuning.trials import FAILED, FINISHED, OPEN, REFUSED, Journal
 
 POLL_S = 0.2

@@ -12,7 +12,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from pipelines.tuning.space import Domain, Space, Value
+from pipelines.tuning.domains import Domain, Value
+from pipelines.tuning.space import Space
 from pipelines.tuning.trials import FINISHED, OPEN, STOPPED, Trial
 
 STARTUP_TRIALS = 5

@@ -14,7 +14,8 @@ from ray.tune.schedulers import (
 )
 
 from pipelines.tuning.config import SearchConfig, TuneError
-from pipelines.tuning.space import Domain, Space
+from pipelines.tuning.domains import Domain
+from pipelines.tuning.space import Space
 
 METRIC, TIME = "f1", "epoch"
 MIN_SAMPLES = 3

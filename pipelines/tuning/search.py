@@ -175,11 +175,13 @@ class _Follower(_OfDriver, Callback):
         self.ended = {trial.number for trial in self.known.values() if trial.status != OPEN}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tell of a trial's first begin, not of its going on."""
         number = _read_number(trial)
         if number not in self.known or not self.known[number].epochs:
             self.tell(self.journal.read(number), "begins")
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **i: Any) -> None:
+        """Tell of an epoch that is new in the journal."""
         number = _read_number(trial)
         before = self.known.get(number)
         now = self.journal.read(number)
@@ -188,6 +190,7 @@ class _Follower(_OfDriver, Callback):
         self.known[number] = now
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note why a trial was stopped; one that came to its end has noted that itself."""
         number = _read_number(trial)
         if self.limits.has_settled:
             self.journal.end(number, STOPPED, "the search has settled")
@@ -196,6 +199,7 @@ class _Follower(_OfDriver, Callback):
         self._close(number)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note what a trial failed of."""
         number = _read_number(trial)
         error = trial.get_error() or trial.get_pickled_error()
         self.journal.end(number, FAILED, describe_error(error) if error else "its process is gone")
@@ -217,13 +221,13 @@ class _Quiet(TrialProgressCallback):
     """Keeps Ray Tune's own lines off the terminal."""
 
     def on_trial_result(self, *args: Any, **facts: Any) -> None:
-        pass
+        """Nothing."""
 
     def on_trial_error(self, *args: Any, **facts: Any) -> None:
-        pass
+        """Nothing."""
 
     def on_trial_complete(self, *args: Any, **facts: Any) -> None:
-        pass
+        """Nothing."""
 
 
 class _Limit(_OfDriver, Stopper):
@@ -234,9 +238,11 @@ class _Limit(_OfDriver, Stopper):
         self.looked = 0.0
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is stopped alone."""
         return False
 
     def stop_all(self) -> bool:
+        """Whether the search is over; looked at every `LOOK_EVERY_S`."""
         limits, now = self.limits, time.monotonic()
         if limits.has_ended or now - self.looked < LOOK_EVERY_S:
             return limits.has_ended

@@ -18,7 +18,7 @@ from typing import Any
 from pipelines.training.checkpoints import list_checkpoints, read_step
 from pipelines.training.history import Row, append_metrics, read_metrics
 from pipelines.training.recorder import CHECKPOINTS, METRICS_FILE
-from pipelines.tuning.space import Value, render_value
+from pipelines.tuning.domains import Value, render_value
 
 TRIAL_FILE = "trial.json"
 ENDED_FILE = "ended.json"

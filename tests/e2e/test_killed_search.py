@@ -1,8 +1,5 @@
 """The driver of a search is killed; the same command keeps the trials that had ended and goes on with the others."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,21 +7,7 @@ import pytest
 from pipelines import tune
 from pipelines.training.history import read_metrics
 from pipelines.tuning.trials import FINISHED, OPEN, Journal
-from tests.conftest import ROOT
-from tests.integration.processes import kill, list_descendants, wait_until
-
-
-def start(command: list[str]) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.tune", *command],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+from tests.integration.processes import kill, list_descendants, start_door, wait_until
 
 
 @pytest.mark.timeout(300)
@@ -39,7 +22,7 @@ def test_killed_search_keeps_what_has_ended_and_goes_on_from_checkpoints(
     command += ["--search.num_trials", "3", "--search.scheduler", "none", "--search.max_concurrent", "1"]
     command += ["--search.num_leaders", "1", "--search.num_seeds", "1", "--output_dir", str(folder)]
 
-    driver = start(command)
+    driver = start_door("tune", command)
     journal = Journal(folder / "trials")
     second = journal.find(1)
     try:

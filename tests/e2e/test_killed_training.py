@@ -1,10 +1,8 @@
 """Workers and the driver of a run are killed in mid-epoch; it ends as an undisturbed one."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ import pytest
 
 from pipelines import prepare, train
 from pipelines.training.history import read_metrics
-from tests.conftest import ROOT, SAMPLE
-from tests.integration.processes import kill, list_descendants, wait_until
+from tests.conftest import SAMPLE
+from tests.integration.processes import kill, list_descendants, start_door, wait_until
 
 SETTINGS = (
     *("--training.num_epochs", "3", "--training.batch_tokens", "300", "--training.precision", "fp32"),
@@ -42,16 +40,7 @@ def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(shards: str, folder: Path) -> subprocess.Popen[str]:
     arguments = ["--corpus.shards", shards, *SETTINGS, "--output_dir", str(folder)]
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.train", *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return start_door("train", arguments)
 
 
 @pytest.mark.timeout(400)

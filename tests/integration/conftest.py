@@ -19,9 +19,10 @@ from pipelines.corpus.shards import load_shards_info, read_windows
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.model import ModelConfig
 from pipelines.runs import build_job
+from pipelines.training.job import TrainingJob, TrainingResult
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.resources import ResourcesConfig
-from pipelines.training.trainer import TrainingJob, TrainingResult, fit
+from pipelines.training.trainer import fit
 from tests.conftest import SAMPLE
 from tests.integration.trainings import TRAINING
 

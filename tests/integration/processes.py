@@ -2,12 +2,30 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from tests.conftest import ROOT
+
 POLL_S = 0.05
+
+
+def start_door(door: str, arguments: Iterable[str]) -> subprocess.Popen[str]:
+    """A door in a process group of its own and with a Ray of its own; both its streams come in one."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"pipelines.{door}", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def list_descendants(pid: int, name: str = "") -> list[int]:

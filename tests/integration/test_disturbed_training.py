@@ -11,8 +11,9 @@ import pytest
 
 from pipelines.training.checkpoints import find_last, list_checkpoints, read_step
 from pipelines.training.config import TrainingError
+from pipelines.training.job import TrainingJob, TrainingResult
 from pipelines.training.resources import ResourcesConfig
-from pipelines.training.trainer import TrainingJob, TrainingResult, fit
+from pipelines.training.trainer import fit
 from tests.integration.gates import Gate
 from tests.integration.nodes import Node
 from tests.integration.processes import wait_until

@@ -38,7 +38,7 @@ def search(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple
     return folder, command
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_failing_trial_is_reported_and_stopped_ones_have_fewer_epochs(search):
     folder, _ = search
     trials = Journal(folder / "trials").read_all()

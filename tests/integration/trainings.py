@@ -8,7 +8,7 @@ import torch
 
 from pipelines.training.config import TrainingConfig
 from pipelines.training.history import read_metrics
-from pipelines.training.trainer import TrainingResult
+from pipelines.training.job import TrainingResult
 
 TRAINING = TrainingConfig(
     num_epochs=2, batch_tokens=200, device_batch_tokens=300, precision="fp32", checkpoint_every_steps=5, seed=7

@@ -21,7 +21,7 @@ from pipelines.resources import (
 from pipelines.training.adversarial import AdversarialConfig
 from pipelines.training.config import TrainingConfig
 from pipelines.training.parallel import ParallelConfig
-from pipelines.training.trainer import ResourcesConfig
+from pipelines.training.resources import ResourcesConfig
 
 HERE = Inventory((Node("here", 4.0, 16 * 2**30, real_cpus=2.0),), source="this machine")
 SETTINGS = TrainSettings(ModelConfig(), TrainingConfig(precision="fp32"), ParallelConfig(), ResourcesConfig())
@@ -39,6 +39,12 @@ INFO = ShardsInfo(
     ledger={},
     duplicates={},
 )
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> None:
+    """No corrections but those that a test learns."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from pipelines.training.config import TrainingConfig
 from pipelines.trial_jobs import Recipe, list_encodings, read_base_values
 from pipelines.tune import TuneConfig
 from pipelines.tuning.config import SearchConfig
-from pipelines.tuning.space import Domain, check_ends, parse_space, resolve_space
+from pipelines.tuning.domains import Domain
+from pipelines.tuning.space import check_ends, parse_space, resolve_space
 
 RATE = "training.optimizer.learning_rate"
 

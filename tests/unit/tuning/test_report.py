@@ -9,11 +9,11 @@ import yaml
 
 from pipelines.training.config import TrainingConfig
 from pipelines.training.optimizer import OptimizerConfig
+from pipelines.tuning.domains import Domain
 from pipelines.tuning.leaders import choose_leaders, describe_gain, gather_leaders
 from pipelines.tuning.pictures import Line, draw_curves, draw_parallel, draw_scatter
 from pipelines.tuning.presets import render_preset
 from pipelines.tuning.report import collect_tuning, render_tuning_html, render_tuning_markdown
-from pipelines.tuning.space import Domain
 from pipelines.tuning.trials import FAILED, FINISHED, STOPPED, Journal
 from tests.unit.tuning.trials import write_trial
 

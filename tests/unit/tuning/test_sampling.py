@@ -2,8 +2,8 @@
 
 import pytest
 
+from pipelines.tuning.domains import Domain
 from pipelines.tuning.sampling import Sampler, build_study, find_common_epoch, rank_importance
-from pipelines.tuning.space import Domain
 from pipelines.tuning.trials import FAILED, FINISHED, OPEN, STOPPED
 from tests.unit.tuning.trials import make_trial
 

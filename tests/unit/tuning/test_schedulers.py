@@ -10,8 +10,8 @@ from ray.tune.schedulers import (
 )
 
 from pipelines.tuning.config import SearchConfig
+from pipelines.tuning.domains import Domain
 from pipelines.tuning.schedulers import build_scheduler, check_population, list_changeable
-from pipelines.tuning.space import Domain
 
 SPACE = {
     "training.optimizer.learning_rate": Domain("loguniform", 1e-5, 1e-3),

@@ -7,7 +7,8 @@ import pytest
 from pipelines.ner.errors import UserError, UserErrors
 from pipelines.ner.model import ModelConfig
 from pipelines.training.config import TrainingConfig
-from pipelines.tuning.space import Domain, apply_settings, check_ends, list_paths, parse_space, read_path, resolve_space
+from pipelines.tuning.domains import Domain
+from pipelines.tuning.space import apply_settings, check_ends, list_paths, parse_space, read_path, resolve_space
 
 RATE = "training.optimizer.learning_rate"
 

@@ -1,0 +1,178 @@
+"""One worker of a training: the loop with what it reads, writes and scores, and its agreement with the others."""
+
+import os
+import resource
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipelines.evaluation.metrics import Counts, Scored, count, scores
+from pipelines.ner.bundle import Bundle, BundleInfo
+from pipelines.ner.engine import NerEngine
+from pipelines.ner.model import TokenClassifier
+from pipelines.training.batches import TrainingWindows
+from pipelines.training.checkpoints import load_state
+from pipelines.training.config import TrainingError
+from pipelines.training.job import TrainingJob
+from pipelines.training.loop import train
+from pipelines.training.recorder import CHECKPOINTS, Order, Recorder
+from pipelines.training.state import TrainingState
+
+KERNEL_CACHES = {"LRU_CACHE_CAPACITY": 32, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": 64}
+"""Shapes that ideep and oneDNN keep kernels for; by default 1,024, each with scratch memory: gigabytes in an hour."""
+
+
+class Group:
+    """The workers that train together: here one alone, in a process of any kind."""
+
+    rank, size = 0, 1
+
+    def agree(self, plain: Any) -> Any:
+        """What the first worker gives; plain values."""
+        return plain
+
+    def list_leaving(self) -> list[str]:
+        """Nodes of the group that are about to be taken."""
+        return []
+
+
+def fit_here(
+    job: TrainingJob,
+    output_dir: Path,
+    storage_patience_s: float,
+    on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
+) -> None:
+    """Train in this process alone, as `fit` does with one worker, without the seconds that a worker group costs.
+
+    What it writes, and goes on from, is what `fit` does; `load_result` reads it.
+
+    Args:
+        on_epoch: told after every epoch, once its checkpoint is on the disk: its metrics, and whether it is the last.
+
+    Raises:
+        TrainingError: as `fit` does.
+    """
+    (output_dir / CHECKPOINTS).mkdir(exist_ok=True)
+    run_worker(job, output_dir, storage_patience_s, Group(), on_epoch)
+
+
+def run_worker(
+    job: TrainingJob,
+    output_dir: Path,
+    patience_s: float,
+    group: Group,
+    on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
+) -> None:
+    """Train as one of a group. Raises TrainingError.
+
+    Args:
+        patience_s: for storage that cannot be written.
+        on_epoch: told by the first worker, as in `fit_here`.
+    """
+    for name, shapes in KERNEL_CACHES.items():
+        os.environ.setdefault(name, str(shapes))
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    recorder = Recorder(output_dir, patience_s) if group.rank == 0 else None
+    state = _load_last(recorder, group)
+    torch.manual_seed(job.training.seed)
+    model, encoder = job.build_model(), job.build_encoder()
+    info = BundleInfo(job.scheme.name, job.model.head, job.splitter, job.window, job.stride)
+    rows = job.load_dev()[group.rank :: group.size]
+    dev = [Scored.from_row(row, job.corpus_scheme) for row in rows]
+
+    def evaluate(scored: TokenClassifier) -> float:
+        """Strict micro F1 on dev, by the engine in fp32."""
+        bundle = Bundle(scored, encoder, info)
+        return score_dev(NerEngine(bundle, device=str(device), runtime="torch", precision="fp32"), dev)
+
+    train(
+        model,
+        TrainingWindows(job.load_windows()),
+        job.training,
+        pad_id=encoder.pad_id,
+        device=device,
+        evaluate=evaluate,
+        listener=_Reporter(recorder, group, on_epoch),
+        parallel=job.parallel,
+        state=state,
+    )
+
+
+def _load_last(recorder: Recorder | None, group: Group) -> TrainingState | None:
+    """The state to go on from, the same for all workers, if there is one. Raises TrainingError, in all of them."""
+    found: str | dict[str, Any] | None = None
+    if recorder:
+        try:
+            path = recorder.find_checkpoint()
+            found = str(path) if path else None
+        except TrainingError as error:
+            found = vars(error)
+    found = group.agree(found)
+    if isinstance(found, dict):
+        raise TrainingError(**found)
+    return load_state(Path(found)) if found else None
+
+
+class _Reporter:
+    """Hands what the loop tells to the recorder, and what the first worker finds to the loop."""
+
+    def __init__(
+        self,
+        recorder: Recorder | None,
+        group: Group,
+        on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
+    ) -> None:
+        self.recorder, self.group, self.on_epoch = recorder, group, on_epoch
+        self.next_look = 0
+
+    def on_start(self, metrics: dict[str, Any]) -> None:
+        """Write at once how the run begins, so that who follows it knows its length."""
+        if self.recorder:
+            self.recorder.add("start", metrics)
+            self.recorder.flush()
+
+    def on_step(self, metrics: dict[str, Any]) -> bool:
+        """Write the step down; when it is time, all workers follow the first's order. Raises TrainingError in all."""
+        if self.recorder:
+            self.recorder.add("step", metrics)
+        if metrics["step"] < self.next_look:
+            return False
+        leaving = self.group.list_leaving()
+        order = Order(**self.group.agree(self.recorder and asdict(self.recorder.look(metrics["step"], leaving))))
+        if order.problem is not None:
+            raise TrainingError(**order.problem)
+        self.next_look = order.next_look
+        return order.keep_now
+
+    def on_checkpoint(self, metrics: dict[str, Any] | None, get_state: Callable[[], TrainingState]) -> None:
+        """Write what has gathered, and a checkpoint; at the end of training wait for it."""
+        if metrics is not None and self.recorder:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            gpu_peak = torch.cuda.max_memory_allocated() >> 20 if torch.cuda.is_available() else 0
+            self.recorder.add("epoch", {**metrics, "peak_memory_mib": peak, "gpu_peak_memory_mib": gpu_peak})
+        state = get_state()
+        if self.recorder:
+            self.recorder.write_checkpoint(state)
+        if state.done:
+            problem = self.group.agree(self.recorder and self.recorder.finish(state))
+            if problem is not None:
+                raise TrainingError(**problem)
+        if metrics is not None and self.recorder and self.on_epoch:
+            self.recorder.writer.wait()
+            self.on_epoch(metrics, state.done)
+
+
+def score_dev(engine: NerEngine, dev: Sequence[Scored]) -> float:
+    """Strict micro F1 of the workers' dev records together, each scored by the engine that predicts for users."""
+    predicted = engine.predict_documents([scored.content for scored in dev])
+    counts = count(replace(scored, predicted=spans) for scored, spans in zip(dev, predicted, strict=True))
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, counts.to_dict())
+        counts = sum((Counts.from_dict(plain) for plain in gathered), Counts())
+    f1: float = scores(counts)["strict"]["micro"]["f1"]
+    return f1
