@@ -182,7 +182,7 @@ def _list_groups(inventory: Inventory, request: TrainingRequest, limits: Limits)
     if request.use_gpu is not True and not request.accelerator:
         least = Bundle(float(request.cpus_per_worker or 1))
         most = min(sum(count_all_places([node], least, KEPT) > 0 for node in nodes), MOST_WORKERS)
-        for number in _list_numbers(most, request):
+        for number in _list_numbers(most, request, [1] * most):
             bundle = _shape_worker(least, number, nodes, MOST_WORKERS, request)
             if bundle:
                 yield bundle, number

@@ -41,12 +41,6 @@ INFO = ShardsInfo(
 )
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> None:
-    """No corrections but those that a test learns."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def encoder(tmp_path) -> str:
     BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128).save_pretrained(
@@ -58,7 +52,7 @@ def encoder(tmp_path) -> str:
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """No run of another test corrects these predictions."""
-    monkeypatch.setenv("RAYNER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def test_settings_at_their_defaults_are_the_planners_and_others_are_kept():
