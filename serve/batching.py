@@ -179,10 +179,10 @@ class Batcher:
             self.num_running += 1
             self.num_running_tokens += work.num_tokens
             started.append(work)
-        is_alone = self.num_running == 1
+        streams = self.engine.streams
+        pool = streams.wide if self.num_running == 1 else streams.pool
         for work in started:
-            loop = asyncio.get_running_loop()
-            computed = loop.run_in_executor(self.engine.streams.pool, compute, self.engine, work, is_alone)
+            computed = asyncio.get_running_loop().run_in_executor(pool, compute, self.engine, work)
             computed.add_done_callback(self._take_back)
 
     def _take(self, budget: int) -> Work:

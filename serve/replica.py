@@ -21,6 +21,7 @@ from serve.redaction import redact
 from serve.schemas import EntitiesRequest, Options, StreamLine
 from serve.settings import Arguments, Tuning
 from serve.shelf import LoadedModel, Shelf
+from serve.warming import warm_up
 from serve.work import Answer
 
 CANARY = "Angela Merkel visited Utrecht in 2019. 中文"
@@ -84,7 +85,7 @@ class Replica:
             model.batcher.max_wait_s = tuning.max_wait_s
 
     def open_engine(self, path: str) -> NerEngine:
-        """A model's engine, warm: it has answered once."""
+        """A model's engine, warm."""
         share = self.arguments.num_gpus
         engine = NerEngine.load(
             path,
@@ -94,8 +95,7 @@ class Replica:
             num_threads=self.num_threads,
             gpu_memory_fraction=share if 0 < share < 1 else None,
         )
-        for length in (1, 4, 16, 64):  # kernels are made for each shape
-            engine.predict([" ".join([CANARY] * length)] * self.num_threads)
+        warm_up(engine)
         return engine
 
     def make_batcher(self, engine: NerEngine) -> Batcher:

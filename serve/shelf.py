@@ -77,7 +77,7 @@ class Shelf:
         self.loading: dict[str, asyncio.Task[LoadedModel]] = {}
         self.broken: dict[str, float] = {}
         """Until when a model that could not be loaded is not tried again."""
-        self.thread = ThreadPoolExecutor(1, "loading")
+        self.lock = asyncio.Lock()
 
     @asynccontextmanager
     async def borrow(self, name: str) -> AsyncIterator[LoadedModel]:
@@ -114,14 +114,16 @@ class Shelf:
             self._make_room(0)
 
     async def _load(self, name: str) -> LoadedModel:
+        thread = ThreadPoolExecutor(1, "loading")  # it ends, and with it OpenMP's threads that it had for its own
         try:
-            loop = asyncio.get_running_loop()
-            engine = await loop.run_in_executor(self.thread, self.open_engine, self.paths[name])
+            async with self.lock:
+                engine = await asyncio.get_running_loop().run_in_executor(thread, self.open_engine, self.paths[name])
         except UserError as error:
             logger.error("model %s cannot be loaded: %s", name, error)
             self.broken[name] = time.monotonic() + RETRY_S
             raise self._refuse(name) from error
         finally:
+            thread.shutdown(wait=False)
             self.loading.pop(name, None)
         model = LoadedModel(name, engine, self.make_batcher(engine), engine.size_bytes / MIB)
         self._make_room(model.size_mib)

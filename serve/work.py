@@ -77,17 +77,13 @@ class Done:
     seconds: float
 
 
-def compute(engine: NerEngine, work: Work, is_alone: bool = False) -> Done:
-    """Compute a batch; where that fails, each of its windows by itself, so that only the text that causes it fails.
-
-    Args:
-        is_alone: nothing else is computed, so it may use all cores.
-    """
+def compute(engine: NerEngine, work: Work) -> Done:
+    """Compute a batch; where that fails, each of its windows by itself, so that only the text that causes it fails."""
     started = time.monotonic()
     windows = [job.windows[place] for job, place in zip(work.jobs, work.places, strict=True)]
     emissions: list[Tensor | Exception]
     try:
-        emissions = list(engine.compute(windows, is_alone=is_alone))
+        emissions = list(engine.compute(windows))
     except Exception as error:
         emissions = [_compute_one(engine, window) for window in windows] if len(windows) > 1 else [error]
     whole = []

@@ -140,13 +140,10 @@ class NerEngine:
         words = split_words(text, self.encoder.splitter)
         return PreparedText(text, words, self._encode(text, words))
 
-    def compute(self, windows: Sequence[Window], *, is_alone: bool = False) -> list[Tensor]:
-        """Emissions `[W, K]` of each window's words, in one batch on the calling thread: the second stage.
-
-        Args:
-            is_alone: no other batch is computed now, so this one may use all cores.
-        """
-        return self.streams.compute(windows, is_alone=is_alone)
+    def compute(self, windows: Sequence[Window]) -> list[Tensor]:
+        """Emissions `[W, K]` of each window's words, in one batch on the calling thread, which is one of `streams`':
+        the second stage."""
+        return self.streams.compute(windows)
 
     def finish(self, texts: Sequence[PreparedText], emissions: Sequence[Sequence[Tensor]]) -> list[Prediction]:
         """The answers for texts whose windows' emissions are all there: the third stage."""
@@ -177,7 +174,7 @@ class NerEngine:
 
     def close(self) -> None:
         """End its threads, once what they compute is done. It predicts nothing after that."""
-        self.streams.pool.shutdown(wait=False)
+        self.streams.close()
         self.decoding.shutdown(wait=False)
 
     def describe(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from threading import Barrier, Lock
 
 import torch
@@ -51,6 +52,10 @@ class Streams:
         self.num_threads = num_threads
         self.num_streams = min(MAX_STREAMS, num_threads if device.type == "cpu" else GPU_STREAMS)
         self.pool = start_threads("emissions", self.num_streams, num_threads)
+        """One batch a thread."""
+        on_cpu = device.type == "cpu" and self.num_streams > 1
+        self.wide = start_wide_thread(num_threads) if device.type == "cpu" else self.pool
+        """A thread that has all cores, for a batch that no other is computed beside."""
         self.fitting_tokens: float = math.inf
         """So many of a batch fit in memory, as far as is known."""
         self.lock = Lock()
@@ -69,23 +74,15 @@ class Streams:
         futures = [(batch, self.pool.submit(self._run, [windows[index] for index in batch])) for batch in batches]
         return PendingEmissions(windows, futures)
 
-    def compute(self, windows: Sequence[Window], *, is_alone: bool = False) -> list[Tensor]:
-        """Emissions `[W, K]` of each window's owned words, in one batch on the calling thread.
-
-        Args:
-            is_alone: no other batch is computed now, so this one may use all cores.
-        """
-        num_words = [len(window.word_starts) for window in windows]
+    def compute(self, windows: Sequence[Window]) -> list[Tensor]:
+        """Emissions `[W, K]` of each window's owned words, in one batch on the calling thread, of `pool` or `wide`."""
         if not windows:
             return []
-        if not is_alone or self.device.type != "cpu":
-            return list(self._compute(windows).split(num_words))
-        share = torch.get_num_threads()
-        torch.set_num_threads(self.num_threads)
-        try:
-            return list(self._compute(windows).split(num_words))
-        finally:
-            torch.set_num_threads(share)
+        return list(self._compute(windows).split([len(window.word_starts) for window in windows]))
+
+    def close(self) -> None:
+        """End its threads, once what they compute is done."""
+        self.pool.shutdown(wait=False)
 
     def _run(self, windows: Sequence[Window]) -> Tensor:
         with self.lock:
@@ -109,6 +106,16 @@ class Streams:
             logger.warning("out of memory: batches have at most %d sub-tokens from now on", budget)
         middle = len(windows) // 2
         return torch.cat([self._compute(windows[:middle]), self._compute(windows[middle:])])
+
+
+@cache
+def start_wide_thread(num_threads: int) -> ThreadPoolExecutor:
+    """The one thread of this process that has so many cores.
+
+    It should be the only one with several that lives: if those of OpenMP are more than there are cores, each operation
+    puts them to sleep and wakes them up again, and a lone sentence takes nearly twice as long.
+    """
+    return start_threads("alone", 1, num_threads)
 
 
 def start_threads(name: str, num_streams: int, num_threads: int) -> ThreadPoolExecutor:

@@ -390,17 +390,25 @@ def test_no_batch_waits_once_all_are_answered(engine):
     assert engine.streams.is_idle
 
 
-def test_lone_batch_on_all_cores_gives_the_same_emissions_and_the_thread_its_share_back(tiny_bundle):
+def test_lone_batch_on_all_cores_gives_the_same_emissions(tiny_bundle):
     engine = NerEngine.load(tiny_bundle, device="cpu", precision="fp32", num_threads=2)
     [window] = engine.prepare("Angela Merkel visited Utrecht").document.windows
 
-    def compute(is_alone: bool) -> tuple[torch.Tensor, int]:
-        return engine.compute([window], is_alone=is_alone)[0], torch.get_num_threads()
+    def compute() -> tuple[torch.Tensor, int]:
+        return engine.compute([window])[0], torch.get_num_threads()
 
-    alone, threads_after_it = engine.streams.pool.submit(compute, True).result()
-    shared, threads_of_a_share = engine.streams.pool.submit(compute, False).result()
-    assert threads_after_it == threads_of_a_share == 1
+    alone, threads_alone = engine.streams.wide.submit(compute).result()
+    shared, threads_of_a_share = engine.streams.pool.submit(compute).result()
+    assert (threads_alone, threads_of_a_share) == (2, 1)
     torch.testing.assert_close(alone, shared)
+
+
+def test_engines_share_the_thread_that_has_all_cores(tiny_bundle):
+    engines = [NerEngine.load(tiny_bundle, device="cpu", precision="fp32", num_threads=2) for _ in range(2)]
+    assert engines[0].streams.wide is engines[1].streams.wide
+    engines[0].close()
+    [window] = engines[1].prepare("Utrecht").document.windows
+    assert len(engines[1].streams.wide.submit(engines[1].compute, [window]).result()) == 1
 
 
 def test_memory_that_is_free_goes_back_to_the_system():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 from torch import Tensor
 
 from pipelines.ner.encoding import Window
@@ -44,13 +45,13 @@ class WatchedEngine(NerEngine):
         else:
             self.poison_text = word
 
-    def compute(self, windows: Sequence[Window], *, is_alone: bool = False) -> list[Tensor]:
-        self.num_threads_of_batches.append(self.num_threads if is_alone else 1)
+    def compute(self, windows: Sequence[Window]) -> list[Tensor]:
+        self.num_threads_of_batches.append(torch.get_num_threads())
         self.batches.append([len(window.input_ids) for window in windows])
         assert self.gate.wait(DEADLINE_S)
         if any(self.poison_token in window.input_ids for window in windows if self.poison_token is not None):
             raise RuntimeError("a poisonous window")
-        return super().compute(windows, is_alone=is_alone)
+        return super().compute(windows)
 
     def finish(self, texts: Sequence[PreparedText], emissions: Sequence[Sequence[Tensor]]) -> list[Prediction]:
         if any(self.poison_text in text.text for text in texts if self.poison_text is not None):

@@ -51,7 +51,6 @@ def use_shelf(
             shelf.gate.set()
             for model in shelf.loaded.values():
                 model.close()
-            shelf.thread.shutdown()
 
     run(check())
 

@@ -1,0 +1,21 @@
+"""A model's first batches."""
+
+from itertools import pairwise
+
+import torch
+
+from serve.warming import warm_up
+from tests.unit.serve.replicas import WatchedEngine
+
+
+def test_batches_of_all_sizes_are_computed_on_every_thread(tiny_bundle):
+    engine = WatchedEngine.load(tiny_bundle, device="cpu", runtime="torch", precision="fp32", num_threads=2)
+    warm_up(engine, max_tokens=100)
+    threads = engine.num_threads_of_batches
+    sizes = [sum(batch) for batch in engine.batches]
+    assert sizes == sorted(sizes)
+    assert max(sizes) >= 100
+    assert min(sizes) <= 4
+    assert all(after <= 1.3 * before + 8 for before, after in pairwise(sizes)), "a window more overlaps by its stride"
+    assert threads.count(2) * 2 == threads.count(1), "each size once on all cores, and once on each core"
+    assert torch.get_num_threads() == 1
