@@ -29,6 +29,8 @@ RELEASE_EVERY_S = 10.0
 KERNELS = 1024
 """Of oneDNN: batches of every shape come, on one core and on all. With 64 kernels batches of a few texts take a fifth
 longer, and a lone one a third; 1024 take 130 MiB more."""
+GC_THRESHOLDS = (20_000, 20, 50)
+"""Thousands of waiting requests are looked through in each collection, which by default come every 700 objects."""
 BOARDS = "rayner"
 """Ray's namespace of the boards."""
 
@@ -58,6 +60,7 @@ class NerServer(GrpcCalls):
         await self.replica.start()
         gc.collect()
         gc.freeze()  # what is loaded stays: no need to look through it time and again
+        gc.set_threshold(*GC_THRESHOLDS)
         self.telling = asyncio.create_task(self._tell_figures())
         self.releasing = asyncio.create_task(_release_memory())
 

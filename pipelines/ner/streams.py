@@ -52,8 +52,6 @@ class Streams:
         self.num_threads = num_threads
         self.num_streams = min(MAX_STREAMS, num_threads if device.type == "cpu" else GPU_STREAMS)
         self.pool = start_threads("emissions", self.num_streams, num_threads)
-        """One batch a thread."""
-        on_cpu = device.type == "cpu" and self.num_streams > 1
         self.wide = start_wide_thread(num_threads) if device.type == "cpu" else self.pool
         """A thread that has all cores, for a batch that no other is computed beside."""
         self.fitting_tokens: float = math.inf
