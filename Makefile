@@ -43,6 +43,9 @@ bench: $(STAMP)  ## quality on the real corpora and speeds (some hours); writes 
 	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.serve
+	$(BIN)/python -m benchmarks.plan
+	$(BIN)/python -m benchmarks.plan_scale
+	$(BIN)/python -m benchmarks.tune
 
 image:          ## build the CPU image of deploy/Dockerfile; `make image TARGET=gpu` the other
 	docker build -f deploy/Dockerfile --target $(TARGET) -t rayner:0.1.0-$(TARGET) .

@@ -2,7 +2,8 @@
 
     python -m benchmarks.plan [--data ../shared/data]
 
-First this machine is calibrated, by real steps of small random encoders, none of which is among the five. Then
+First this machine is calibrated as by `rayner plan --calibrate`, by real steps of small random encoders, none of which
+is among the five. Then
 `rayner train` trains each of five configurations, three shapes on two corpora, for some forty steps: the sentences of
 WNUT-17, and documents made of ten sentences of NCBI-disease. The predictions see the encoder's `config.json` and the
 histogram of lengths in `shards.json`, as `rayner plan` does, and no figure of the run. Writes
@@ -29,17 +30,16 @@ from transformers import AutoModel, BertConfig, DistilBertConfig
 
 from benchmarks.predict import describe_machine
 from benchmarks.train import Sample, join_samples, read_samples
+from pipelines.calibrating import measure_machine
 from pipelines.corpus.shards import load_shards_info
 from pipelines.ner.encoders import find_encoder, load_tokenizer
 from pipelines.planning.architecture import read_architecture
-from pipelines.planning.calibration import calibrate
 from pipelines.planning.cost import Lengths, TrainingSetup, divide_batch
 from pipelines.planning.memory import MIB, estimate_training_memory
 from pipelines.planning.rates import Rates
 from pipelines.planning.timing import estimate_step_s
 from pipelines.run_record import read_git_revision, read_versions
 from pipelines.training.history import read_metrics
-from pipelines.training.probes import train_probe
 
 RESULTS = Path(__file__).parent / "results" / "plan-cpu.json"
 QUICKSTART = "all-MiniLM-L6-v2"
@@ -96,7 +96,7 @@ def measure(data: Path, configurations: Sequence[Configuration]) -> dict[str, An
         folder = Path(temporary)
         started = time.perf_counter()
         load = os.getloadavg()[0]
-        rates = calibrate(train_probe, folder=folder / "cache", tell=lambda text: print(text, file=sys.stderr))
+        rates = measure_machine(folder=folder / "cache")
         results: dict[str, Any] = {
             "versions": read_versions(),
             "git_revision": read_git_revision(),

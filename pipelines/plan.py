@@ -5,32 +5,25 @@ For a model (its configuration suffices), a corpus or the lengths of its texts, 
 cost anything (`training`, `parallel`, `resources`) are given as there; what is left out is planned.
 """
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.markup import escape
 
+from pipelines.calibrating import measure_machine
 from pipelines.cluster import ClusterConfig, connect
-from pipelines.corpus.formats.files import find_files
-from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.inference import ActorResources, InferenceConfig
-from pipelines.corpus.lengths import count_lengths
-from pipelines.corpus.shards import SHARDS_FILE, load_shards_info
 from pipelines.folders import write_json
 from pipelines.job import console, progress_console, render_next, run_door
-from pipelines.ner.encoders import EncoderError, find_encoder, load_tokenizer
-from pipelines.ner.encoding import Encoder, EncodingConfig
+from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.plan_view import print_plan
+from pipelines.planned_corpus import PlannedCorpus
 from pipelines.planning.architecture import Architecture, read_architecture
-from pipelines.planning.calibration import calibrate
 from pipelines.planning.cost import Lengths, count_parameters
 from pipelines.planning.descriptions import EXAMPLE, parse_cluster
 from pipelines.planning.inference_plans import plan_prediction, plan_serving
@@ -40,16 +33,14 @@ from pipelines.planning.plans import TASKS, Limits, Plan
 from pipelines.planning.speeds import find_node_rates
 from pipelines.planning.training_plans import plan_training
 from pipelines.planning.tuning_plans import TrialRequest, plan_tuning
-from pipelines.resources import build_inference_request, build_training_request, read_lengths
+from pipelines.resources import build_inference_request, build_training_request
 from pipelines.settings import ConfigError
 from pipelines.training.config import TrainingConfig
 from pipelines.training.parallel import ParallelConfig
-from pipelines.training.probes import train_probe
 from pipelines.training.resources import ResourcesConfig
 
 HERE = ("here", "local", "this machine")
 DEFAULT_WINDOW = 256
-LEAST_VOCABULARY = 100
 
 
 @dataclass(frozen=True)
@@ -167,57 +158,15 @@ def _plan(
 
 def _read_lengths(config: PlanConfig, architecture: Architecture) -> tuple[Lengths, int]:
     """The lengths of windows, and the number of tags."""
-    num_tags = config.num_tags
     window = config.encoding.window or min(DEFAULT_WINDOW, architecture.max_window or DEFAULT_WINDOW)
     stride = config.encoding.stride if config.encoding.stride is not None else window // 4
-    [first] = config.corpus[:1]
-    if len(config.corpus) == 1 and (Path(first) / SHARDS_FILE).is_file():
-        info = load_shards_info(Path(first))
-        num_tags = len(info.tags)
-        split = "train" if info.splits["train"].num_records else "test"
-        found, num_records = read_lengths(info, split), info.splits[split].num_records
-    elif len(config.corpus) == 1 and first.endswith(".json") and (counts := _read_histogram(Path(first))):
-        found, num_records = Lengths.from_records(counts, window=window, stride=stride), sum(counts.values())
-    else:
-        with progress_console.status("counting the corpus …"):
-            census = count_lengths(find_files(config.corpus), _build_counter(config), FormatOptions())
-        words = census.num_words / census.num_tokens
-        found = Lengths.from_records(census.histogram, window=window, stride=stride, words_per_token=words)
-        num_records = census.num_records
+    corpus = PlannedCorpus(config.corpus, str(config.model), window, stride)
+    with progress_console.status("counting the corpus …"):
+        lengths, num_records, num_tags = corpus.count()
     if config.num_documents is not None:
         scale = config.num_documents / max(1, num_records)
-        counts_scaled = tuple((length, max(1, round(count * scale))) for length, count in found.counts)
-        found = replace(found, counts=counts_scaled)
-    return found, num_tags
-
-
-def _read_histogram(path: Path) -> dict[str, int] | None:
-    """The counts of a histogram's file; None for another JSON file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(content, dict) or not content or not all(str(key).isdigit() for key in content):
-        return None
-    wrong = [f"{key}: {value}" for key, value in content.items() if not isinstance(value, int) or value < 0]
-    if wrong or not sum(content.values()):
-        rule = 'lengths in sub-tokens, and how many texts have them: `{"17": 300}`'
-        raise ConfigError(
-            "a histogram that cannot be read", where=str(path), rule=rule, value="; ".join(wrong[:3]) or "empty"
-        )
-    return content
-
-
-def _build_counter(config: PlanConfig) -> Any:
-    """Counts the sub-tokens of words with the model's tokenizer; without one by four characters each."""
-    try:
-        tokenizer = load_tokenizer(find_encoder(str(config.model)))
-        if len(tokenizer) < LEAST_VOCABULARY:  # what is made of a configuration without a vocabulary
-            raise ValueError("no vocabulary")
-        return Encoder(tokenizer, window=DEFAULT_WINDOW, stride=0, splitter="unicode").count_tokens
-    except (EncoderError, OSError, ValueError, KeyError):
-        progress_console.print("[yellow]![/] the model has no tokenizer here: four characters count as a sub-token")
-        return lambda words: sum(max(1, round(len(word) / 4)) for word in words)
+        lengths = replace(lengths, counts=tuple((one, max(1, round(count * scale))) for one, count in lengths.counts))
+    return lengths, num_tags or config.num_tags
 
 
 def _find_address(config: PlanConfig) -> str | None:
@@ -246,11 +195,8 @@ def _read_inventory(config: PlanConfig) -> Inventory:
 
 def _calibrate(precision: str) -> None:
     """Measure this machine, and say what was found."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with progress_console.status("measuring this machine …") as status:
-        rates = calibrate(
-            train_probe, precision=precision, device=device, tell=lambda what: status.update(f"measuring {what} …")
-        )
+    with progress_console.status("measuring this machine: products, memory, real steps; about a minute …"):
+        rates = measure_machine(precision)
     flops = ", ".join(f"{name} {value / 1e9:,.0f} GFLOP/s" for name, value in rates.flops.items())
     console.print(f"[bold]{escape(rates.name)}[/]: {flops}, memory {rates.memory_bytes_per_s / 1e9:,.1f} GB/s")
     console.print("plans for this machine reckon with that from now on")

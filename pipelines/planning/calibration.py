@@ -98,21 +98,17 @@ def calibrate(
     device: str = "cpu",
     probes: Sequence[Probe] = CPU_PROBES,
     folder: Path | None = None,
-    tell: Callable[[str], None] = lambda _: None,
 ) -> Rates:
     """Measure this machine, and keep what was found; about half a minute.
 
     Args:
         train_probe: makes real steps; without it only products and bandwidth are measured.
         precision: of the steps; the rates are kept for the one that they had.
-        tell: hears what is being measured.
     """
     target = torch.device(device)
     flops = {}
     for name in list_precisions(target):
-        tell(f"products in {name}")
         flops[name] = measure_products(name, target)
-    tell("memory")
     rates = Rates(
         name=describe_machine(target),
         device=target.type,
@@ -125,8 +121,7 @@ def calibrate(
     resolved = choose_precision(target) if precision == "auto" else precision
     if train_probe is not None:
         runs = []
-        for number, probe in enumerate(probes, 1):
-            tell(f"real steps, shape {number} of {len(probes)}")
+        for probe in probes:
             runs.append(
                 train_probe(
                     "bert",
@@ -148,8 +143,7 @@ def explain_steps(rates: Rates, probes: Sequence[Probe], runs: Sequence[Rows], p
     work, seconds, moving, moved = [], [], [], []
     for probe, rows in zip(probes, runs, strict=True):
         counted = rows[WARMUP_STEPS:]
-        fastest = min(counted, key=lambda row: row["seconds"])  # others on the machine take time, never give it
-        optimizer = fastest["parts_s"].get("optimizer", 0.0)
+        optimizer = median(row["parts_s"].get("optimizer", 0.0) for row in counted)
         architecture = convert_config(AutoConfig.for_model("bert", **probe.shape))
         setup = TrainingSetup(
             batch_tokens=sum(probe.lengths), precision=precision, device=rates.device, num_tags=9, num_epochs=1
@@ -158,7 +152,7 @@ def explain_steps(rates: Rates, probes: Sequence[Probe], runs: Sequence[Rows], p
         lengths = Lengths.from_counts({int(k): int(v) for k, v in counts.items()}, WORDS_PER_TOKEN)
         done, _ = count_step_work(architecture, setup, lengths)
         work.append([getattr(done, name) for name in FEATURES])
-        seconds.append(fastest["seconds"] - optimizer)
+        seconds.append(median(row["seconds"] for row in counted) - optimizer)
         moving.append(optimizer)
         moved.append(count_parameters_moved(architecture, setup))
     found = dict(zip(FEATURES, solve(np.array(work), np.array(seconds)), strict=True))

@@ -9,9 +9,10 @@ import signal
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -26,6 +27,8 @@ from pipelines.training.job import TrainingJob, TrainingResult, load_result
 from pipelines.training.recorder import CHECKPOINTS, METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, plan_workers
 from pipelines.training.worker import Group, run_worker
+
+T = TypeVar("T")
 
 MAX_FAILURES = 3
 """Deaths of workers that training survives without progress between them."""
@@ -64,6 +67,23 @@ def fit(job: TrainingJob, resources: ResourcesConfig, output_dir: Path, *, may_g
     if isinstance(value, UserError):
         raise value
     return load_result(output_dir)
+
+
+def run_alone(function: Callable[[], T]) -> T:
+    """What a function returns that a lone worker calls, started as `fit` starts it, beside all that Ray Train runs."""
+    with tempfile.TemporaryDirectory() as idle:
+        trainer = TorchTrainer(
+            _call,
+            train_loop_config={"function": function},
+            scaling_config=plan_workers(ResourcesConfig(num_workers=1)),
+            run_config=RunConfig(name="call", storage_path=idle),
+        )
+        value: T = trainer.fit().return_value
+        return value
+
+
+def _call(config: dict[str, Any]) -> Any:
+    return config["function"]()
 
 
 def _run_workers(job: TrainingJob, scaling: ScalingConfig, storage: tuple[Path, float]) -> Any:

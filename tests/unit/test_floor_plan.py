@@ -61,6 +61,15 @@ FRAME = {
         "pipelines.job",
         "pipelines.trackers",
     },
+    "pipelines.calibrating": {"pipelines.cluster", "pipelines.planning", "pipelines.training"},
+    "pipelines.planned_corpus": {
+        "pipelines.ner",
+        "pipelines.corpus",
+        "pipelines.planning",
+        "pipelines.resources",
+        "pipelines.job",
+        "pipelines.settings",
+    },
     "pipelines.plan_view": {"pipelines.planning", "pipelines.job"},
     "pipelines.resources": {
         "pipelines.ner",

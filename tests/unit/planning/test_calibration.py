@@ -30,8 +30,7 @@ CPU = torch.device("cpu")
 def test_calibration_by_real_steps_is_kept_and_found_again(tmp_path, monkeypatch):
     monkeypatch.setattr(measurements, "PRODUCT_S", 0.01)
     monkeypatch.setattr(measurements, "COPIED_BYTES", 2**20)
-    told = []
-    rates = calibrate(train_probe, precision="fp32", probes=TINY, folder=tmp_path, tell=told.append)
+    rates = calibrate(train_probe, precision="fp32", probes=TINY, folder=tmp_path)
     assert rates.source == "calibration"
     assert rates.flops["fp32"] > 1e8
     assert rates.memory_bytes_per_s > 1e7
@@ -39,7 +38,6 @@ def test_calibration_by_real_steps_is_kept_and_found_again(tmp_path, monkeypatch
     assert sum(rates.element_s.values()) + rates.operator_s > 0
     assert load_rates("fp32", tmp_path) == rates
     assert load_rates("bf16", tmp_path) is None
-    assert any("shape 3 of 3" in text for text in told)
 
 
 def test_rates_of_another_torch_are_not_taken(tmp_path, monkeypatch):
@@ -83,11 +81,11 @@ def test_solving_gives_no_negative_seconds():
     assert found[0] > 0
 
 
-def test_steps_are_explained_by_their_fastest(monkeypatch):
-    """Others on the machine only ever take time."""
+def test_steps_are_explained_by_their_median():
+    """One that something else took time from says nothing."""
     rates = estimate_cpu_rates(2)
     quiet = [[{"seconds": s, "parts_s": {"optimizer": s / 10}} for _ in range(9)] for s in (0.1, 0.4, 0.2)]
-    busy = [[row if at == 5 else {**row, "seconds": row["seconds"] * 5} for at, row in enumerate(run)] for run in quiet]
+    busy = [[row if at != 5 else {**row, "seconds": row["seconds"] * 5} for at, row in enumerate(run)] for run in quiet]
     assert explain_steps(rates, TINY, busy, "fp32") == explain_steps(rates, TINY, quiet, "fp32")
 
 
