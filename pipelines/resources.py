@@ -13,7 +13,7 @@ from pipelines.corpus.shards import ShardsInfo
 from pipelines.job import progress_console
 from pipelines.ner.errors import UserError
 from pipelines.ner.model import ModelConfig
-from pipelines.planning.architecture import read_architecture
+from pipelines.planning.architecture import Architecture, read_architecture
 from pipelines.planning.candidates import DEVICE_BATCH_TOKENS, TrainingRequest
 from pipelines.planning.cost import Lengths, TrainingSetup
 from pipelines.planning.errors import PlanError
@@ -24,6 +24,7 @@ from pipelines.planning.pools import InferenceRequest
 from pipelines.planning.rates import find_rates
 from pipelines.planning.speeds import is_here, record_run
 from pipelines.planning.training_plans import plan_training
+from pipelines.planning.tuning_plans import TrialRequest, plan_tuning
 from pipelines.training.config import TrainingConfig
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.resources import ResourcesConfig
@@ -84,15 +85,46 @@ class TrainSettings:
     parallel: ParallelConfig
     resources: ResourcesConfig
 
+    def build_request(self, num_tags: int) -> TrainingRequest:
+        """What they leave to the planner."""
+        return build_training_request(
+            self.training, self.parallel, self.resources, head=self.model.head, num_tags=num_tags
+        )
+
 
 def plan_run(config: TrainSettings, encoder: str, info: ShardsInfo, inventory: Inventory) -> Plan | None:
     """The plan of a training, told on stderr; None, with a warning, where the model or the GPUs cannot be reckoned.
 
     Raises PlanError for what can never fit. Asks the autoscaler for nodes that the plan needs and that are not there.
     """
-    training, parallel, resources = config.training, config.parallel, config.resources
-    head, num_tags = config.model.head, len(info.tags)
-    request = build_training_request(training, parallel, resources, head=head, num_tags=num_tags)
+    known = _read_known(encoder, info, inventory, config.resources)
+    if known is None:
+        return None
+    return _settle(plan_training(inventory, *known, config.build_request(len(info.tags)), Limits()))
+
+
+def plan_search(
+    config: TrainSettings,
+    encoder: str,
+    info: ShardsInfo,
+    inventory: Inventory,
+    *,
+    num_trials: int,
+    gpus_per_trial: float | None = None,
+    max_concurrent: int | None = None,
+) -> Plan | None:
+    """The plan of a search over trainings like this one, otherwise as `plan_run`; `config.resources` are a trial's."""
+    known = _read_known(encoder, info, inventory, config.resources)
+    if known is None:
+        return None
+    request = TrialRequest(config.build_request(len(info.tags)), num_trials, gpus_per_trial, max_concurrent)
+    return _settle(plan_tuning(inventory, *known, request, Limits()))
+
+
+def _read_known(
+    encoder: str, info: ShardsInfo, inventory: Inventory, resources: ResourcesConfig
+) -> tuple[Architecture, Lengths] | None:
+    """What the planner needs to know; None, with a warning, if it does not."""
     try:
         architecture, lengths = read_architecture(encoder), read_lengths(info)
     except UserError as error:  # what the planner does not understand may well be trained
@@ -105,9 +137,10 @@ def plan_run(config: TrainSettings, encoder: str, info: ShardsInfo, inventory: I
     except PlanError:
         _go_without(f"the speed of this kind of GPU is not known: {', '.join(map(str, kinds))}")
         return None
-    if not lengths.counts:
-        return None
-    plan = plan_training(inventory, architecture, lengths, request, Limits())
+    return (architecture, lengths) if lengths.counts else None
+
+
+def _settle(plan: Plan) -> Plan:
     tell_plan(plan)
     if plan.placement.added:
         request_nodes(plan.bundles_to_request)

@@ -8,29 +8,31 @@ Says what may differ with `--space.SETTING`, for any dotted setting of `rayner t
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from rich.markup import escape
 
-from pipelines.cluster import ClusterConfig, connect
+from pipelines.cluster import ClusterConfig, connect, find_address
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
-from pipelines.corpus.shards import ShardsInfo
 from pipelines.evaluation.card import write_card
 from pipelines.evaluation.report import EvaluationReport
-from pipelines.folders import check_resumable, prepare_output_dir, write_json
+from pipelines.folders import check_resumable, prepare_output_dir
 from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import annotate_bundle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
+from pipelines.planning.inventory import read_running_cluster
+from pipelines.resources import TrainSettings, plan_search
 from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, score_test_split, write_bundle
-from pipelines.search_view import SearchView, print_leaders
+from pipelines.search_results import BegunSearch, write_results
+from pipelines.search_view import SearchView
 from pipelines.terminal import print_shards
 from pipelines.training.config import TrainingConfig
 from pipelines.training.history import read_metrics, summarize_usage
@@ -39,11 +41,9 @@ from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig
 from pipelines.trial_jobs import Prepared, Recipe, TrialJobs, list_encodings, prepare_encodings, read_base_values
-from pipelines.tuned_presets import render_run, write_front
 from pipelines.tuning.budget import Budget, find_hopeless
 from pipelines.tuning.config import SearchConfig
-from pipelines.tuning.leaders import Leader, describe_gain
-from pipelines.tuning.report import collect_tuning, render_settings, render_tuning_html, render_tuning_markdown
+from pipelines.tuning.leaders import Leader
 from pipelines.tuning.rounds import Rounds
 from pipelines.tuning.schedulers import check_population
 from pipelines.tuning.slots import Slots, plan_slots
@@ -52,7 +52,6 @@ from pipelines.tuning.space import Space, check_ends, parse_space, resolve_space
 IDENTITY = ("corpus", "model", "encoding", "training", "parallel", "space")
 """The settings that make trials comparable; and of `search` those that say how they are drawn and stopped."""
 SEARCH_IDENTITY = ("sampler", "scheduler", "grace_epochs", "reduction_factor", "cost", "seed")
-_OTHER_PHASES = {"prepare": "reading and tokenizing", "bundle": "writing", "evaluate": "test scores"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def run(config: TuneConfig) -> None:
         leaders, run_folder = _search(config, begun, record)
         report = _make_bundle(config, begun, leaders[0], run_folder, folder / "bundle", record)
         budget.save(now=True)
-    _write_results(config, begun, leaders, report, folder, record)
+    write_results(config.search, begun, leaders, report, folder, record.data["phases_s"])
     record.write(
         folder,
         status="done",
@@ -123,23 +122,13 @@ def run(config: TuneConfig) -> None:
     console.print(render_next(f"rayner train --config {folder / 'best.yaml'} --output_dir out/best"))
 
 
-@dataclass(frozen=True)
-class _Begun:
-    """A search that can begin: its corpus is tokenized, its space and its places are known."""
-
-    base: Prepared
-    """The recipe's own corpus."""
-    base_values: dict[str, Any]
-    space: Space
-    jobs: TrialJobs
-    slots: Slots
-    budget: Budget
-    rounds: Rounds
-
-
-def _begin(config: TuneConfig, recipe: Recipe, space: Space, folder: Path, budget: Budget, record: RunRecord) -> _Begun:
+def _begin(
+    config: TuneConfig, recipe: Recipe, space: Space, folder: Path, budget: Budget, record: RunRecord
+) -> BegunSearch:
     """Prepare the corpus for every encoding in the space. Raises UserError for what cannot be searched here."""
-    slots = plan_slots(config.search, config.resources, config.search.num_trials)
+    slots = plan_slots(
+        config.search, config.resources, config.search.num_trials
+    )  # raises where there is no room at all
     prepared, is_new = prepare_encodings(list_encodings(recipe, space), folder / SHARDS_FOLDER, record)
     base = prepared[recipe.identify_encoding()]
     base_values = read_base_values(recipe, space, base.encoder)
@@ -147,14 +136,16 @@ def _begin(config: TuneConfig, recipe: Recipe, space: Space, folder: Path, budge
     check_ends(space, recipe, Recipe.find_problems)
     if is_new:
         print_shards(base.info, base.shards)
+    if config.resources.auto:
+        slots = _follow_plan(config, base) or slots
     jobs = TrialJobs(recipe, prepared, slots.num_workers, slots.gpus > 0)
     num_epochs = _find_most_epochs(config, space)
     resources = _plan_resources(config, slots)
     rounds = Rounds(folder, config.search, space, num_epochs, jobs, slots, resources, budget)
-    return _Begun(base, base_values, space, jobs, slots, budget, rounds)
+    return BegunSearch(base, base_values, space, jobs, slots, budget, rounds)
 
 
-def _search(config: TuneConfig, begun: _Begun, record: RunRecord) -> tuple[list[Leader], Path]:
+def _search(config: TuneConfig, begun: BegunSearch, record: RunRecord) -> tuple[list[Leader], Path]:
     """The leaders, the best one first, and the run folder of its best run, with its weights."""
     rounds, seed = begun.rounds, config.training.seed
     console.print(f"plan: {escape(begun.slots.describe())}; {escape(_describe_budget(config.search))}")
@@ -166,7 +157,7 @@ def _search(config: TuneConfig, begun: _Begun, record: RunRecord) -> tuple[list[
 
 
 def _make_bundle(
-    config: TuneConfig, begun: _Begun, winner: Leader, run_folder: Path, bundle: Path, record: RunRecord
+    config: TuneConfig, begun: BegunSearch, winner: Leader, run_folder: Path, bundle: Path, record: RunRecord
 ) -> EvaluationReport:
     """Write the winner's bundle, and score it on the test split."""
     found = begun.jobs.find_prepared(begun.jobs.apply(winner.settings, winner.best_run.seed))
@@ -182,53 +173,6 @@ def _make_bundle(
     annotate_bundle(bundle, {"test_strict_micro": strict, "test_intervals": intervals})
     write_card(bundle, asdict(found.info), usage, scores, datasets=config.corpus.find_datasets(), hub_id=None)
     return report
-
-
-def _write_results(
-    config: TuneConfig,
-    begun: _Begun,
-    leaders: list[Leader],
-    report: EvaluationReport,
-    folder: Path,
-    record: RunRecord,
-) -> None:
-    """The preset, the presets of the front, and the pages; also told on the terminal."""
-    rounds, jobs, slots, winner = begun.rounds, begun.jobs, begun.slots, leaders[0]
-    (folder / "evaluation").mkdir(exist_ok=True)
-    report.write(folder / "evaluation", f"Evaluation of {folder.name}", {"settings": render_settings(winner.settings)})
-    preset = render_run(jobs, slots, winner.number, winner.settings, winner.best_run)
-    (folder / "best.yaml").write_text(preset, encoding="utf-8")
-    phases = {f"{name} ({what})": record.data["phases_s"].get(name, 0.0) for name, what in _OTHER_PHASES.items()}
-    trials = rounds.trials.read_all()
-    tuning = collect_tuning(
-        trials,
-        leaders,
-        begun.space,
-        begun.base_values,
-        cost=config.search.cost,
-        repeats=rounds.repeats.read_all(),
-        phases_s={name: seconds for name, seconds in phases.items() if seconds},
-    )
-    scores = report.to_dict()
-    tuning |= {
-        "search": asdict(config.search),
-        "winner": winner.number,
-        "gain": describe_gain(leaders),
-        "preset": preset,
-        "test_f1": scores["strict"]["micro"]["f1"],
-        "test_interval": scores["intervals"]["strict"]["micro"]["f1"],
-        "notes": rounds.list_notes(leaders),
-        "facts": _collect_facts(config, begun.base.info, slots, begun.budget),
-    }
-    tuning["figures"] = _list_figures(tuning, leaders, begun.budget)
-    if config.search.cost != "none":
-        write_front(folder / "front", [trial for trial in trials if trial.number in tuning["front"]], jobs, slots)
-    title = f"Tuning of {begun.base.info.encoder}"
-    write_json(folder / "tuning.json", tuning)
-    (folder / "report.html").write_text(render_tuning_html(tuning, title), encoding="utf-8")
-    (folder / "report.md").write_text(render_tuning_markdown(tuning, title), encoding="utf-8")
-    rounds.forget_weights()
-    print_leaders(tuning)
 
 
 def _check(config: TuneConfig, recipe: Recipe) -> Space:
@@ -252,6 +196,32 @@ def _check(config: TuneConfig, recipe: Recipe) -> Space:
         problems += getattr(error, "errors", [error])
     raise_all(problems)
     return space
+
+
+def _follow_plan(config: TuneConfig, base: Prepared) -> Slots | None:
+    """Places as the planner has them, where it knows the encoder and the devices; what is given, it keeps."""
+    search, resources = config.search, config.resources
+    if search.cpus_per_trial:
+        resources = replace(resources, cpus_per_worker=search.cpus_per_trial)
+    plan = plan_search(
+        TrainSettings(config.model, config.training, config.parallel, resources),
+        base.encoder,
+        base.info,
+        read_running_cluster(is_private=find_address(config.cluster) is None),
+        num_trials=search.num_trials,
+        gpus_per_trial=search.gpus_per_trial,
+        max_concurrent=search.max_concurrent,
+    )
+    if plan is None:
+        return None
+    chosen = plan.settings
+    search = replace(
+        search,
+        cpus_per_trial=max(1, int(chosen["cpus_per_worker"])),
+        gpus_per_trial=float(chosen["gpus_per_worker"]),
+        max_concurrent=chosen["max_concurrent_trials"],
+    )
+    return plan_slots(search, config.resources, search.num_trials)
 
 
 def _plan_resources(config: TuneConfig, slots: Slots) -> ResourcesConfig:
@@ -278,41 +248,6 @@ def _read_search(folder: Path) -> Any:
 def _describe_budget(search: SearchConfig) -> str:
     trials = f"trials: {search.num_trials}, leaders: {search.num_leaders}, seeds of each: {search.num_seeds}"
     return trials if search.limit_s is None else f"{trials}, within {search.limit_s:,.0f} s"
-
-
-def _collect_facts(config: TuneConfig, info: ShardsInfo, slots: Slots, budget: Budget) -> dict[str, Any]:
-    search = config.search
-    price = search.price_per_hour
-    return {
-        "encoder": info.encoder,
-        "sampler": search.sampler,
-        "scheduler": search.scheduler if search.sampler != "pbt" else "population",
-        "trials": search.num_trials,
-        "seeds of a leader": search.num_seeds,
-        "concurrency": slots.describe(),
-        "wall-clock time": f"{budget.spent_s:,.0f} s",
-        **({"price": f"{budget.spent_s / 3600 * price:,.4f}"} if price else {}),
-        **({"budget": f"{search.limit_s:,.0f} s"} if search.limit_s else {}),
-    }
-
-
-def _list_figures(tuning: dict[str, Any], leaders: list[Leader], budget: Budget) -> list[tuple[str, str, str]]:
-    """(name, figure, more) of what stands on top of the report."""
-    winner = leaders[0]
-    low, high = tuning["test_interval"]
-    spread = (
-        f"± {100 * winner.deviation:.1f} over {len(winner.runs)} seeds" if winner.deviation is not None else "one seed"
-    )
-    return [
-        ("dev F1 of the winner", f"{100 * winner.mean_f1:.1f}", spread),
-        ("test F1 of its bundle", f"{100 * tuning['test_f1']:.1f}", f"95 %: {100 * low:.1f} to {100 * high:.1f}"),
-        (
-            "trials",
-            str(len(tuning["trials"])),
-            f"{sum(t['status'] == 'stopped' for t in tuning['trials'])} stopped early",
-        ),
-        ("wall-clock time", f"{budget.spent_s:,.0f} s", ""),
-    ]
 
 
 if __name__ == "__main__":

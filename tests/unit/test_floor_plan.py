@@ -80,6 +80,15 @@ FRAME = {
     },
     "pipelines.terminal": {"pipelines.ner", "pipelines.corpus", "pipelines.evaluation", "pipelines.job"},
     "pipelines.search_view": {"pipelines.job", "pipelines.terminal"},
+    "pipelines.search_results": {
+        "pipelines.corpus",
+        "pipelines.evaluation",
+        "pipelines.tuning",
+        "pipelines.folders",
+        "pipelines.search_view",
+        "pipelines.trial_jobs",
+        "pipelines.tuned_presets",
+    },
     "pipelines.trial_jobs": {
         "pipelines.ner",
         "pipelines.corpus",
