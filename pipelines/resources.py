@@ -1,6 +1,6 @@
 """What doors ask the planner, and what they do with its answer: settings of a run, and a comparison at its end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import median
@@ -100,7 +100,7 @@ def plan_run(config: TrainSettings, encoder: str, info: ShardsInfo, inventory: I
     known = _read_known(encoder, info, inventory, config.resources)
     if known is None:
         return None
-    return _settle(plan_training(inventory, *known, config.build_request(len(info.tags)), Limits()))
+    return _settle(inventory, lambda: plan_training(inventory, *known, config.build_request(len(info.tags)), Limits()))
 
 
 def plan_search(
@@ -118,7 +118,7 @@ def plan_search(
     if known is None:
         return None
     request = TrialRequest(config.build_request(len(info.tags)), num_trials, gpus_per_trial, max_concurrent)
-    return _settle(plan_tuning(inventory, *known, request, Limits()))
+    return _settle(inventory, lambda: plan_tuning(inventory, *known, request, Limits()))
 
 
 def _read_known(
@@ -140,7 +140,15 @@ def _read_known(
     return (architecture, lengths) if lengths.counts else None
 
 
-def _settle(plan: Plan) -> Plan:
+def _settle(inventory: Inventory, make: Callable[[], Plan]) -> Plan | None:
+    """The plan, told, and its nodes asked for; None where only an autoscaler knows whether there will be room."""
+    try:
+        plan = make()
+    except PlanError as error:
+        if inventory.may_grow and not inventory.groups:
+            _go_without(f"{error.what}, and what the autoscaler may add is not known")
+            return None
+        raise
     tell_plan(plan)
     if plan.placement.added:
         request_nodes(plan.bundles_to_request)

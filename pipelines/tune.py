@@ -27,7 +27,7 @@ from pipelines.ner.bundle import annotate_bundle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
-from pipelines.planning.inventory import read_running_cluster
+from pipelines.planning.inventory import Inventory, read_running_cluster
 from pipelines.resources import TrainSettings, plan_search
 from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, score_test_split, write_bundle
@@ -46,7 +46,7 @@ from pipelines.tuning.config import SearchConfig
 from pipelines.tuning.leaders import Leader
 from pipelines.tuning.rounds import Rounds
 from pipelines.tuning.schedulers import check_population
-from pipelines.tuning.slots import Slots, plan_slots
+from pipelines.tuning.slots import Growth, Slots, plan_slots
 from pipelines.tuning.space import Space, check_ends, parse_space, resolve_space
 
 IDENTITY = ("corpus", "model", "encoding", "training", "parallel", "space")
@@ -126,9 +126,9 @@ def _begin(
     config: TuneConfig, recipe: Recipe, space: Space, folder: Path, budget: Budget, record: RunRecord
 ) -> BegunSearch:
     """Prepare the corpus for every encoding in the space. Raises UserError for what cannot be searched here."""
-    slots = plan_slots(
-        config.search, config.resources, config.search.num_trials
-    )  # raises where there is no room at all
+    inventory = read_running_cluster(is_private=find_address(config.cluster) is None)
+    growth = _list_growth(inventory)
+    slots = plan_slots(config.search, config.resources, config.search.num_trials, growth)  # raises if there is no room
     prepared, is_new = prepare_encodings(list_encodings(recipe, space), folder / SHARDS_FOLDER, record)
     base = prepared[recipe.identify_encoding()]
     base_values = read_base_values(recipe, space, base.encoder)
@@ -137,7 +137,7 @@ def _begin(
     if is_new:
         print_shards(base.info, base.shards)
     if config.resources.auto:
-        slots = _follow_plan(config, base) or slots
+        slots = _follow_plan(config, base, inventory, growth) or slots
     jobs = TrialJobs(recipe, prepared, slots.num_workers, slots.gpus > 0)
     num_epochs = _find_most_epochs(config, space)
     resources = _plan_resources(config, slots)
@@ -198,7 +198,14 @@ def _check(config: TuneConfig, recipe: Recipe) -> Space:
     return space
 
 
-def _follow_plan(config: TuneConfig, base: Prepared) -> Slots | None:
+def _list_growth(inventory: Inventory) -> Growth | None:
+    """The nodes that may come; None if none do."""
+    if not inventory.may_grow:
+        return None
+    return [({"CPU": group.node.cpus, "GPU": group.node.gpus}, group.max_count) for group in inventory.groups]
+
+
+def _follow_plan(config: TuneConfig, base: Prepared, inventory: Inventory, growth: Growth | None) -> Slots | None:
     """Places as the planner has them, where it knows the encoder and the devices; what is given, it keeps."""
     search, resources = config.search, config.resources
     if search.cpus_per_trial:
@@ -207,7 +214,7 @@ def _follow_plan(config: TuneConfig, base: Prepared) -> Slots | None:
         TrainSettings(config.model, config.training, config.parallel, resources),
         base.encoder,
         base.info,
-        read_running_cluster(is_private=find_address(config.cluster) is None),
+        inventory,
         num_trials=search.num_trials,
         gpus_per_trial=search.gpus_per_trial,
         max_concurrent=search.max_concurrent,
@@ -221,7 +228,7 @@ def _follow_plan(config: TuneConfig, base: Prepared) -> Slots | None:
         gpus_per_trial=float(chosen["gpus_per_worker"]),
         max_concurrent=chosen["max_concurrent_trials"],
     )
-    return plan_slots(search, config.resources, search.num_trials)
+    return plan_slots(search, config.resources, search.num_trials, growth)
 
 
 def _plan_resources(config: TuneConfig, slots: Slots) -> ResourcesConfig:

@@ -18,6 +18,8 @@ GROUP_LABEL = "ray.io/node-group"
 HEAD_RESOURCE = "node:__internal_head__"
 Limit = tuple[str, Mapping[str, Any], Mapping[str, str], int]
 """A group's name, the resources and labels of its nodes, and how many there may be."""
+ID_LENGTH = 12
+"""Digits of a node's id that name it."""
 MONITORS = ("autoscaler/_private/monitor.py", "autoscaler/v2/monitor.py")
 HEAD_TIMEOUT_S = 30.0
 LOCAL_MEMORY = 0.7
@@ -167,7 +169,7 @@ def _read_node(node: dict[str, Any], available: Mapping[str, float] | None, is_d
     has, labels = node["Resources"], dict(node.get("Labels") or {})
     used = {name: has.get(name, 0) - (available.get(name, 0) if available else has.get(name, 0)) for name in has}
     return Node(
-        name=node["NodeID"][:12],
+        name=node["NodeID"][:ID_LENGTH],
         cpus=has.get("CPU", 0.0),
         memory_bytes=int(has.get("memory", 0)),
         gpus=int(has.get("GPU", 0)),
@@ -195,6 +197,7 @@ def _read_groups(nodes: Sequence[Node]) -> tuple[tuple[NodeGroup, ...], bool]:
     the head node was started with. (The autoscaler of KubeRay runs in a container of its own, and tells nobody: give
     its manifest.)
     """
+    import ray
     from ray._private.state import state
 
     published = state.get_cluster_config()
@@ -214,7 +217,8 @@ def _read_groups(nodes: Sequence[Node]) -> tuple[tuple[NodeGroup, ...], bool]:
         for name, one in types.items()
         if name != head
     ]
-    present = [node for node in nodes if node.group != head]
+    heads = {node["NodeID"][:ID_LENGTH] for node in ray.nodes() if HEAD_RESOURCE in node["Resources"]}
+    present = [node for node in nodes if node.group != head and node.name not in heads]  # not each head has its label
     return build_groups(found, present, None if limit is None else int(limit)), True
 
 

@@ -25,8 +25,8 @@ from pipelines.planning.rates import Rates
 from pipelines.planning.speeds import find_node_rates, resolve_precision
 from pipelines.planning.timing import StepTime, count_steps, estimate_step_s
 
-DRIVER_CPUS = 0.1
-"""A trial's function, which starts its workers and waits."""
+DRIVER_CPUS = 0.01
+"""A trial's function where it starts several workers, and waits; one worker trains in the function itself."""
 KEPT = Kept(cpus=1, smallest=4)
 DEVICE_BATCH_TOKENS = 4096
 
@@ -100,7 +100,7 @@ def plan_tuning(
             "use_gpu": bundle.gpus > 0,
             "accelerator": bundle.accelerator,
             "precision": chosen.precision,
-            "driver_cpus": DRIVER_CPUS,
+            "driver_cpus": _count_driver_cpus(workers),
             "unit": "worker",
         },
         placement=chosen.placement,
@@ -132,6 +132,10 @@ def plan_tuning(
         inventory=inventory,
         rates_source=f"{chosen.rates.name}, {chosen.rates.source}",
     )
+
+
+def _count_driver_cpus(workers: int) -> float:
+    return DRIVER_CPUS if workers > 1 else 0.0
 
 
 def _count_workers(request: TrialRequest) -> int:
@@ -250,7 +254,7 @@ def _count_at_once(nodes: Sequence[Node], bundle: Bundle, workers: int, most: in
             for node in nodes
             if not node.is_draining
         ]
-        if sum(int(free / DRIVER_CPUS + 1e-6) for free in left if free > 0) >= number:
+        if workers == 1 or sum(int(free / DRIVER_CPUS + 1e-6) for free in left if free > 0) >= number:
             return number
         number -= 1
     return 0
@@ -259,10 +263,11 @@ def _count_at_once(nodes: Sequence[Node], bundle: Bundle, workers: int, most: in
 def _want_of_room(inventory: Inventory, request: TrialRequest) -> PlanError:
     training = request.training
     gpus = request.gpus_per_trial or (1.0 if training.use_gpu else 0.0)
-    bundle = Bundle(float(training.cpus_per_worker or 1), gpus)
+    bundle, workers = Bundle(float(training.cpus_per_worker or 1), gpus), _count_workers(request)
+    beside = f", {DRIVER_CPUS:g} CPU beside" if workers > 1 else ""
     return PlanError(
         "no room for one trial",
-        rule=f"{_count_workers(request)} x ({bundle.describe()}), the model in memory, and {DRIVER_CPUS:g} CPU beside",
-        value=explain_shortage(bundle, _count_workers(request), inventory, KEPT),
+        rule=f"{workers} x ({bundle.describe()}){beside}, and the model in memory",
+        value=explain_shortage(bundle, workers, inventory, KEPT),
         remedy="smaller trials (`--resources.cpus_per_worker`, `--training.device_batch_tokens`), or more nodes",
     )

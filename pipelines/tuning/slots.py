@@ -1,6 +1,7 @@
 """How many trials run at a time, and what each one holds of the cluster."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ GRAIN = 1e-4
 """Ray counts resources in such parts."""
 SMALL = 0.01
 """CPUs of a trial whose workers are placed by Ray Train, outside of what Ray Tune knows."""
+
+Growth = Sequence[tuple[Mapping[str, Any], int]]
+"""What a node has that an autoscaler may add, and how many of them."""
 
 
 @dataclass(frozen=True)
@@ -55,40 +59,46 @@ class Slots:
         return f"{trials} at a time, {'each ' if self.concurrent > 1 else ''}with {each}"
 
 
-def plan_slots(search: SearchConfig, resources: ResourcesConfig, num_trials: int) -> Slots:
+def plan_slots(
+    search: SearchConfig, resources: ResourcesConfig, num_trials: int, growth: Growth | None = None
+) -> Slots:
     """Places on the connected cluster, counted node by node. Raises TuneError if there is none."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    limit = ray._private.state.state.get_max_resources_from_cluster_config()
-    return fit_slots(nodes, list_cores(), search, resources, num_trials, limit)
+    return fit_slots(nodes, list_cores(), search, resources, num_trials, growth)
 
 
 def fit_slots(
-    nodes: list[dict[str, Any]],
-    cores: list[int],
+    nodes: Sequence[Mapping[str, Any]],
+    cores: Sequence[int],
     search: SearchConfig,
     resources: ResourcesConfig,
     num_trials: int,
-    limit: dict[str, Any] | None = None,
+    growth: Growth | None = None,
 ) -> Slots:
     """Places on nodes with these resources and cores. Raises TuneError if there is none.
 
     Args:
         cores: of each node; where a machine declares more logical CPUs than it has, fewer than those.
-        limit: what the cluster may grow to, if it grows.
+        growth: nodes that an autoscaler may add; none, where there is one whose limits are not known.
     """
     num_workers = (resources.read_num_workers() or (1, 1))[0]
-    gpus = _choose_gpus(search, resources, nodes)
-    cpus = search.cpus_per_trial or resources.cpus_per_worker or _choose_cpus(nodes, cores, gpus)
+    shapes = [*nodes, *(node for node, _ in growth or ())]
+    sizes = [*cores, *(int(node.get("CPU", 0)) for node, _ in growth or ())]
+    gpus = _choose_gpus(search, resources, shapes)
+    cpus = search.cpus_per_trial or resources.cpus_per_worker or _choose_cpus(shapes, sizes, gpus)
     own = [_count_places(cores[at], node.get("GPU", 0), cpus, gpus) for at, node in enumerate(nodes)]
-    places = sum(own) // num_workers
-    if limit is not None:
-        places = max(places, _count_places(limit.get("CPU", 0), limit.get("GPU", 0), cpus, gpus) // num_workers)
+    added = [count * _count_places(node.get("CPU", 0), node.get("GPU", 0), cpus, gpus) for node, count in growth or ()]
+    places = (sum(own) + sum(added)) // num_workers
+    if growth is not None and not growth:
+        places = max(places, 1)
     if not places:
         needs = f"{cpus} CPU" + (f", {gpus:g} GPU" if gpus else "")
         raise TuneError(
             "the cluster has no room for a trial",
             rule=f"{num_workers} workers with {needs} each" if num_workers > 1 else f"a node with {needs}",
-            value="; ".join(f"{core} CPU, {node.get('GPU', 0):g} GPU" for core, node in zip(cores, nodes, strict=True)),
+            value="; ".join(
+                f"{core} CPU, {node.get('GPU', 0):g} GPU" for core, node in zip(sizes, shapes, strict=True)
+            ),
             remedy="lower `--search.cpus_per_trial` or `--search.gpus_per_trial`, or add nodes",
         )
     concurrent = min(places, search.max_concurrent or places, max(1, num_trials))
@@ -96,7 +106,7 @@ def fit_slots(
     natural = [
         _count_places(there, node.get("GPU", 0), cpus, gpus) for there, node in zip(declared, nodes, strict=True)
     ]
-    if num_workers > 1 or limit is not None:
+    if num_workers > 1 or growth is not None:
         return Slots(num_workers, cpus, gpus, concurrent, must_count=True)
     size = float(cpus) if sum(natural) == concurrent else _size_slot(declared, cpus, concurrent)
     if size is None:
@@ -113,14 +123,14 @@ def _count_places(cpus_there: float, gpus_there: float, cpus: int, gpus: float) 
     return min(by_cpu, by_gpu)
 
 
-def _choose_gpus(search: SearchConfig, resources: ResourcesConfig, nodes: list[dict[str, Any]]) -> float:
+def _choose_gpus(search: SearchConfig, resources: ResourcesConfig, nodes: Sequence[Mapping[str, Any]]) -> float:
     has_any = any(node.get("GPU", 0) >= 1 for node in nodes)
     if search.gpus_per_trial is not None:
         return search.gpus_per_trial
     return 1.0 if (has_any if resources.use_gpu is None else resources.use_gpu) else 0.0
 
 
-def _choose_cpus(nodes: list[dict[str, Any]], cores: list[int], gpus: float) -> int:
+def _choose_cpus(nodes: Sequence[Mapping[str, Any]], cores: Sequence[int], gpus: float) -> int:
     if gpus:
         shares = [core * gpus / node["GPU"] for core, node in zip(cores, nodes, strict=True) if node.get("GPU", 0) >= 1]
         return max(1, min(MOST_CPUS, int(max(shares, default=1))))

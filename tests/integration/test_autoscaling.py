@@ -14,7 +14,7 @@ from tests.conftest import ROOT, make_bundle
 from tests.integration.heads import GrowingCluster, run_growing_cluster
 from tests.integration.processes import wait_until
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
 
 @contextmanager
@@ -40,23 +40,41 @@ def watch_nodes(cluster: GrowingCluster) -> Iterator[list[int]]:
         thread.join()
 
 
+def run_door(name: str, cluster: GrowingCluster, *arguments: object) -> None:
+    """Run a door on the cluster; it must succeed."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+    done = subprocess.run(
+        [sys.executable, "-m", f"pipelines.{name}", *map(str, arguments), "--cluster.address", cluster.address],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_cluster_grows_for_predict_and_shrinks_afterwards(tiny_encoder, tmp_path):
     bundle = make_bundle(tiny_encoder, tmp_path / "bundle")
     command = ["--model", bundle, "--input", "sample:en-test.jsonl", "--output_dir", tmp_path / "out"]
     command += ["--resources.cpus_per_actor", 2, "--inference.runtime", "torch", "--inference.precision", "fp32"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     with run_growing_cluster({"CPU": 2}, max_nodes=1) as cluster, watch_nodes(cluster) as counts:
-        arguments = [*command, "--cluster.address", cluster.address]
-        done = subprocess.run(
-            [sys.executable, "-m", "pipelines.predict", *map(str, arguments)],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=150,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        run_door("predict", cluster, *command)
         wait_until(lambda: cluster.count_nodes() == 1, "the node that was added has gone", 60)
     assert counts == [1, 2, 1]
     assert json.loads((tmp_path / "out" / "_SUCCESS").read_text())["num_documents"] == 49
+
+
+def test_cluster_grows_for_tune_and_shrinks_afterwards(tiny_encoder, tmp_path):
+    splits = ("train", "dev", "test")
+    command = [part for split in splits for part in (f"--corpus.{split}", f"sample:en-{split}.jsonl")]
+    command += ["--model.encoder", tiny_encoder, "--training.precision", "fp32", "--training.num_epochs", "1"]
+    command += ["--space.training.optimizer.learning_rate", "1e-3", "2e-3", "--search.num_trials", "2"]
+    command += ["--search.cpus_per_trial", "2", "--search.num_leaders", "1", "--search.num_seeds", "1"]
+    with run_growing_cluster({"CPU": 2}, max_nodes=1) as cluster, watch_nodes(cluster) as counts:
+        run_door("tune", cluster, *command, "--output_dir", tmp_path / "tuning")
+        wait_until(lambda: cluster.count_nodes() == 1, "the node that was added has gone", 60)
+    assert counts == [1, 2, 1]
+    trials = json.loads((tmp_path / "tuning" / "tuning.json").read_text())["trials"]
+    assert [trial["status"] for trial in trials] == ["finished", "finished"]

@@ -9,6 +9,7 @@ from pipelines.corpus.shards import ShardsInfo, SplitInfo
 from pipelines.ner.model import ModelConfig
 from pipelines.planning.calibration import BOUNDS
 from pipelines.planning.descriptions import parse_cluster
+from pipelines.planning.errors import PlanError
 from pipelines.planning.inventory import Inventory, Node
 from pipelines.resources import (
     TrainSettings,
@@ -17,6 +18,7 @@ from pipelines.resources import (
     compare_training,
     learn_from_run,
     plan_run,
+    plan_search,
 )
 from pipelines.training.adversarial import AdversarialConfig
 from pipelines.training.config import TrainingConfig
@@ -109,3 +111,18 @@ def test_measured_runs_correct_the_next_plan_of_this_machine_and_of_no_other(enc
     assert BOUNDS[0] <= third.predicted["step_correction"] <= BOUNDS[1]
     elsewhere = plan_run(SETTINGS, encoder, INFO, parse_cluster("1x(2cpu,16GiB)"))
     assert elsewhere.predicted["step_correction"] == 1
+
+
+def test_where_only_an_autoscaler_knows_of_more_room_nothing_is_refused(encoder, capsys):
+    settings = replace(SETTINGS, resources=ResourcesConfig(cpus_per_worker=8))
+    assert plan_run(settings, encoder, INFO, replace(HERE, may_grow=True)) is None
+    assert "what the autoscaler may add is not known" in capsys.readouterr().err
+    with pytest.raises(PlanError, match="no room"):
+        plan_run(settings, encoder, INFO, HERE)
+
+
+def test_search_is_planned_as_its_trials_are_given(encoder):
+    plan = plan_search(SETTINGS, encoder, INFO, parse_cluster("2x(9cpu,32GiB)"), num_trials=30)
+    assert plan.settings["max_concurrent_trials"] * plan.settings["cpus_per_worker"] == 16, "one CPU a node is left"
+    fewer = plan_search(SETTINGS, encoder, INFO, parse_cluster("2x(9cpu,32GiB)"), num_trials=30, max_concurrent=3)
+    assert fewer.settings["max_concurrent_trials"] == 3

@@ -135,7 +135,8 @@ def test_trials_at_once_fit_with_the_functions_that_start_them(inventory, worker
         for node in nodes
         if not node.is_draining
     ]
-    assert sum(left) >= number * DRIVER_CPUS - 1e-6
+    assert sum(left) >= number * plan.settings["driver_cpus"] - 1e-6
+    assert plan.settings["driver_cpus"] == (DRIVER_CPUS if workers == (2, 2) else 0.0)
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 4, 6, 8, 16, 64])

@@ -10,9 +10,9 @@ from pipelines.tuning.config import SearchConfig
 from pipelines.tuning.slots import Slots, fit_slots
 
 
-def plan(nodes, cores=None, num_trials=100, resources=None, limit=None, **search):
+def plan(nodes, cores=None, num_trials=100, resources=None, growth=None, **search):
     cores = cores or [int(node["CPU"]) for node in nodes]
-    return fit_slots(nodes, cores, SearchConfig(**search), resources or ResourcesConfig(), num_trials, limit)
+    return fit_slots(nodes, cores, SearchConfig(**search), resources or ResourcesConfig(), num_trials, growth)
 
 
 def test_two_cores_take_two_trials_though_four_are_declared():
@@ -57,7 +57,16 @@ def test_no_more_at_a_time_than_there_are_trials_or_as_asked():
 
 
 def test_cluster_that_grows_is_counted_by_what_it_may_become():
-    assert plan([{"CPU": 1}], limit={"CPU": 9}, cpus_per_trial=1).concurrent == 9
+    assert plan([{"CPU": 1}], growth=[({"CPU": 4}, 2)], cpus_per_trial=1).concurrent == 9
+    assert plan([{"CPU": 1}], growth=[({"CPU": 4}, 2)], cpus_per_trial=2).concurrent == 4
+    assert plan([{"CPU": 1}], growth=[({"CPU": 8, "GPU": 1}, 2)], gpus_per_trial=0.5).concurrent == 4
+
+
+def test_where_the_limits_of_an_autoscaler_are_not_known_a_trial_asks_it():
+    assert plan([{"CPU": 1}], growth=[], cpus_per_trial=2).concurrent == 1
+    assert plan([{"CPU": 4}], growth=[], cpus_per_trial=2).concurrent == 2
+    with pytest.raises(UserError, match="no room"):
+        plan([{"CPU": 1}], growth=[({"CPU": 1}, 5)], cpus_per_trial=2)
 
 
 def test_want_of_room_is_refused():
