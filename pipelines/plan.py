@@ -79,7 +79,8 @@ class PlanConfig:
     """What `predict` calls `resources`."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     calibrate: bool = False
-    """Measure this machine first, in seconds: products, memory, real steps. Later plans for it use what was found."""
+    """Measure this machine first, in about a minute: products, memory, real steps. Later plans for it use what was
+    found."""
     request: bool = False
     """Ask the autoscaler of the running cluster for the nodes that the plan needs and that are not there."""
     output: str | None = None
