@@ -7,7 +7,7 @@ is among the five. Then
 `rayner train` trains each of five configurations, three shapes on two corpora, for some forty steps: the sentences of
 WNUT-17, and documents made of ten sentences of NCBI-disease. The predictions see the encoder's `config.json` and the
 histogram of lengths in `shards.json`, as `rayner plan` does, and no figure of the run. Writes
-`benchmarks/results/plan-cpu.json`.
+`benchmarks/results/plan-cpu.json`, and the table of README.md.
 
 Times mean something only on a machine that does nothing else: the load before each run is kept beside its figures.
 """
@@ -29,6 +29,7 @@ import torch
 from transformers import AutoModel, BertConfig, DistilBertConfig
 
 from benchmarks.predict import describe_machine
+from benchmarks.tables import README, put_table
 from benchmarks.train import Sample, join_samples, read_samples
 from pipelines.calibrating import measure_machine
 from pipelines.corpus.shards import load_shards_info
@@ -87,6 +88,9 @@ def main() -> None:
     results = measure(arguments.data, chosen)
     if arguments.only is None:
         RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        README.write_text(
+            put_table(README.read_text(encoding="utf-8"), render_table(results), "plan"), encoding="utf-8"
+        )
     print(render_table(results))
 
 
