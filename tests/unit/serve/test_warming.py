@@ -16,6 +16,6 @@ def test_batches_of_all_sizes_are_computed_on_every_thread(tiny_bundle):
     assert sizes == sorted(sizes)
     assert max(sizes) >= 100
     assert min(sizes) <= 4
-    assert all(after <= 1.3 * before + 8 for before, after in pairwise(sizes)), "a window more overlaps by its stride"
+    assert all(after <= 1.1 * before + 2 for before, after in pairwise(sizes))
     assert threads.count(2) * 2 == threads.count(1), "each size once on all cores, and once on each core"
     assert torch.get_num_threads() == 1
