@@ -180,9 +180,13 @@ class Batcher:
             self.num_running_tokens += work.num_tokens
             started.append(work)
         streams = self.engine.streams
-        pool = streams.wide if self.num_running == 1 else streams.pool
+        is_wide = bool(started) and self.num_running == 1 and not streams.wide.is_taken
+        pool = streams.wide.pool if is_wide else streams.pool
         for work in started:
             computed = asyncio.get_running_loop().run_in_executor(pool, compute, self.engine, work)
+            if is_wide:
+                streams.wide.is_taken = True
+                computed.add_done_callback(self._give_back)
             computed.add_done_callback(self._take_back)
 
     def _take(self, budget: int) -> Work:
@@ -210,6 +214,9 @@ class Batcher:
                 lane.popleft()
             else:
                 yield job
+
+    def _give_back(self, _: object) -> None:
+        self.engine.streams.wide.is_taken = False
 
     def _take_back(self, computed: "asyncio.Future[Done]") -> None:
         done = computed.result()

@@ -18,7 +18,7 @@ def warm_up(engine: NerEngine, max_tokens: int = MAX_TOKENS) -> None:
     while num_tokens < max_tokens:
         num_tokens = max(num_tokens + 1, int(num_tokens * GROWTH))
         windows = _make_windows(engine, num_tokens)
-        for pool, count in ((streams.wide, 1), (streams.pool, streams.num_streams)):
+        for pool, count in ((streams.wide.pool, 1), (streams.pool, streams.num_streams)):
             for one in [pool.submit(engine.compute, windows) for _ in range(count)]:
                 one.result()
 

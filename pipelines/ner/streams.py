@@ -52,7 +52,7 @@ class Streams:
         self.num_threads = num_threads
         self.num_streams = min(MAX_STREAMS, num_threads if device.type == "cpu" else GPU_STREAMS)
         self.pool = start_threads("emissions", self.num_streams, num_threads)
-        self.wide = start_wide_thread(num_threads) if device.type == "cpu" else self.pool
+        self.wide = start_wide_thread(num_threads) if device.type == "cpu" else WideThread(self.pool)
         """A thread that has all cores, for a batch that no other is computed beside."""
         self.fitting_tokens: float = math.inf
         """So many of a batch fit in memory, as far as is known."""
@@ -73,7 +73,7 @@ class Streams:
         return PendingEmissions(windows, futures)
 
     def compute(self, windows: Sequence[Window]) -> list[Tensor]:
-        """Emissions `[W, K]` of each window's owned words, in one batch on the calling thread, of `pool` or `wide`."""
+        """Emissions `[W, K]` of each window's owned words, in one batch on the calling thread, one of these."""
         if not windows:
             return []
         return list(self._compute(windows).split([len(window.word_starts) for window in windows]))
@@ -106,14 +106,23 @@ class Streams:
         return torch.cat([self._compute(windows[:middle]), self._compute(windows[middle:])])
 
 
+@dataclass
+class WideThread:
+    """A thread with all cores, which engines share."""
+
+    pool: ThreadPoolExecutor
+    is_taken: bool = False
+    """By one of them, for a batch; kept by those who take it."""
+
+
 @cache
-def start_wide_thread(num_threads: int) -> ThreadPoolExecutor:
+def start_wide_thread(num_threads: int) -> WideThread:
     """The one thread of this process that has so many cores.
 
     It should be the only one with several that lives: if those of OpenMP are more than there are cores, each operation
     puts them to sleep and wakes them up again, and a lone sentence takes nearly twice as long.
     """
-    return start_threads("alone", 1, num_threads)
+    return WideThread(start_threads("alone", 1, num_threads))
 
 
 def start_threads(name: str, num_streams: int, num_threads: int) -> ThreadPoolExecutor:

@@ -397,7 +397,7 @@ def test_lone_batch_on_all_cores_gives_the_same_emissions(tiny_bundle):
     def compute() -> tuple[torch.Tensor, int]:
         return engine.compute([window])[0], torch.get_num_threads()
 
-    alone, threads_alone = engine.streams.wide.submit(compute).result()
+    alone, threads_alone = engine.streams.wide.pool.submit(compute).result()
     shared, threads_of_a_share = engine.streams.pool.submit(compute).result()
     assert (threads_alone, threads_of_a_share) == (2, 1)
     torch.testing.assert_close(alone, shared)
@@ -408,7 +408,7 @@ def test_engines_share_the_thread_that_has_all_cores(tiny_bundle):
     assert engines[0].streams.wide is engines[1].streams.wide
     engines[0].close()
     [window] = engines[1].prepare("Utrecht").document.windows
-    assert len(engines[1].streams.wide.submit(engines[1].compute, [window]).result()) == 1
+    assert len(engines[1].streams.wide.pool.submit(engines[1].compute, [window]).result()) == 1
 
 
 def test_memory_that_is_free_goes_back_to_the_system():
