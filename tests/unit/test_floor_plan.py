@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,7 @@ def find_room(module: str) -> str:
     return "serve" if parts[0] == "serve" else ".".join(parts[:2])
 
 
+@cache
 def parse(file: Path) -> ast.Module:
     return ast.parse((ROOT / file).read_text(encoding="utf-8"), filename=str(file))
 
