@@ -25,6 +25,8 @@ from pipelines.training.history import MetricsTail, Row
 STATE_FILE = "tracking.json"
 POLL_S = 1.0
 RETRY_S = 30.0
+CURVES = ("step", "epoch")
+"""The kinds of rows that are points."""
 FINISH_S = 60.0
 """How long the end of a run waits for its trackers."""
 REMEDIES = {
@@ -159,8 +161,7 @@ class _Follower(threading.Thread):
         """Add the points that the tracker lacks."""
         if self.has_failed:
             self.told, self.floor = self.tracker.recall(self.told), -1
-        rows = list(takewhile(lambda row: row["step"] >= self.floor, reversed(self.read_rows())))[::-1]
-        points = [*read_points(rows), *([self.scores] if self.scores else [])]
+        points = [*read_points(self.read_rows(), self.floor), *([self.scores] if self.scores else [])]
         missing = [
             Point(point.step, point.time, values, point.is_final)
             for point in points
@@ -196,14 +197,18 @@ class _State:
             write_json(self.path, self.runs)
 
 
-def read_points(rows: Sequence[Row]) -> Iterator[Point]:
-    """What of the history's rows is a curve: loss, learning rate, gradient norm, sub-tokens/s; F1 on dev."""
-    for row in rows:
+def read_points(rows: Sequence[Row], floor: int = -1) -> Iterator[Point]:
+    """What of the history's rows is a curve, from a step on: loss, learning rate, gradient norm, sub-tokens/s; dev F1.
+
+    Rows of these kinds are in the order of their steps; one of a checkpoint comes when it is written, steps later.
+    """
+    curves = (row for row in reversed(rows) if row["kind"] in CURVES)
+    for row in reversed(list(takewhile(lambda row: row["step"] >= floor, curves))):
         if row["kind"] == "step":
             values = {f"train/{name}": row[name] for name in ("loss", "learning_rate", "gradient_norm")}
             values["train/tokens_per_s"] = row["num_tokens"] / max(1e-9, row["seconds"])
             yield Point(row["step"], row["time"], values)
-        elif row["kind"] == "epoch":
+        else:
             yield Point(row["step"], row["time"], {"dev/strict_f1": row["dev_f1"], "epoch": row["epoch"]})
 
 

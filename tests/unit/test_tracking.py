@@ -162,6 +162,16 @@ def test_tensorboard_has_each_point_of_a_resumed_run_once_and_the_scores(folder:
     assert '"learning_rate": 5e-05' in text
 
 
+def test_checkpoint_that_is_written_late_hides_no_step(folder: Path):
+    metrics, late = folder / "metrics.jsonl", [{"kind": "checkpoint", "time": 1e9, "step": 1}]
+    with Tracking(TrackingConfig(to=["tensorboard"]), folder, SETTINGS) as followed:
+        followed.start(metrics)
+        append_metrics(metrics, [start(0), *steps(1, 2)])
+        wait(lambda: followed.followers[0].told.get("train/loss") == 2)
+        append_metrics(metrics, [*steps(3, 4), *late, *steps(5, 6)])
+    assert {one.step: one.value for one in read_events(folder).Scalars("train/loss")} == pytest.approx(LOSSES)
+
+
 def test_mlflow_goes_on_with_the_same_run_and_has_each_point_once(folder: Path):
     break_off(folder, *FIRST, to=["mlflow"], project="my project")
     client, (run,) = read_mlflow("my project")
