@@ -56,7 +56,13 @@ def fit(job: TrainingJob, resources: ResourcesConfig, output_dir: Path, *, may_g
     while True:
         before = list_checkpoints(checkpoints)[:1]
         try:
-            value = _run_workers(job, scaling, (output_dir, resources.storage_patience_s))
+            value = _run_workers(
+                _train_worker,
+                {"job": job, "storage": (output_dir, resources.storage_patience_s)},
+                scaling,
+                failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_WAITS),
+                callbacks=[FailureNotices(output_dir / METRICS_FILE)],
+            )
             break
         except WorkerGroupError:
             if list_checkpoints(checkpoints)[:1] == before:
@@ -71,36 +77,31 @@ def fit(job: TrainingJob, resources: ResourcesConfig, output_dir: Path, *, may_g
 
 def run_alone(function: Callable[[], T]) -> T:
     """What a function returns that a lone worker calls, started as `fit` starts it, beside all that Ray Train runs."""
-    with tempfile.TemporaryDirectory() as idle:
-        trainer = TorchTrainer(
-            _call,
-            train_loop_config={"function": function},
-            scaling_config=plan_workers(ResourcesConfig(num_workers=1)),
-            run_config=RunConfig(name="call", storage_path=idle),
-        )
-        value: T = trainer.fit().return_value
-        return value
+    value: T | UserError = _run_workers(_call, {"function": function}, plan_workers(ResourcesConfig(num_workers=1)))
+    if isinstance(value, UserError):
+        raise value
+    return value
 
 
 def _call(config: dict[str, Any]) -> Any:
-    return config["function"]()
+    try:
+        return config["function"]()
+    except UserError as error:  # returned, not raised, as by `_train_worker`
+        return error
 
 
-def _run_workers(job: TrainingJob, scaling: ScalingConfig, storage: tuple[Path, float]) -> Any:
-    """What the first worker returns."""
+def _run_workers(
+    function: Callable[[dict[str, Any]], Any], config: dict[str, Any], scaling: ScalingConfig, **settings: Any
+) -> Any:
+    """What the first worker returns. Further settings are of Ray Train's `RunConfig`."""
     interrupt = signal.getsignal(signal.SIGINT)
     with tempfile.TemporaryDirectory() as idle:  # Ray Train wants a folder of its own
         trainer = TorchTrainer(
-            _train_worker,
-            train_loop_config={"job": job, "storage": storage},
+            function,
+            train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
             scaling_config=scaling,
-            run_config=RunConfig(
-                name="train",
-                storage_path=idle,
-                failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_WAITS),
-                callbacks=[FailureNotices(storage[0] / METRICS_FILE)],
-            ),
+            run_config=RunConfig(name="train", storage_path=idle, **settings),
         )
         try:
             return trainer.fit().return_value

@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.calibrating import measure_machine
 from pipelines.planning.calibration import Probe, calibrate, load_rates
+from pipelines.planning.errors import PlanError
 from pipelines.training.trainer import run_alone
 
 TINY = (Probe(1, 32, 16, 2, (8,) * 4), Probe(2, 64, 32, 4, (32,) * 2), Probe(1, 32, 16, 4, (16, 12)))
@@ -24,6 +25,14 @@ def test_rates_that_a_worker_measured_are_kept_here(tmp_path, monkeypatch):
     assert rates.source == "calibration"
     assert rates.parameter_s is not None
     assert load_rates("fp32", tmp_path) == rates
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_cache_that_cannot_be_written_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.calibrating.calibrate", partial(calibrate, probes=TINY))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PlanError, match="XDG_CACHE_HOME"):
+        measure_machine("fp32", folder=tmp_path / "file")
 
 
 def test_where_a_cluster_is_meant_this_process_measures(tmp_path, monkeypatch):
