@@ -1,9 +1,7 @@
 """A run as it is seen from outside: trackers, its card, the hub; killed in the middle, and refused by the hub once."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +9,9 @@ from huggingface_hub import ModelCard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipelines.training.history import read_metrics
-from tests.conftest import ROOT, SAMPLE
+from tests.conftest import SAMPLE
 from tests.hub_server import TOKEN, Hub, serve_hub
-from tests.integration.processes import kill, list_descendants, wait_until
+from tests.integration.processes import kill, list_descendants, start_door, wait_until
 from tests.unit.test_tracking import read_items, read_wandb_history, wait_for_wandb
 
 NAME = "me/my-model"
@@ -21,8 +19,7 @@ NAME = "me/my-model"
 
 def start(folder: Path, hub: Hub, *arguments: str) -> subprocess.Popen[str]:
     home = folder.parent
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
-    environment |= {
+    environment = {
         "HF_ENDPOINT": hub.url,
         "HF_HUB_OFFLINE": "0",
         "HF_HOME": str(home / "hf"),
@@ -31,15 +28,7 @@ def start(folder: Path, hub: Hub, *arguments: str) -> subprocess.Popen[str]:
         "MLFLOW_ALLOW_FILE_STORE": "true",
         "WANDB_MODE": "offline",
     }
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.train", *arguments, "--output_dir", str(folder)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return start_door("train", [*arguments, "--output_dir", str(folder)], environment, stderr=subprocess.PIPE)
 
 
 def finish(driver: subprocess.Popen[str], code: int) -> tuple[str, str]:

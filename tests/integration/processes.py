@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,15 +14,21 @@ from tests.conftest import ROOT
 POLL_S = 0.05
 
 
-def start_door(door: str, arguments: Iterable[str]) -> subprocess.Popen[str]:
-    """A door in a process group of its own and with a Ray of its own; both its streams come in one."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+def start_door(
+    door: str,
+    arguments: Iterable[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    stderr: int = subprocess.STDOUT,
+) -> subprocess.Popen[str]:
+    """A door in a process group of its own and with a Ray of its own; by default both its streams come in one."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     return subprocess.Popen(
         [sys.executable, "-m", f"pipelines.{door}", *arguments],
         cwd=ROOT,
-        env=environment,
+        env=inherited | dict(environment or {}),
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         text=True,
         start_new_session=True,
     )

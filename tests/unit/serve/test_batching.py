@@ -110,6 +110,7 @@ def test_answers_of_a_crf_are_the_engines_own(tiny_bundle):
             answers = await asyncio.gather(*map(batcher.predict, asked))
         for answer, wanted in zip(answers, engine.predict(asked), strict=True):
             check_equal(answer.prediction, wanted)
+        assert any(answer.prediction.entities for answer in answers)
 
     run(check())
     engine.close()
@@ -175,6 +176,7 @@ def test_long_text_ends_although_short_ones_never_end(engine):
             has_ended = True
             await asyncio.gather(*asking)
             check_equal(answer.prediction, engine.predict([LONG[:4000]])[0])
+            assert answer.prediction.coverage.num_windows > 2
 
     run(check())
 
@@ -207,6 +209,7 @@ def test_text_cancelled_before_it_is_queued_leaves_nothing(engine):
                 await asyncio.sleep(0)
                 await cancel(task)
             await wait_until(lambda: batcher.is_idle, "nothing is left")
+            assert batcher.num_queued_tokens == batcher.num_running_tokens == 0
             check_equal((await batcher.predict("Ada met Grace.")).prediction, engine.predict(["Ada met Grace."])[0])
 
     run(check())
@@ -277,6 +280,8 @@ def test_whatever_is_cancelled_when_the_others_are_answered_and_the_counts_retur
     async def check() -> None:
         async with open_batcher(engine, max_batch_tokens=64) as batcher:
             answers = await asyncio.gather(*(ask(batcher, *one) for one in asked))
+            await wait_until(lambda: batcher.is_idle, "nothing is left")
+            assert batcher.num_queued_tokens == batcher.num_running_tokens == 0
         for answer, (text, turns) in zip(answers, asked, strict=True):
             if not turns:
                 check_equal(answer.prediction, engine.predict([text])[0])
@@ -344,6 +349,7 @@ def test_patient_caller_that_is_cancelled_holds_nobody_up(engine):
             engine.gate.set()
             check_equal((await staying).prediction, engine.predict([LONG[:2500]])[0])
             await first
+            assert not batcher.patient
 
     run(check())
 

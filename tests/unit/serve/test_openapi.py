@@ -135,6 +135,7 @@ def test_document_and_endpoint_agree_on_what_a_request_may_be(bundle, body, is_v
 def test_examples_are_valid(document):
     for path in ("/v1/entities", "/v1/models/{name}/entities"):
         content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        assert len(content["examples"]) > 1
         for example in content["examples"].values():
             Draft202012Validator(resolve(document, content["schema"])).validate(example["value"])
             EntitiesRequest.model_validate(example["value"])
@@ -158,16 +159,17 @@ def test_answers_are_as_the_document_says(bundle):
     async def ask(with_: Talk) -> None:
         document = (await with_.client.get("/openapi.json")).json()
         asked = [
-            ("POST", "/v1/entities", {"text": "Ada met Grace in Paris.", "redact": "label"}),
-            ("POST", "/v1/entities", {"texts": ["Ada", ""]}),
-            ("POST", "/v1/entities", {"texts": ["Ada", 1]}),
-            ("GET", "/v1/models", None),
-            ("GET", "/v1/model", None),
-            ("GET", "/healthz", None),
-            ("GET", "/readyz", None),
+            ("POST", "/v1/entities", {"text": "Ada met Grace in Paris.", "redact": "label"}, 200),
+            ("POST", "/v1/entities", {"texts": ["Ada", ""]}, 200),
+            ("POST", "/v1/entities", {"texts": ["Ada", 1]}, 422),
+            ("GET", "/v1/models", None, 200),
+            ("GET", "/v1/model", None, 200),
+            ("GET", "/healthz", None, 200),
+            ("GET", "/readyz", None, 200),
         ]
-        for method, path, body in asked:
+        for method, path, body, status in asked:
             answer = await with_.client.request(method, path, json=body)
+            assert answer.status_code == status
             told = document["paths"][path][method.lower()]["responses"][str(answer.status_code)]
             schema = told["content"][answer.headers["content-type"].partition(";")[0]]["schema"]
             Draft202012Validator(resolve(document, schema)).validate(answer.json())

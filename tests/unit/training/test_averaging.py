@@ -66,11 +66,13 @@ def test_ema_of_every_few_steps_fades_as_fast(training_room, tiny_encoder):
 def test_swa_weighs_the_ends_of_the_last_epochs_alike(training_room, tiny_encoder):
     walk = Walk(training_room, tiny_encoder, method="swa", start_fraction=0.5).go(12, epoch_steps=3)
     walk.check(mean([walk.seen[step - 1] for step in (6, 9, 12)]))
+    assert walk.average.count == 3
 
 
 def test_swa_of_every_few_steps(training_room, tiny_encoder):
     walk = Walk(training_room, tiny_encoder, method="swa", start_fraction=0.4, every_steps=2).go(11, epoch_steps=3)
     walk.check(mean([walk.seen[step - 1] for step in (6, 8, 10)]))
+    assert walk.average.count == 3
 
 
 def test_the_model_has_the_average_within_the_block_alone(training_room, tiny_encoder):

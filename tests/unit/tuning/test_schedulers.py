@@ -35,7 +35,9 @@ def test_scheduler_is_the_one_asked_for(settings, kind):
 
 
 def test_grace_longer_than_a_trial_is_cut_to_it():
-    build_scheduler(SearchConfig(grace_epochs=9), SPACE, num_epochs=2)  # which Ray Tune would refuse
+    """Which Ray Tune would refuse."""
+    scheduler = build_scheduler(SearchConfig(grace_epochs=9), SPACE, num_epochs=2)
+    assert isinstance(scheduler, ASHAScheduler)
 
 
 def test_population_changes_only_what_a_model_can_go_on_with():

@@ -98,6 +98,10 @@ def test_ends_that_no_recipe_may_have_are_refused():
 def test_mistakes_that_the_recipe_has_already_are_not_told_of_the_space():
     base = Base(training=TrainingConfig(num_epochs=0))
     check_ends({"model.dropout": Domain("uniform", 0, 0.5)}, base, Base.find_problems)
+    with pytest.raises(UserError) as refused:
+        check_ends({"model.dropout": Domain("uniform", 0, 1.5)}, base, Base.find_problems)
+    assert "dropout" in str(refused.value)
+    assert "num_epochs" not in str(refused.value)
 
 
 def find_contradiction(base):
