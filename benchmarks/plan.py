@@ -35,7 +35,8 @@ from pipelines.calibrating import measure_machine
 from pipelines.corpus.shards import load_shards_info
 from pipelines.ner.encoders import find_encoder, load_tokenizer
 from pipelines.planning.architecture import read_architecture
-from pipelines.planning.cost import Lengths, TrainingSetup, divide_batch
+from pipelines.planning.cost import TrainingSetup
+from pipelines.planning.lengths import Lengths, divide_batch
 from pipelines.planning.memory import MIB, estimate_training_memory
 from pipelines.planning.rates import Rates
 from pipelines.planning.timing import estimate_step_s

@@ -24,9 +24,10 @@ from pipelines.ner.encoders import find_encoder, load_tokenizer
 from pipelines.ner.encoding import Encoder
 from pipelines.planning.architecture import Architecture, convert_config
 from pipelines.planning.candidates import TrainingRequest
-from pipelines.planning.cost import Lengths, TrainingSetup, count_parameters
+from pipelines.planning.cost import TrainingSetup, count_parameters
 from pipelines.planning.descriptions import parse_cluster
 from pipelines.planning.inference_plans import plan_prediction, plan_serving
+from pipelines.planning.lengths import Lengths
 from pipelines.planning.plans import Plan, render_money, render_seconds
 from pipelines.planning.pools import InferenceRequest
 from pipelines.planning.training_plans import plan_training

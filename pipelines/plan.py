@@ -24,12 +24,14 @@ from pipelines.ner.errors import UserError, raise_all
 from pipelines.plan_view import print_plan
 from pipelines.planned_corpus import PlannedCorpus
 from pipelines.planning.architecture import Architecture, read_architecture
-from pipelines.planning.cost import Lengths, count_parameters
+from pipelines.planning.cost import count_parameters
 from pipelines.planning.descriptions import EXAMPLE, parse_cluster
 from pipelines.planning.inference_plans import plan_prediction, plan_serving
-from pipelines.planning.inventory import Inventory, read_running_cluster, read_this_machine, request_nodes, set_price
+from pipelines.planning.inventory import Inventory, set_price
+from pipelines.planning.lengths import Lengths
 from pipelines.planning.manifests import read_manifest
 from pipelines.planning.plans import TASKS, Limits, Plan
+from pipelines.planning.running_cluster import read_running_cluster, read_this_machine, request_nodes
 from pipelines.planning.speeds import find_node_rates
 from pipelines.planning.training_plans import plan_training
 from pipelines.planning.tuning_plans import TrialRequest, plan_tuning

@@ -12,7 +12,7 @@ from pipelines.corpus.shards import SHARDS_FILE, load_shards_info
 from pipelines.job import progress_console
 from pipelines.ner.encoders import EncoderError, find_encoder, load_tokenizer
 from pipelines.ner.encoding import Encoder
-from pipelines.planning.cost import Lengths
+from pipelines.planning.lengths import Lengths
 from pipelines.resources import read_lengths
 from pipelines.settings import ConfigError
 

@@ -1,10 +1,7 @@
 """What doors ask the planner, and what they do with its answer: settings of a run, and a comparison at its end."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from statistics import median
-from typing import Any
 
 from rich.markup import escape
 
@@ -15,21 +12,21 @@ from pipelines.ner.errors import UserError
 from pipelines.ner.model import ModelConfig
 from pipelines.planning.architecture import Architecture, read_architecture
 from pipelines.planning.candidates import DEVICE_BATCH_TOKENS, TrainingRequest
-from pipelines.planning.cost import Lengths, TrainingSetup
+from pipelines.planning.cost import TrainingSetup
 from pipelines.planning.errors import PlanError
 from pipelines.planning.inference_plans import plan_prediction, plan_serving
-from pipelines.planning.inventory import Inventory, request_nodes
-from pipelines.planning.plans import Limits, Plan, render_seconds, render_short
+from pipelines.planning.inventory import Inventory
+from pipelines.planning.lengths import Lengths
+from pipelines.planning.plans import Limits, Plan, render_short
 from pipelines.planning.pools import InferenceRequest
 from pipelines.planning.rates import find_rates
-from pipelines.planning.speeds import is_here, record_run
+from pipelines.planning.running_cluster import request_nodes
 from pipelines.planning.training_plans import plan_training
 from pipelines.planning.tuning_plans import TrialRequest, plan_tuning
 from pipelines.training.config import TrainingConfig
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.resources import ResourcesConfig
 
-MIB = 2**20
 REQUESTS = {32: 700, 128: 200, 256: 100}
 """Sub-tokens of what is asked, assumed: mostly sentences."""
 WINDOW = 256
@@ -188,58 +185,6 @@ def apply_training_plan(
         ),
         replace(config.resources, **{name: chosen[name] for name in names}),
     )
-
-
-def compare_training(
-    plan: Plan, usage: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, float]]:
-    """Predicted against measured: seconds of the median step and of all, memory of a worker in MiB."""
-    steps = [row["seconds"] for row in history if row["kind"] == "step"]
-    on_gpu = plan.settings["use_gpu"]
-    pairs = {
-        "step_s": (plan.predicted.get("step_s"), median(steps) if steps else None),
-        "memory_mib": (
-            plan.memory and plan.memory.total / MIB,
-            usage["gpu_peak_memory_mib" if on_gpu else "worker_peak_memory_mib"],
-        ),
-        "steps_s": (plan.predicted.get("total_s"), usage["step_s"]),
-    }
-    return {
-        name: {
-            "predicted": float(f"{predicted:.5g}"),
-            "measured": float(f"{measured:.5g}"),
-            "ratio": round(measured / predicted, 3),
-        }
-        for name, (predicted, measured) in pairs.items()
-        if predicted and measured
-    }
-
-
-def learn_from_run(plan: Plan, compared: Mapping[str, Mapping[str, float]]) -> None:
-    """Let what a run on this machine alone has shown correct later predictions."""
-    if plan.inventory is None or not all(map(is_here, plan.inventory.nodes)):
-        return
-    pairs: dict[str, tuple[float, float]] = {}
-    for key, kind, unit in (("memory_mib", "memory", MIB), ("step_s", "step", 1)):
-        if key in compared:
-            correction = plan.predicted.get(f"{kind}_correction") or 1.0
-            pairs[kind] = (compared[key]["predicted"] * unit / correction, compared[key]["measured"] * unit)
-    device = "cuda" if plan.settings["use_gpu"] else "cpu"
-    with suppress(PlanError):  # a cache that cannot be written
-        record_run(device, plan.settings["precision"], pairs.get("memory"), pairs.get("step"))
-
-
-def describe_comparison(compared: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """The comparison as facts of a report."""
-    names = {"step_s": "a step", "memory_mib": "memory of a worker", "steps_s": "all steps"}
-    return {
-        names[key]: f"predicted {_render(key, one['predicted'])}, measured {_render(key, one['measured'])}"
-        for key, one in compared.items()
-    }
-
-
-def _render(key: str, value: float) -> str:
-    return f"{value:,.0f} MiB" if key == "memory_mib" else render_seconds(value)
 
 
 def build_inference_request(

@@ -22,8 +22,8 @@ from pipelines.cluster import ClusterConfig, connect, find_address
 from pipelines.job import console, progress_console, run_door
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.errors import UserError, raise_all
-from pipelines.planning.inventory import read_this_machine
 from pipelines.planning.pools import InferenceRequest
+from pipelines.planning.running_cluster import read_this_machine
 from pipelines.resources import plan_endpoint
 from pipelines.settings import ConfigError
 from serve.config import HttpConfig, LimitsConfig, ReplicaConfig, ScalingConfig

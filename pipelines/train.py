@@ -14,6 +14,7 @@ import ray
 from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect, find_address
+from pipelines.comparison import compare_training, describe_comparison, learn_from_run
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
@@ -27,16 +28,9 @@ from pipelines.ner.bundle import annotate_bundle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
-from pipelines.planning.inventory import read_running_cluster
 from pipelines.planning.plans import Plan
-from pipelines.resources import (
-    TrainSettings,
-    apply_training_plan,
-    compare_training,
-    describe_comparison,
-    learn_from_run,
-    plan_run,
-)
+from pipelines.planning.running_cluster import read_running_cluster
+from pipelines.resources import TrainSettings, apply_training_plan, plan_run
 from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, build_job, get_shards, score_test_split, write_bundle
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training

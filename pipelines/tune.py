@@ -27,7 +27,8 @@ from pipelines.ner.bundle import annotate_bundle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
-from pipelines.planning.inventory import Inventory, read_running_cluster
+from pipelines.planning.inventory import Inventory
+from pipelines.planning.running_cluster import read_running_cluster
 from pipelines.resources import TrainSettings, plan_search
 from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, score_test_split, write_bundle

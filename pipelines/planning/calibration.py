@@ -25,8 +25,9 @@ from transformers import AutoConfig
 
 from pipelines.ner.runtimes.calibration import find_cache
 from pipelines.planning.architecture import convert_config
-from pipelines.planning.cost import Lengths, TrainingSetup
+from pipelines.planning.cost import TrainingSetup
 from pipelines.planning.errors import PlanError
+from pipelines.planning.lengths import Lengths
 from pipelines.planning.measurements import (
     choose_precision,
     count_memory,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from pipelines.planning.architecture import Architecture
-from pipelines.planning.cost import Lengths, TrainingSetup, divide_batch
+from pipelines.planning.cost import TrainingSetup
 from pipelines.planning.errors import PlanError
 from pipelines.planning.fit import (
     Bundle,
@@ -20,6 +20,7 @@ from pipelines.planning.fit import (
     place_growing,
 )
 from pipelines.planning.inventory import Inventory, Node
+from pipelines.planning.lengths import Lengths, divide_batch
 from pipelines.planning.memory import Memory, estimate_training_memory
 from pipelines.planning.plans import Limits, price_nodes
 from pipelines.planning.rates import Rates

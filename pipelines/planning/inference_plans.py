@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.planning.architecture import Architecture
-from pipelines.planning.cost import Lengths
 from pipelines.planning.errors import PlanError
 from pipelines.planning.fit import Bundle, explain_shortage, round_up_share
 from pipelines.planning.inventory import Inventory
+from pipelines.planning.lengths import Lengths
 from pipelines.planning.placing import fill
 from pipelines.planning.plans import GIB, Limits, Plan, Rejected, price_nodes, render_money, render_seconds
 from pipelines.planning.pools import HOST_TOKENS_PER_S, KEPT, USABLE, InferenceRequest, Pool, list_pools

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 from pipelines.planning.activations import WIDTHS, Activations, count_activations
 from pipelines.planning.architecture import Architecture
-from pipelines.planning.cost import Lengths, Load, TrainingSetup, count_parameters, draw_steps
+from pipelines.planning.cost import Load, TrainingSetup, count_parameters
+from pipelines.planning.lengths import Lengths, draw_steps
 
 MIB = 2**20
 PROCESS_BYTES = 620 * MIB

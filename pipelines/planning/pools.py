@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.candidates import thin
-from pipelines.planning.cost import Lengths
 from pipelines.planning.errors import PlanError
 from pipelines.planning.fit import SHARES, Bundle, Kept, Placement, count_places, settle_added
 from pipelines.planning.inventory import Inventory, Node
+from pipelines.planning.lengths import Lengths
 from pipelines.planning.memory import Memory, estimate_inference_memory
 from pipelines.planning.placing import fill, list_used, may_fill
 from pipelines.planning.plans import Limits, price_nodes

@@ -10,15 +10,8 @@ import numpy as np
 
 from pipelines.planning.activations import WIDTHS, count_activations
 from pipelines.planning.architecture import Architecture
-from pipelines.planning.cost import (
-    Lengths,
-    Load,
-    Operations,
-    TrainingSetup,
-    count_operations,
-    count_parameters,
-    draw_steps,
-)
+from pipelines.planning.cost import Load, Operations, TrainingSetup, count_operations, count_parameters
+from pipelines.planning.lengths import Lengths, draw_steps
 from pipelines.planning.rates import Rates
 
 TOUCHES = 4

@@ -13,10 +13,10 @@ from pipelines.planning.candidates import (
     find_used,
     list_candidates,
 )
-from pipelines.planning.cost import Lengths
 from pipelines.planning.errors import PlanError
 from pipelines.planning.fit import Bundle, explain_shortage
 from pipelines.planning.inventory import Inventory
+from pipelines.planning.lengths import Lengths
 from pipelines.planning.plans import GIB, Limits, Plan, Rejected, render_money, render_seconds
 
 WORTH = 0.3

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.candidates import USABLE, TrainingRequest, thin
-from pipelines.planning.cost import Lengths, divide_batch
 from pipelines.planning.errors import PlanError
 from pipelines.planning.fit import (
     Bundle,
@@ -18,6 +17,7 @@ from pipelines.planning.fit import (
     settle_added,
 )
 from pipelines.planning.inventory import Inventory, Node
+from pipelines.planning.lengths import Lengths, divide_batch
 from pipelines.planning.memory import Memory, estimate_training_memory
 from pipelines.planning.placing import fill, list_used, may_fill
 from pipelines.planning.plans import Limits, Plan, Rejected, price_nodes

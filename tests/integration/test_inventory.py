@@ -10,7 +10,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.planning.fit import Bundle, count_places, place
 from pipelines.planning.inventory import Node as PlannedNode
-from pipelines.planning.inventory import build_groups, find_autoscaling_config, read_running_cluster
+from pipelines.planning.inventory import build_groups
+from pipelines.planning.running_cluster import find_autoscaling_config, read_running_cluster
 from tests.integration.nodes import Node
 from tests.integration.processes import wait_until
 

@@ -30,7 +30,7 @@ FORBIDDEN = {
     "pipelines.ner": ({"ray", "datasets", "pyarrow", "jsonargparse", "rich"} | SPINE_HTTP, set()),
     "pipelines.corpus": (SPINE_HTTP, set()),
     "pipelines.evaluation": ({"ray"} | SPINE_HTTP, set()),
-    "pipelines.planning": ({"ray"} | SPINE_HTTP, {"pipelines.planning.inventory"}),
+    "pipelines.planning": ({"ray"} | SPINE_HTTP, {"pipelines.planning.running_cluster"}),
     "pipelines.training": ({"ray"} | SPINE_HTTP, {"pipelines.training.trainer", "pipelines.training.resources"}),
     "pipelines.compression": ({"ray"} | SPINE_HTTP, set()),
     "pipelines.tuning": (SPINE_HTTP, set()),
@@ -62,6 +62,7 @@ FRAME = {
         "pipelines.job",
         "pipelines.trackers",
     },
+    "pipelines.comparison": {"pipelines.planning"},
     "pipelines.calibrating": {"pipelines.cluster", "pipelines.planning", "pipelines.training"},
     "pipelines.planned_corpus": {
         "pipelines.ner",

@@ -5,21 +5,14 @@ from dataclasses import replace
 import pytest
 from transformers import BertConfig
 
+from pipelines.comparison import compare_training, learn_from_run
 from pipelines.corpus.shards import ShardsInfo, SplitInfo
 from pipelines.ner.model import ModelConfig
 from pipelines.planning.calibration import BOUNDS
 from pipelines.planning.descriptions import parse_cluster
 from pipelines.planning.errors import PlanError
 from pipelines.planning.inventory import Inventory, Node
-from pipelines.resources import (
-    TrainSettings,
-    apply_training_plan,
-    build_training_request,
-    compare_training,
-    learn_from_run,
-    plan_run,
-    plan_search,
-)
+from pipelines.resources import TrainSettings, apply_training_plan, build_training_request, plan_run, plan_search
 from pipelines.training.adversarial import AdversarialConfig
 from pipelines.training.config import TrainingConfig
 from pipelines.training.parallel import ParallelConfig

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForTokenClassification
 
 from pipelines.planning.architecture import convert_config, read_architecture
-from pipelines.planning.cost import Lengths, Load, TrainingSetup, count_forward_flops, divide_batch, draw_steps
+from pipelines.planning.cost import Load, TrainingSetup, count_forward_flops
+from pipelines.planning.lengths import Lengths, divide_batch, draw_steps
 from pipelines.training.batches import BatchPlan
 
 histograms = st.dictionaries(st.integers(3, 256), st.integers(1, 40), min_size=1, max_size=30)

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from pipelines.planning.architecture import read_architecture
-from pipelines.planning.cost import Lengths, TrainingSetup, count_parameters
+from pipelines.planning.cost import TrainingSetup, count_parameters
+from pipelines.planning.lengths import Lengths
 from pipelines.planning.memory import MIB, estimate_inference_memory, estimate_training_memory
 
 LENGTHS = Lengths.from_counts({20: 2000, 40: 1000, 80: 300})

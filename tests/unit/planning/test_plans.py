@@ -9,12 +9,13 @@ from transformers import BertConfig
 
 from pipelines.planning.architecture import convert_config
 from pipelines.planning.candidates import KEPT, USABLE, TrainingRequest, list_candidates
-from pipelines.planning.cost import Lengths, TrainingSetup
+from pipelines.planning.cost import TrainingSetup
 from pipelines.planning.descriptions import parse_cluster
 from pipelines.planning.errors import PlanError
 from pipelines.planning.fit import Placement, list_added
 from pipelines.planning.inference_plans import ENOUGH, plan_prediction, plan_serving
 from pipelines.planning.inventory import Inventory, Node
+from pipelines.planning.lengths import Lengths
 from pipelines.planning.plans import Limits, render_short
 from pipelines.planning.pools import KEPT as KEPT_BY_READERS
 from pipelines.planning.pools import InferenceRequest

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pipelines.planning.architecture import read_architecture
-from pipelines.planning.cost import Lengths, TrainingSetup
+from pipelines.planning.cost import TrainingSetup
 from pipelines.planning.errors import PlanError
+from pipelines.planning.lengths import Lengths
 from pipelines.planning.rates import GPUS, estimate_cpu_rates, find_rates
 from pipelines.planning.timing import (
     count_sent_bytes,
