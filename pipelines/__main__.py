@@ -10,6 +10,7 @@ DOORS = {
     "prepare": "read, check and tokenize a corpus once, to train on it often",
     "evaluate": "score a bundle against gold, with an error report",
     "tune": "search for better settings of training, within a budget",
+    "compress": "make a bundle smaller and faster, each step held to a bound on what it may cost",
     "scale": "measure what more workers bring, and which strategy to take",
     "predict": "label documents with a bundle",
     "serve": "answer requests with a bundle, with a page to try it",

@@ -24,6 +24,7 @@ from pipelines.corpus.shards import (
     read_split,
     read_windows,
 )
+from pipelines.corpus.summary import SPLITS
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import leave_no_trace_of_mistakes
 from pipelines.ner.bundle import Bundle, BundleInfo, hash_mention, save_bundle
@@ -45,9 +46,19 @@ def build_guard(folder: Path) -> Callable[[], AbstractContextManager[None]]:
 
 
 def get_shards(
-    corpus: CorpusConfig, encoding: EncodingConfig, model: ModelConfig, seed: int, folder: Path, record: RunRecord
+    corpus: CorpusConfig,
+    encoding: EncodingConfig,
+    model: ModelConfig,
+    seed: int,
+    folder: Path,
+    record: RunRecord,
+    needed: Sequence[str] = SPLITS,
 ) -> tuple[Path, ShardsInfo, bool]:
-    """The shards given, those that an interrupted run has left in `folder`, or new ones there; whether they are new."""
+    """The shards given, those that an interrupted run has left in `folder`, or new ones there; whether they are new.
+
+    Args:
+        needed: the splits that must not be empty.
+    """
     if corpus.shards:
         shards = Path(corpus.shards).expanduser().absolute()
         info = load_shards_info(shards)
@@ -56,7 +67,7 @@ def get_shards(
     if (folder / SHARDS_FILE).is_file():
         return folder, load_shards_info(folder), False
     with record.phase("prepare", "reading, checking and tokenizing the corpus"):
-        info = prepare_shards(corpus, encoding, model, folder, seed=seed, num_actors=1)
+        info = prepare_shards(corpus, encoding, model, folder, seed=seed, num_actors=1, needed=needed)
     return folder, info, True
 
 
@@ -124,16 +135,16 @@ def write_bundle(
     save_bundle(folder, bundle)
 
 
-def score_test_split(
-    bundle: Path, shards: Path, info: ShardsInfo, inference: InferenceConfig
+def score_split(
+    bundle: Path, shards: Path, info: ShardsInfo, inference: InferenceConfig, split: str = "test"
 ) -> tuple[EvaluationReport, list[dict[str, Any]]]:
-    """The report on the test split, and a few predicted records to show."""
+    """The report on a split, and a few predicted records to show."""
     seen = hash_seen_mentions(shards)
     report = EvaluationReport(lambda mention, label: hash_mention(mention, label) in seen)
     plan = plan_actors(ActorResources(), list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
-    test: pa.Table = read_split(shards, "test").sort_by("record_id")
+    records: pa.Table = read_split(shards, split).sort_by("record_id")
     examples: list[dict[str, Any]] = []
-    predicted = predict_records(ray.data.from_arrow(test), str(bundle), inference, plan)
+    predicted = predict_records(ray.data.from_arrow(records), str(bundle), inference, plan)
     for batch in predicted.iter_batches(batch_size=None, batch_format="pyarrow"):
         rows = batch.to_pylist()
         report.add_rows(rows, info.corpus_scheme)

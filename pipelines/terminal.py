@@ -3,7 +3,7 @@
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -80,6 +80,23 @@ def print_scaling(scaling: dict[str, Any]) -> None:
     for case in scaling["left_out"]:
         console.print(f"[yellow]not measured: {escape(case['name'])}[/]: {escape(case['reason'])}")
     console.print(escape(scaling["advice"]))
+
+
+def print_variants(result: Mapping[str, Any]) -> None:
+    """What each variant of a model costs and gives."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("variant", no_wrap=True)
+    for name in ("dev F1", "difference", "sub-tokens/s", "speed", "MiB", "peak MiB"):
+        table.add_column(name, justify="right")
+    start = result["variants"][0]
+    for variant in result["variants"]:
+        verdict = variant["verdict"]
+        cells = [f"{100 * variant['f1']:.2f}", f"{verdict['overall']['difference']:+.2f}" if verdict else ""]
+        cells += [f"{variant['tokens_per_s']:,.0f}", f"{variant['tokens_per_s'] / start['tokens_per_s']:.2f} ×"]
+        cells += [f"{variant['size_mib']:,.1f}", f"{variant['peak_memory_mib']:,}"]
+        mark = "[red]✗[/] " if verdict and not verdict["passes"] else "[green]✓[/] " if verdict else "  "
+        table.add_row(mark + escape(variant["name"]), *cells)
+    console.print(table)
 
 
 def print_examples(rows: Sequence[dict[str, Any]], limit: int = 5) -> None:

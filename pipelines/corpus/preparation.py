@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -32,9 +32,19 @@ HISTOGRAM_STEP = 16
 
 
 def prepare_shards(
-    corpus: CorpusConfig, encoding: EncodingConfig, model: ModelConfig, folder: Path, *, seed: int, num_actors: int
+    corpus: CorpusConfig,
+    encoding: EncodingConfig,
+    model: ModelConfig,
+    folder: Path,
+    *,
+    seed: int,
+    num_actors: int,
+    needed: Sequence[str] = SPLITS,
 ) -> ShardsInfo:
     """Read, check, split, tokenize and write a corpus; the folder appears whole or not at all.
+
+    Args:
+        needed: the splits that must not be empty.
 
     Raises CorpusError, EncoderError, EncodingError.
     """
@@ -50,7 +60,7 @@ def prepare_shards(
         max_bad_fraction=corpus.max_bad_fraction,
         split_off=split_off,
     )
-    _check_splits(read)
+    _check_splits(read, needed)
     with _stage(folder) as staging:
         return _write_shards(read, staging, encoder, encoding, model, split_off, seed, num_actors)
 
@@ -165,13 +175,13 @@ def resolve_casing(encoder: str, tokenizer: Any, model: ModelConfig) -> bool:
     return possible if model.casing is None else model.casing
 
 
-def _check_splits(corpus: Corpus) -> None:
+def _check_splits(corpus: Corpus, needed: Sequence[str]) -> None:
     num_records, labels = corpus.num_records, corpus.labels
-    for split in SPLITS:
+    for split in needed:
         if not num_records.get(split):
             raise CorpusError(
                 f"the {split} split is empty",
-                rule="train, dev and test each have at least one record",
+                rule=f"{', '.join(needed)}: each has at least one record",
                 value=", ".join(f"{name}: {num_records.get(name, 0)}" for name in SPLITS),
                 remedy=f"give files as `--corpus.{split}`, or more documents as `--corpus.train`",
             )

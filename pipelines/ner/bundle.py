@@ -24,6 +24,7 @@ from pipelines.ner.encoding import Encoder
 from pipelines.ner.errors import UserError
 from pipelines.ner.labels import LabelScheme, SchemeError
 from pipelines.ner.model import TokenClassifier, get_max_window
+from pipelines.ner.shapes import load_network
 
 BUNDLE_FILE = "bundle.json"
 CRF_FILE = "crf.safetensors"
@@ -167,7 +168,7 @@ def _load_own(path: Path) -> Bundle:
             value=f"fingerprint {found}",
             remedy="copy the whole folder again, or train again; do not edit a bundle's files",
         )
-    network = AutoModelForTokenClassification.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    network = load_network(path)
     tags = [network.config.id2label[index] for index in range(network.config.num_labels)]
     model = TokenClassifier(network, LabelScheme(info.scheme, tuple(tags)), info.head)
     if model.crf is not None:

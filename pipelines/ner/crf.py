@@ -76,12 +76,43 @@ class LinearChainCRF(nn.Module):
         first word may continue an entity, so the start scores do not apply there (nor the end scores).
         """
         chain = self.chain
-        open_K = torch.zeros_like(chain.start_K)
-        start_BK = torch.where(starts_B[:, None], chain.start_K, open_K)
-        end_BK = torch.where(ends_B[:, None], chain.end_K, open_K)
+        start_BK, end_BK = _find_edges(chain, starts_B, ends_B)
         gold_B = _score_sequence(emissions_BWK, tags_BW, lengths_B, chain.transitions_KK, start_BK, end_BK)
         log_z_B = _log_partition(emissions_BWK, lengths_B, chain.transitions_KK, start_BK, end_BK)
         return gold_B - log_z_B
+
+    def expected_log_likelihood(
+        self, emissions_BWK: Tensor, tags_BWK: Tensor, lengths_B: Tensor, starts_B: Tensor, ends_B: Tensor
+    ) -> Tensor:
+        """`[B]` expected log-probabilities, in nats, of tag sequences whose words have these probabilities of tags.
+
+        Neighbouring words are taken for independent, and what the scheme forbids for impossible: such pairs of tags
+        have no share in the expectation. Edges as in `log_likelihood`.
+        """
+        chain = self.chain
+        start_BK, end_BK = _find_edges(chain, starts_B, ends_B)
+        steps_KK, first_BK, last_BK = (
+            scores.masked_fill(scores == -torch.inf, 0) for scores in (chain.transitions_KK, start_BK, end_BK)
+        )
+        is_word_BW = torch.arange(tags_BWK.shape[1], device=tags_BWK.device) < lengths_B[:, None]
+        tags_BWK = tags_BWK.to(emissions_BWK) * is_word_BW[:, :, None]
+        last_B1K = (lengths_B - 1)[:, None, None].expand(-1, 1, tags_BWK.shape[2])
+        expected_B = (
+            (tags_BWK * emissions_BWK).sum((1, 2))
+            + ((tags_BWK[:, :-1] @ steps_KK) * tags_BWK[:, 1:]).sum((1, 2))
+            + (tags_BWK[:, 0] * first_BK).sum(1)
+            + (tags_BWK.gather(1, last_B1K).squeeze(1) * last_BK).sum(1)
+        )
+        return expected_B - _log_partition(emissions_BWK, lengths_B, chain.transitions_KK, start_BK, end_BK)
+
+
+def _find_edges(chain: Chain, starts_B: Tensor, ends_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores `[B, K]` of first and last tags: none where a sequence does not begin or end its document."""
+    open_K = torch.zeros_like(chain.start_K)
+    return (
+        torch.where(starts_B[:, None], chain.start_K, open_K),
+        torch.where(ends_B[:, None], chain.end_K, open_K),
+    )
 
 
 def _score_sequence(

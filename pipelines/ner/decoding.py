@@ -76,6 +76,20 @@ class Decoder:
         """Spans of each document, in order, from its emissions `[W, K]`; a document may have no words."""
         return [spans for batch in _group(emissions) for spans in self._decode_batch(batch)]
 
+    @ignore_impossible
+    def find_marginals(self, emissions: Sequence[Tensor]) -> list[np.ndarray]:
+        """Probabilities `[W, K]` of each word's tags, over all legal sequences of its document."""
+        return [part for batch in _group(emissions) for part in self._find_marginals(batch)]
+
+    def _find_marginals(self, batch: Sequence[Tensor]) -> list[np.ndarray]:
+        lengths_B = np.array([len(scores_WK) for scores_WK in batch])
+        emissions_NK = read_array(torch.cat(list(batch)))
+        words_N = np.arange(len(emissions_NK))
+        messages = Messages(emissions_NK, lengths_B, self.recursions)
+        logs_NK = messages.from_before(words_N) + messages.from_behind(words_N) - _read_emissions(emissions_NK, words_N)
+        marginals_NK = np.exp(logs_NK - sum_logs(logs_NK, axis=1)[:, None])
+        return np.split(marginals_NK, lengths_B.cumsum()[:-1])
+
     def _decode_batch(self, batch: Sequence[Tensor]) -> list[list[Span]]:
         found: list[list[Span]] = [[] for _ in batch]
         lengths_B = np.array([len(scores_WK) for scores_WK in batch])

@@ -3,16 +3,17 @@
 A step's windows depend on the seed, the epoch and the data alone, never on the number of workers; a worker takes its
 share of each step. So one worker and many see the same global batches, and a resumed run goes on exactly where it was.
 
-Shapes: B windows, T sub-tokens, W words.
+Shapes: B windows, T sub-tokens, W words, K tags.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 POOL_BATCHES = 16
 """Windows are sorted by length within a shuffled pool of this many batches."""
@@ -31,14 +32,19 @@ class Batch:
     starts_B: Tensor
     """Whether the window begins its document."""
     ends_B: Tensor
+    targets_BWK: Tensor | None = None
+    """Probabilities of each word's tags, where those are learned instead of `tag_ids_BW`."""
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def repeat(self, times: int) -> "Batch":
         """All windows, so many times one after another."""
-        return self if times == 1 else Batch(*(torch.cat([tensor] * times) for tensor in vars(self).values()))
+        return self if times == 1 else self._map(lambda tensor: torch.cat([tensor] * times))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(*(None if tensor is None else change(tensor) for tensor in vars(self).values()))  # type: ignore[arg-type]
 
 
 class TrainingWindows:
@@ -46,7 +52,8 @@ class TrainingWindows:
 
     Args:
         table: columns `record_id`, `input_ids`, `word_starts`, `tag_ids` (lists of integers), `starts_document`,
-            `ends_document`; in any order of rows. Windows without words are left out: they teach nothing.
+            `ends_document`; in any order of rows. Windows without words are left out: they teach nothing. With a
+            column `targets` (the probabilities of each word's tags, word after word) those are learned, not the ids.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -54,6 +61,7 @@ class TrainingWindows:
         self._input_ids = _Ragged(table["input_ids"])
         self._word_starts = _Ragged(table["word_starts"])
         self._tag_ids = _Ragged(table["tag_ids"])
+        self._targets = _Ragged(table["targets"]) if "targets" in table.column_names else None
         self._starts = table["starts_document"].to_numpy()
         self._ends = table["ends_document"].to_numpy()
         self.record_ids = table["record_id"]
@@ -65,6 +73,7 @@ class TrainingWindows:
         """The windows at `indices` as one padded batch."""
         input_ids = [self._input_ids[index] for index in indices]
         lengths_B = torch.as_tensor(self.num_words[list(indices)])
+        targets_BWK = None if self._targets is None else self._collate_targets(self._targets, indices)
         return Batch(
             _pad(input_ids, pad_id),
             _pad([np.ones(len(ids)) for ids in input_ids], 0),
@@ -73,7 +82,17 @@ class TrainingWindows:
             lengths_B,
             torch.as_tensor(self._starts[list(indices)]),
             torch.as_tensor(self._ends[list(indices)]),
+            targets_BWK,
         )
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether probabilities are learned."""
+        return self._targets is not None
+
+    def _collate_targets(self, targets: "_Ragged", indices: Sequence[int]) -> Tensor:
+        rows = [torch.from_numpy(targets[index].astype(np.float32)) for index in indices]
+        return pad_sequence([row.view(int(self.num_words[i]), -1) for i, row in zip(indices, rows, strict=True)], True)
 
 
 class BatchPlan:
@@ -136,7 +155,7 @@ def _cut(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray
 
 
 class _Ragged:
-    """A column of integer lists as one flat array and its offsets."""
+    """A column of lists of numbers as one flat array and its offsets."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         lists = column.combine_chunks()

@@ -160,7 +160,7 @@ class PackedForward(Forward):
         weight, bias = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias"))
         qkv_N3H = F.linear(x_NH, weight.to(self.dtype), bias.to(self.dtype))
         dropout = layer.weights_dropout if self.training else 0.0
-        context_NH = _Attention.apply(qkv_N3H, groups, self.found.num_heads, dropout)
+        context_NH = _Attention.apply(qkv_N3H, groups, self.found.head_size, dropout)
         if wanted_V is not None:
             context_NH, x_NH = context_NH[wanted_V], x_NH[wanted_V]
         attended_NH = self._drop(self._project(context_NH, layer.attention_out), layer.attention_dropout)
@@ -238,15 +238,15 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv_N3H: Tensor, groups: Groups, num_heads: int, dropout: float) -> Tensor:
+    def forward(ctx: Any, qkv_N3H: Tensor, groups: Groups, size: int, dropout: float) -> Tensor:
         """Contexts `[N, H]` of queries, keys and values `[N, 3 H]`; rows beyond the groups' windows are zero."""
         num_rows, width = qkv_N3H.shape
         context_NH = qkv_N3H.new_zeros(num_rows, width // 3)
         saved: list[Tensor | None] = []
-        ctx.groups, ctx.num_heads, ctx.scale, at = groups, num_heads, 1.0, 0
+        ctx.groups, ctx.size, ctx.scale, at = groups, size, 1.0, 0
         for count, length in groups:
             rows = slice(at, at + count * length)
-            q_bTd, k_bTd, v_bTd = _split_heads(qkv_N3H[rows], count, 3, num_heads)
+            q_bTd, k_bTd, v_bTd = _split_heads(qkv_N3H[rows], count, 3, size)
             scores_bTT = torch.bmm(q_bTd * q_bTd.shape[2] ** -0.5, k_bTd.transpose(1, 2))
             weights_bTT = torch.softmax(scores_bTT, dim=2)
             keep, ctx.scale = draw_mask(weights_bTT.shape, dropout) if dropout else (None, 1.0)
@@ -267,7 +267,7 @@ class _Attention(torch.autograd.Function):
         for group, (count, length) in enumerate(ctx.groups):
             q_bTd, k_bTd, v_bTd, weights_bTT, used_bTT, keep = saved[6 * group : 6 * group + 6]
             rows = slice(at, at + count * length)
-            [gradient_bTd] = _split_heads(gradient_NH[rows], count, 1, ctx.num_heads)
+            [gradient_bTd] = _split_heads(gradient_NH[rows], count, 1, ctx.size)
             for_weights_bTT = torch.bmm(gradient_bTd, v_bTd.transpose(1, 2))
             if keep is not None:
                 for_weights_bTT = (for_weights_bTT * keep).mul_(ctx.scale)
@@ -280,10 +280,11 @@ class _Attention(torch.autograd.Function):
         return gradient_N3H, None, None, None
 
 
-def _split_heads(rows: Tensor, count: int, parts: int, num_heads: int) -> Tensor:
+def _split_heads(rows: Tensor, count: int, parts: int, size: int) -> Tensor:
     """`[count * T, parts * H]` to `[parts, count * h, T, d]`."""
-    split = rows.view(count, -1, parts, num_heads, rows.shape[1] // (parts * num_heads)).permute(2, 0, 3, 1, 4)
-    return split.reshape(parts, count * num_heads, -1, split.shape[4])
+    num_heads = rows.shape[1] // (parts * size)
+    split = rows.view(count, -1, parts, num_heads, size).permute(2, 0, 3, 1, 4)
+    return split.reshape(parts, count * num_heads, -1, size)
 
 
 def _join_heads(heads: Tensor, count: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from pipelines.ner.bundle import load_bundle
 from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.encoding import Encoder
 from pipelines.ner.labels import LabelScheme
@@ -38,9 +39,13 @@ class TrainingJob:
     """Reads the dev records with their gold (rows as `Scored.from_row` has them)."""
     corpus_scheme: str
     """Tag scheme of those records."""
+    start: str | None = None
+    """A bundle to begin with, instead of the encoder with a new head."""
 
     def build_model(self) -> TokenClassifier:
-        """The pretrained encoder with a new head."""
+        """What training begins with: the pretrained encoder with a new head, or the model of a bundle."""
+        if self.start is not None:
+            return load_bundle(self.start).model
         return build_token_classifier(self.encoder, self.scheme, self.model, casing=self.casing)
 
     def build_encoder(self) -> Encoder:

@@ -93,6 +93,9 @@ class _Run:
         if state.model:
             self.model.load_state_dict(state.model)
         self.strategy = build_strategy(self.model, parallel, device)
+        if windows.has_targets and self.strategy.world_size > 1 and parallel.strategy == "pipeline":
+            rule = "stages of a pipeline exchange tags alone"
+            raise TrainingError("`pipeline` cannot learn probabilities of tags", rule=rule, remedy="take ddp or fsdp")
         self.strategy.prepare(
             self.precision,
             config.label_smoothing,

@@ -1,5 +1,7 @@
 """The loss: negative log-likelihood of gold tags, summed over words.
 
+Where a batch has probabilities of tags instead (a teacher's, Hinton et al. 2015), it is the cross-entropy to those.
+
 Sums, not means: the caller divides by the words of the whole global batch, so that neither padding nor the number of
 workers nor accumulation changes a word's weight.
 
@@ -46,14 +48,19 @@ def sum_loss(model: TokenClassifier, emissions_BWK: Tensor, batch: Batch, label_
     With label smoothing (Szegedy et al. 2016) that share of a word's weight is spread over all tags; a CRF has none.
     """
     emissions_BWK = emissions_BWK.float()
+    if model.crf is not None and batch.targets_BWK is not None:
+        return -model.crf.expected_log_likelihood(
+            emissions_BWK, batch.targets_BWK, batch.lengths_B, batch.starts_B, batch.ends_B
+        ).sum()
     if model.crf is not None:
         log_likelihood_B = model.crf.log_likelihood(
             emissions_BWK, batch.tag_ids_BW, batch.lengths_B, batch.starts_B, batch.ends_B
         )
         return -log_likelihood_B.sum()
     is_word_BW = find_words(batch)
-    emissions_VK, tag_ids_V = emissions_BWK[is_word_BW], batch.tag_ids_BW[is_word_BW]
-    return functional.cross_entropy(emissions_VK, tag_ids_V, reduction="sum", label_smoothing=label_smoothing)
+    wanted = batch.tag_ids_BW if batch.targets_BWK is None else batch.targets_BWK
+    emissions_VK = emissions_BWK[is_word_BW]
+    return functional.cross_entropy(emissions_VK, wanted[is_word_BW], reduction="sum", label_smoothing=label_smoothing)
 
 
 def sum_divergence(one_SBWK: Tensor, other_SBWK: Tensor, is_word_BW: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ class _Stage(nn.Module):
 
     def _run_layer(self, x_BTH: Tensor, layer: Layer, mask_BT: Tensor) -> Tensor:
         q_BhTd, k_BhTd, v_BhTd = (
-            part(x_BTH).unflatten(2, (self.found.num_heads, -1)).transpose(1, 2)
+            part(x_BTH).unflatten(2, (-1, self.found.head_size)).transpose(1, 2)
             for part in (layer.query, layer.key, layer.value)
         )
         dropout = layer.weights_dropout if self.training else 0.0

@@ -9,10 +9,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.evaluation import rendering
+from pipelines.evaluation.pictures import Line, draw_curves, draw_parallel, draw_scatter
 from pipelines.evaluation.rendering import render_markdown_table
 from pipelines.tuning.domains import Value, render_value
 from pipelines.tuning.leaders import Leader, find_front
-from pipelines.tuning.pictures import Line, draw_curves, draw_parallel, draw_scatter
 from pipelines.tuning.sampling import find_common_epoch, measure_cost, rank_importance
 from pipelines.tuning.space import Space
 from pipelines.tuning.trials import FAILED, FINISHED, OPEN, REFUSED, STOPPED, Trial

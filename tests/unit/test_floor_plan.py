@@ -80,6 +80,18 @@ FRAME = {
         "pipelines.training",
         "pipelines.job",
     },
+    "pipelines.variants": {
+        "pipelines.ner",
+        "pipelines.corpus",
+        "pipelines.evaluation",
+        "pipelines.training",
+        "pipelines.compression",
+        "pipelines.cluster",
+        "pipelines.folders",
+        "pipelines.run_record",
+        "pipelines.runs",
+        "pipelines.terminal",
+    },
     "pipelines.terminal": {"pipelines.ner", "pipelines.corpus", "pipelines.evaluation", "pipelines.job"},
     "pipelines.search_view": {"pipelines.job", "pipelines.terminal"},
     "pipelines.search_results": {

@@ -55,6 +55,8 @@ class Architecture:
     classifier: nn.Linear
     classifier_dropout: float
     num_heads: int
+    """Before any were pruned."""
+    head_size: int
     activation: str
 
 
@@ -87,6 +89,7 @@ def read_architecture(network: Any) -> Architecture | None:
         classifier=classifier,
         classifier_dropout=network.dropout.p,
         num_heads=config.num_attention_heads,
+        head_size=config.hidden_size // config.num_attention_heads,
         activation=activation,
     )
 

@@ -84,12 +84,12 @@ class PackedRuntime:
             return F.linear(x_WH.float(), *self.classifier).cpu()
 
     def _plan_attention(self, groups: Groups) -> Callable[[Tensor], Tensor]:
-        heads = self.shape.num_heads
+        size = self.shape.head_size
         if self.device.type != "cuda" or self.precision == "fp32":  # the flash kernel knows no fp32
-            return lambda qkv_N3H: _attend_by_length(qkv_N3H, groups, heads)
+            return lambda qkv_N3H: _attend_by_length(qkv_N3H, groups, size)
         lengths = [length for count, length in groups for _ in range(count)]
         edges = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=self.device)
-        return lambda qkv_N3H: _attend_varlen(qkv_N3H, edges, max(lengths), heads)
+        return lambda qkv_N3H: _attend_varlen(qkv_N3H, edges, max(lengths), size)
 
 
 class Layout(NamedTuple):
@@ -222,11 +222,11 @@ def _read_tables(found: Architecture) -> tuple[Tensor, Tensor]:
     return found.words.weight.detach(), places
 
 
-def _attend_by_length(qkv_N3H: Tensor, groups: Groups, num_heads: int) -> Tensor:
-    """Attention of each window to itself, windows of equal length together."""
+def _attend_by_length(qkv_N3H: Tensor, groups: Groups, size: int) -> Tensor:
+    """Attention of each window to itself, by heads of a size, windows of equal length together."""
     num_rows, width = qkv_N3H.shape
     hidden = width // 3
-    size = hidden // num_heads
+    num_heads = hidden // size
     context_NH = qkv_N3H.new_empty(num_rows, hidden)
     at = 0
     for count, length in _limit(groups, MAX_WEIGHTS // num_heads):
@@ -262,11 +262,11 @@ def _attend(q_bTd: Tensor, k_bTd: Tensor, v_bTd: Tensor) -> Tensor:
     return torch.bmm((torch.bmm(q_bTd, keys_bdT) * scale).softmax(dim=2), v_bTd)
 
 
-def _attend_varlen(qkv_N3H: Tensor, edges: Tensor, longest: int, num_heads: int) -> Tensor:
+def _attend_varlen(qkv_N3H: Tensor, edges: Tensor, longest: int, size: int) -> Tensor:
     """Variable-length flash attention (Dao et al. 2022) between `edges`; filling attends to nothing."""
     from torch.nn.attention.varlen import varlen_attn
 
     num_rows = int(edges[-1])
-    q, k, v = qkv_N3H[:num_rows].view(num_rows, 3, num_heads, -1).unbind(1)
+    q, k, v = qkv_N3H[:num_rows].view(num_rows, 3, -1, size).unbind(1)
     context: Any = varlen_attn(q, k, v, edges, edges, longest, longest)
     return F.pad(context.flatten(1), (0, 0, 0, len(qkv_N3H) - num_rows))

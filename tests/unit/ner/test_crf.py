@@ -150,3 +150,34 @@ def test_legality_is_not_saved_with_the_scores():
     state = LinearChainCRF(LabelScheme.from_labels(["PER"])).state_dict()
     assert set(state) == {"transitions", "start", "end"}
     assert all(torch.isfinite(value).all() for value in state.values())
+
+
+@pytest.mark.parametrize(("starts", "ends"), itertools.product([True, False], repeat=2))
+def test_expected_log_likelihood_equals_enumeration_over_sequences_of_independent_words(starts, ends):
+    scheme = LabelScheme.from_labels(["PER"], "IO")  # in which everything is legal
+    crf = build_crf(scheme)
+    emissions, lengths = random_batch(len(scheme.tags), pad_with=7.0)
+    generator = torch.Generator().manual_seed(3)
+    shares = torch.rand(*emissions.shape, generator=generator).double().softmax(dim=2)
+    flags = torch.full((len(LENGTHS),), starts), torch.full((len(LENGTHS),), ends)
+    found = crf.expected_log_likelihood(emissions, shares, lengths, *flags)
+    for row, length in enumerate(LENGTHS):
+        scores = enumerate_scores(emissions[row, :length], crf.chain, starts, ends)
+        log_z = sum_log(scores.values())
+        expected = sum(
+            torch.stack([shares[row, word, tag] for word, tag in enumerate(tags)]).prod().item() * (score - log_z)
+            for tags, score in scores.items()
+        )
+        assert found[row].item() == pytest.approx(expected)
+
+
+def test_expected_log_likelihood_is_finite_where_neighbours_would_be_illegal():
+    scheme = LabelScheme.from_labels(["PER"], "BIO")
+    crf = build_crf(scheme)
+    emissions, lengths = random_batch(len(scheme.tags))
+    emissions.requires_grad_()
+    shares = torch.full_like(emissions, 1 / len(scheme.tags))
+    flags = (torch.ones(len(LENGTHS), dtype=torch.bool),) * 2
+    crf.expected_log_likelihood(emissions, shares, lengths, *flags).sum().backward()
+    assert emissions.grad.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in crf.parameters())

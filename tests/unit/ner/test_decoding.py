@@ -242,3 +242,17 @@ def test_emissions_that_are_still_part_of_a_graph_are_decoded():
     decoder = build_decoder("BIO", ["PER"], learned=True)
     emissions = random_emissions(20, 3, 1)
     assert decoder.decode([emissions.clone().requires_grad_() * 1.0]) == decoder.decode([emissions])
+
+
+@pytest.mark.parametrize(("name", "learned"), itertools.product(["BIO", "BIOES", "IOB1"], [True, False]))
+def test_marginals_are_the_shares_of_the_legal_sequences(name, learned):
+    decoder = build_decoder(name, ["PER"], learned)
+    documents = [random_emissions(length, len(decoder.scheme.tags), seed) for seed, length in enumerate([4, 1, 0, 3])]
+    found = decoder.find_marginals(documents)
+    for emissions_WK, marginals_WK in zip(documents, found, strict=True):
+        assert marginals_WK.shape == tuple(emissions_WK.shape)
+        scores = enumerate_legal(emissions_WK, decoder) if len(emissions_WK) else {}
+        total = sum(map(math.exp, scores.values()))
+        for word, tag in itertools.product(*map(range, marginals_WK.shape)):
+            share = sum(math.exp(score) for tags, score in scores.items() if tags[word] == tag) / total
+            assert marginals_WK[word, tag] == pytest.approx(share, abs=1e-9)

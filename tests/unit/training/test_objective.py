@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -192,3 +193,27 @@ def test_r_drop_pulls_passes_together(training_room, tiny_encoder):
     assert all(leaf.grad.abs().max() > 0 for leaf in leaves)
     moved = [leaf.detach() - 0.05 * leaf.grad for leaf in leaves]
     assert sum_divergence(*moved, torch.ones(1, 3, dtype=torch.bool)) < before
+
+
+def test_targets_that_are_certain_cost_what_the_tags_cost_with_either_head(training_room, tiny_encoder):
+    windows = TrainingWindows(training_room.make_table(7))
+    batch = windows.collate(range(7), pad_id=0)
+    for head in ("linear", "crf"):
+        model = build(training_room, tiny_encoder, head)
+        emissions_BWK = compute_emissions(model, batch).detach()
+        certain = torch.nn.functional.one_hot(batch.tag_ids_BW, emissions_BWK.shape[2]).float()
+        soft = replace(batch, targets_BWK=certain)
+        torch.testing.assert_close(sum_loss(model, emissions_BWK, soft), sum_loss(model, emissions_BWK, batch))
+
+
+def test_loss_of_targets_is_least_where_the_model_agrees_with_them(training_room, tiny_encoder):
+    model = build(training_room, tiny_encoder, "linear")
+    batch = TrainingWindows(training_room.make_table(5)).collate(range(5), pad_id=0)
+    emissions_BWK = compute_emissions(model, batch).detach()
+    agreed = replace(batch, targets_BWK=emissions_BWK.softmax(dim=2))
+    scores_BWK = emissions_BWK.clone().requires_grad_()
+    sum_loss(model, scores_BWK, agreed).backward()
+    torch.testing.assert_close(scores_BWK.grad, torch.zeros_like(scores_BWK), rtol=0, atol=1e-5)
+    words = find_words(batch)
+    log_p = emissions_BWK.log_softmax(dim=2)[words]
+    torch.testing.assert_close(sum_loss(model, emissions_BWK, agreed), -(log_p.exp() * log_p).sum())

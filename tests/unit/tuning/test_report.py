@@ -7,11 +7,11 @@ import re
 import pytest
 import yaml
 
+from pipelines.evaluation.pictures import Line, draw_curves, draw_parallel, draw_scatter
 from pipelines.training.config import TrainingConfig
 from pipelines.training.optimizer import OptimizerConfig
 from pipelines.tuning.domains import Domain
 from pipelines.tuning.leaders import choose_leaders, describe_gain, gather_leaders
-from pipelines.tuning.pictures import Line, draw_curves, draw_parallel, draw_scatter
 from pipelines.tuning.presets import render_preset
 from pipelines.tuning.report import collect_tuning, render_tuning_html, render_tuning_markdown
 from pipelines.tuning.trials import FAILED, FINISHED, STOPPED, Journal

@@ -1,0 +1,278 @@
+"""Make a model smaller and faster, step by step, each step measured and held to a bound on what it may cost.
+
+Every step starts from the last variant that was good enough, is trained on the corpus with the given model as its
+teacher, and is compared with that model on dev. The same command goes on where it was.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.markup import escape
+
+from pipelines.cluster import ClusterConfig, connect
+from pipelines.compression.config import STEPS, CompressionError, DistillationConfig, PruningConfig, Tolerance
+from pipelines.compression.page import describe, render_html, render_markdown
+from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.inference import InferenceConfig
+from pipelines.corpus.reading import find_all_files
+from pipelines.corpus.shards import ShardsInfo
+from pipelines.folders import check_resumable, prepare_output_dir, write_json
+from pipelines.job import EXIT_FAILED, console, render_next, run_door, warn_of_idle
+from pipelines.ner.bundle import BUNDLE_FILE, Bundle, annotate_bundle, load_bundle, save_bundle
+from pipelines.ner.encoding import EncodingConfig
+from pipelines.ner.errors import UserError, raise_all
+from pipelines.ner.model import ModelConfig
+from pipelines.run_record import RunRecord
+from pipelines.runs import SHARDS_FOLDER, build_guard, get_shards
+from pipelines.terminal import print_shards, print_variants
+from pipelines.training.config import TrainingConfig, find_contradictions
+from pipelines.training.parallel import ParallelConfig
+from pipelines.training.resources import ResourcesConfig
+from pipelines.variants import START, Bench, Recipe
+
+IDENTITY = ("model", "corpus", "steps", "max_f1_loss", "max_label_loss", "distillation", "pruning", "training")
+"""The settings that make a run what it is; the others may change when it is resumed."""
+NEEDED = ("train", "dev")
+
+
+@dataclass(frozen=True)
+class CompressConfig:
+    """Settings of `rayner compress`."""
+
+    model: str | None = None
+    """What is made smaller: a bundle folder, a Hugging Face token-classification checkpoint folder, or a hub id."""
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    steps: list[str] = field(default_factory=lambda: list(STEPS))
+    """What is done, in this order. distill: a student with fewer layers; prune: the attention heads and feed-forward
+    columns go that matter least; vocabulary: sub-tokens go that the corpus does not use."""
+    max_f1_loss: float = 1.0
+    """Points of strict F1 that a variant may lose on dev against the model given: its loss must be shown to be less, by
+    the 95 % interval of a paired bootstrap over documents."""
+    max_label_loss: float = 5.0
+    """Points that a label may lose; a variant is refused if one of them is shown to lose more."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    price_per_hour: float | None = None
+    """Of the machine, in whatever currency: the report then tells what a million documents cost."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    output_dir: str = "out/small"
+    """The bundle, the report, and a folder of each variant. On a cluster of several machines, one that all see."""
+    fresh: bool = False
+    """Start over, removing what an earlier run left in the output folder."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the door and return its exit code."""
+    return run_door("compress", CompressConfig, run, __doc__ or "", argv)
+
+
+def run(config: CompressConfig) -> int:
+    """Compress as configured, or go on with what is in the output folder. 1 if no variant is good enough."""
+    raise_all(_find_problems(config))
+    folder = prepare_output_dir(config.output_dir)
+    bundle = load_bundle(str(config.model))
+    settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
+    settings["fingerprint"] = bundle.info.fingerprint
+    if check_resumable(folder, settings, config.fresh):
+        console.print(f"this run is finished: {escape(str(folder / 'report.html'))}; [bold]--fresh[/] starts it over")
+        return 0 if (folder / "bundle").is_dir() else EXIT_FAILED
+    warn_of_idle(config.corpus.find_idle() + _find_idle(config))
+    record = RunRecord("compress", config)
+    can_forget = build_guard(folder)
+    with can_forget():
+        find_all_files(config.corpus.list_patterns())
+    with connect(config.cluster):
+        record.data["inventory"] = ray.cluster_resources()
+        with can_forget():
+            shards, info, is_new = _get_shards(config, bundle, folder, record)
+            _check_labels(bundle, info)
+            if is_new:
+                print_shards(info, shards)
+        bench = Bench(folder, _keep_start(config, bundle, folder), shards, info, _build_recipe(config), record)
+        variants = _make_variants(bench, config.steps, config.price_per_hour)
+    chosen = max(
+        (one for one in variants if not one["verdict"] or one["verdict"]["passes"]), key=lambda one: one["tokens_per_s"]
+    )
+    result = {
+        "start": START,
+        "chosen": chosen["name"],
+        "variants": variants,
+        "facts": _collect_facts(config, info, bundle),
+    }
+    write_json(folder / "compression.json", result)
+    title = f"Compression of {Path(str(config.model)).absolute().parent.name if config.model else ''}"
+    (folder / "report.html").write_text(render_html(result, title), encoding="utf-8")
+    (folder / "report.md").write_text(render_markdown(result, title), encoding="utf-8")
+    if chosen["name"] != START:
+        shutil.copytree(folder / "variants" / chosen["name"] / "bundle", folder / "bundle", dirs_exist_ok=True)
+    record.write(folder, status="done", chosen=chosen["name"])
+    print_variants(result)
+    console.print(f"\n{escape(describe(result))}")
+    console.print(escape(f"report: {folder / 'report.html'}"))
+    if chosen["name"] == START:
+        return EXIT_FAILED
+    console.print(escape(f"bundle: {folder / 'bundle'}"))
+    console.print(
+        render_next(f"rayner predict --model {folder / 'bundle'} --input YOUR_TEXTS.txt --output_dir out/entities")
+    )
+    return 0
+
+
+def _make_variants(bench: Bench, steps: Sequence[str], price_per_hour: float | None) -> list[dict[str, Any]]:
+    """The start and a variant of each step, scored, judged and measured."""
+    start = bench.folder / "variants" / START
+    start.mkdir(parents=True, exist_ok=True)
+    scored = {START: bench.score(start, bench.start)}
+    bundles: dict[str, Path] = {START: bench.start}
+    verdicts: dict[str, Any] = {START: None}
+    last_good = bench.start
+    for number, step in enumerate(steps, 1):
+        name = f"{number}-{step}"
+        made = bench.make(name, step, last_good)
+        bundles[name] = made / "bundle"
+        scored[name] = bench.score(made, bundles[name])
+        verdicts[name] = bench.judge(scored[START]["documents"], scored[name]["documents"])
+        passes = verdicts[name]["passes"]
+        overall = verdicts[name]["overall"]
+        told = (
+            f"{name}: strict F1 {overall['difference']:+.2f} points ({overall['low']:+.2f} to {overall['high']:+.2f})"
+        )
+        console.print(escape(told) + (" [green]good enough[/]" if passes else " [red]not good enough[/]"))
+        for reason in verdicts[name]["reasons"]:
+            console.print(f"  {escape(reason)}")
+        if passes:
+            last_good = bundles[name]
+            annotate_bundle(last_good, {"compression": {"steps": list(steps[:number]), "from": str(bench.start)}})
+    figures = bench.measure(list(bundles.values()), price_per_hour)
+    return [
+        {
+            "name": name,
+            "f1": scored[name]["f1"],
+            "f1_interval": scored[name]["f1_interval"],
+            "verdict": verdicts[name],
+            **one,
+        }
+        for name, one in zip(bundles, figures, strict=True)
+    ]
+
+
+def _get_shards(
+    config: CompressConfig, bundle: Bundle, folder: Path, record: RunRecord
+) -> tuple[Path, ShardsInfo, bool]:
+    """The corpus in the model's own sub-tokens; nothing of train is split off, for the model may have learned it."""
+    corpus, encoder = config.corpus, bundle.encoder
+    if not corpus.shards:
+        corpus = CorpusConfig(**{**vars(corpus), "dev_fraction": 0.0, "test_fraction": 0.0})
+    encoding = EncodingConfig(encoder.window, encoder.stride, encoder.splitter)
+    model = ModelConfig(str(config.model), bundle.info.head, bundle.info.scheme, casing=encoder.casing or None)
+    if corpus.shards:
+        encoding, model = EncodingConfig(), ModelConfig()
+    return get_shards(corpus, encoding, model, config.training.seed, folder / SHARDS_FOLDER, record, NEEDED)
+
+
+def _check_labels(bundle: Bundle, info: ShardsInfo) -> None:
+    unknown = sorted(set(info.label_scheme.labels) - set(bundle.model.scheme.labels))
+    if unknown:
+        raise CompressionError(
+            "the corpus has labels that the model does not know",
+            rule="labels of the model: " + ", ".join(bundle.model.scheme.labels),
+            value="only in the corpus: " + ", ".join(unknown),
+            remedy="give the corpus that the model was trained on, or train a model on this one first",
+        )
+
+
+def _keep_start(config: CompressConfig, bundle: Bundle, folder: Path) -> Path:
+    """The model given as a bundle folder; one from elsewhere is written down."""
+    path = Path(str(config.model)).expanduser().absolute()
+    if (path / BUNDLE_FILE).is_file():
+        return path
+    if not (folder / START).is_dir():
+        save_bundle(folder / START, bundle)
+    return folder / START
+
+
+def _build_recipe(config: CompressConfig) -> Recipe:
+    return Recipe(
+        layers=config.distillation.layers,
+        pruning=config.pruning,
+        teacher_share=config.distillation.teacher_share,
+        temperature=config.distillation.temperature,
+        training=config.training,
+        resources=config.resources,
+        inference=config.inference,
+        tolerance=Tolerance(config.max_f1_loss, config.max_label_loss),
+    )
+
+
+def _collect_facts(config: CompressConfig, info: ShardsInfo, bundle: Bundle) -> dict[str, Any]:
+    return {
+        "model": config.model,
+        "fingerprint": bundle.info.fingerprint or "none (a foreign checkpoint)",
+        "dev": f"{info.splits['dev'].num_records:,} records",
+        "train": f"{info.splits['train'].num_records:,} records",
+        "may lose": f"{config.max_f1_loss:g} points of strict F1, {config.max_label_loss:g} of a label",
+        "steps": json.dumps(config.steps),
+        "epochs of each step": config.training.num_epochs,
+        "the teacher's share": config.distillation.teacher_share,
+    }
+
+
+def _find_idle(config: CompressConfig) -> list[str]:
+    """Settings given that change nothing in this run, each with its reason."""
+    given = {
+        "distillation.layers": config.distillation.layers is not None and "distill" not in config.steps,
+        "pruning": config.pruning != PruningConfig() and "prune" not in config.steps,
+    }
+    return [f"`{name}` has no effect: the step is not among `--steps`" for name, idle in given.items() if idle]
+
+
+def _find_problems(config: CompressConfig) -> list[UserError]:
+    problems: list[UserError] = []
+    if not config.model:
+        problems.append(CompressionError("no model is given", remedy="`--model out/run/bundle`"))
+    if not config.steps or not set(config.steps) <= set(STEPS):
+        rule, value = "some of " + ", ".join(STEPS), ", ".join(config.steps) or "none"
+        problems.append(CompressionError("no such steps", where="`steps`", rule=rule, value=value))
+    for name in ("max_f1_loss", "max_label_loss"):
+        if not 0 <= getattr(config, name) <= 100:
+            value = getattr(config, name)
+            problems.append(
+                CompressionError("a value out of range", where=f"`{name}`", rule="0 to 100 points", value=value)
+            )
+    if config.price_per_hour is not None and config.price_per_hour < 0:
+        price = config.price_per_hour
+        problems.append(
+            CompressionError("a value out of range", where="`price_per_hour`", rule="at least 0", value=price)
+        )
+    if config.corpus.train and not config.corpus.dev:
+        problems.append(
+            CompressionError(
+                "no dev set to judge by",
+                where="`corpus.dev`",
+                rule="documents that the model was not trained on",
+                remedy="give files as `--corpus.dev`, or `--corpus.shards` of the run that trained the model",
+            )
+        )
+    return [
+        *problems,
+        *config.corpus.find_problems(),
+        *config.distillation.find_problems(),
+        *config.pruning.find_problems(),
+        *config.training.find_problems(),
+        *find_contradictions(ModelConfig(), config.training, ParallelConfig()),
+        *config.resources.find_problems(),
+        *config.inference.find_problems(),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

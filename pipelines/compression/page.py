@@ -1,0 +1,136 @@
+"""The report of a compression: what `compression.json` holds, as a self-contained page and as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipelines.evaluation import rendering
+from pipelines.evaluation.pictures import Line, draw_scatter
+from pipelines.evaluation.rendering import render_markdown_table
+
+Variant = Mapping[str, Any]
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, names of the columns, rows; the first cell of each is its name."""
+PLOTS = (("tokens_per_s", "sub-tokens/s"), ("size_mib", "MiB on disk"), ("peak_memory_mib", "peak memory, MiB"))
+
+
+def render_html(result: Mapping[str, Any], title: str) -> str:
+    """The page."""
+    folders = [str(Path(__file__).parent), str(Path(rendering.__file__).parent)]
+    environment = Environment(
+        loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("compression.html.jinja").render(
+        title=title,
+        summary=describe(result),
+        tables=[table_variants(result["variants"]), table_labels(result["variants"])],
+        pictures=[Markup(_draw(result, name, label)) for name, label in PLOTS],
+        refused=[(variant["name"], variant["verdict"]["reasons"]) for variant in list_refused(result)],
+        facts=[(name, str(value)) for name, value in result["facts"].items()],
+    )
+
+
+def render_markdown(result: Mapping[str, Any], title: str) -> str:
+    """The same tables in text."""
+    parts = [f"# {title}", describe(result)]
+    for name, header, rows in (table_variants(result["variants"]), table_labels(result["variants"])):
+        parts += [f"## {name}", render_markdown_table(header, rows)]
+    refused = [[one["name"], "; ".join(one["verdict"]["reasons"])] for one in list_refused(result)]
+    parts += ["## Not good enough", render_markdown_table(["", "why"], refused, num_text=2)] if refused else []
+    facts = [[name, str(value)] for name, value in result["facts"].items()]
+    return "\n\n".join([*parts, "## Notes", render_markdown_table(["", ""], facts, num_text=2)]) + "\n"
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """What came of it, in a sentence."""
+    start, chosen = (find_variant(result, result[name]) for name in ("start", "chosen"))
+    if chosen is start:
+        return "No variant is good enough: the model stays as it is."
+    return (
+        f"{chosen['name']} is {_times(chosen, start, 'tokens_per_s'):.2f} times as fast and has "
+        f"{_times(chosen, start, 'size_mib'):.0%} of the bytes; strict F1 on dev {_points(chosen)} points."
+    )
+
+
+def find_variant(result: Mapping[str, Any], name: str) -> Variant:
+    """The variant of a name."""
+    return next(variant for variant in result["variants"] if variant["name"] == name)
+
+
+def list_refused(result: Mapping[str, Any]) -> list[Variant]:
+    """The variants that the gate has stopped."""
+    return [variant for variant in result["variants"] if variant["verdict"] and not variant["verdict"]["passes"]]
+
+
+def find_front(variants: Sequence[Variant], name: str = "tokens_per_s") -> list[int]:
+    """Those that no other one beats in both F1 and a figure (more is better for speed, less for the others)."""
+    sign = 1 if name == "tokens_per_s" else -1
+
+    def beats(one: Variant, other: Variant) -> bool:
+        """Whether one is as good in both, and better in one."""
+        pairs = [(one["f1"], other["f1"]), (sign * one[name], sign * other[name])]
+        return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+    front = [at for at, one in enumerate(variants) if not any(beats(other, one) for other in variants)]
+    return sorted(front, key=lambda at: variants[at][name])
+
+
+def table_variants(variants: Sequence[Variant]) -> Table:
+    """What each variant costs and gives."""
+    start = variants[0]
+    header = ["", "strict F1, dev", "95 % interval", "difference", "sub-tokens/s", "speed", "parameters"]
+    header += ["MiB on disk", "peak MiB"]
+    has_price = any(variant["cost_per_million_documents"] is not None for variant in variants)
+    header += ["a million documents"] if has_price else []
+    rows = []
+    for variant in variants:
+        low, high = variant["f1_interval"]
+        cells = [variant["name"] + _mark(variant), f"{100 * variant['f1']:.2f}", f"{100 * low:.1f} to {100 * high:.1f}"]
+        cells += [_points(variant) if variant["verdict"] else ""]
+        cells += [f"{variant['tokens_per_s']:,.0f}", f"{_times(variant, start, 'tokens_per_s'):.2f} ×"]
+        cells += [f"{variant['num_parameters'] / 1e6:,.1f} M", f"{variant['size_mib']:,.1f}"]
+        cells += [f"{variant['peak_memory_mib']:,}"]
+        cells += [f"{variant['cost_per_million_documents']:,.2f}"] if has_price else []
+        rows.append(cells)
+    return "Variants", header, rows
+
+
+def table_labels(variants: Sequence[Variant]) -> Table:
+    """What each label loses or gains, in points with its interval."""
+    judged = [variant for variant in variants if variant["verdict"]]
+    labels = sorted({label for variant in judged for label in variant["verdict"]["labels"]})
+    rows = []
+    for label in labels:
+        found = [variant["verdict"]["labels"][label] for variant in judged]
+        rows.append([label, *(f"{one['difference']:+.1f} ({one['low']:+.1f} to {one['high']:+.1f})" for one in found)])
+    return "Labels, strict F1 against the start in points", ["", *(variant["name"] for variant in judged)], rows
+
+
+def _mark(variant: Variant) -> str:
+    return " (not good enough)" if variant["verdict"] and not variant["verdict"]["passes"] else ""
+
+
+def _points(variant: Variant) -> str:
+    return f"{variant['verdict']['overall']['difference']:+.2f}"
+
+
+def _times(variant: Variant, start: Variant, name: str) -> float:
+    return float(variant[name]) / max(1e-9, float(start[name]))
+
+
+def _draw(result: Mapping[str, Any], name: str, label: str) -> str:
+    variants = result["variants"]
+    best, worst = (choose(variant["f1"] for variant in variants) for choose in (max, min))
+    lines = [
+        Line(
+            f"{variant['name']}: F1 {100 * variant['f1']:.2f}, {variant[name]:,.0f} {label}",
+            (variant["f1"] - worst) / ((best - worst) or 1.0),
+            variant["name"] == result["chosen"],
+            [(float(variant[name]), 100 * variant["f1"])],
+        )
+        for variant in variants
+    ]
+    return draw_scatter(lines, find_front(variants, name), f"F1 against {label}", label, "strict F1 on dev")

@@ -1,0 +1,41 @@
+"""Networks of which parts are cut out: what their configuration says of it, and how they are built again.
+
+Fewer layers, narrower feed-forward parts and smaller vocabularies are ordinary shapes of transformers. Attention with
+fewer heads in some layers is not: `attention_widths` in `config.json` tells how wide each layer's queries, keys and
+values are, and tools that do not know it refuse such a network.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForTokenClassification
+
+from pipelines.ner.runtimes.architectures import read_architecture
+
+FIELD = "attention_widths"
+
+
+def load_network(path: Path) -> Any:
+    """The token classifier in a folder, in float32, whatever its shape."""
+    config = AutoConfig.from_pretrained(path)
+    widths = getattr(config, FIELD, None)
+    if widths is None:
+        return AutoModelForTokenClassification.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    network = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
+    for layer, width in zip(read_architecture(network).layers, widths, strict=True):  # type: ignore[union-attr]
+        for part in (layer.query, layer.key, layer.value):
+            set_weights(part, part.weight[:width], part.bias[:width])
+        set_weights(layer.attention_out, layer.attention_out.weight[:, :width], layer.attention_out.bias)
+    network.load_state_dict(load_file(path / "model.safetensors"))
+    return network.eval()
+
+
+def set_weights(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Give a linear layer other weights, of any shape."""
+    linear.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone())
+    linear.out_features, linear.in_features = weight.shape

@@ -1,0 +1,236 @@
+"""Variants of a model as `compress` makes, trains, scores and measures them, each in a folder of its own."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from pipelines.cluster import list_node_cpus
+from pipelines.compression.config import PruningConfig, Tolerance
+from pipelines.compression.gate import judge
+from pipelines.compression.layers import choose_layers, keep_layers
+from pipelines.compression.pruning import measure_importance, prune
+from pipelines.compression.speed import compare_speeds, repeat_documents
+from pipelines.compression.vocabulary import prune_vocabulary
+from pipelines.corpus.inference import ActorPlan, ActorResources, InferenceConfig, load_engine, plan_actors
+from pipelines.corpus.shards import ShardsInfo, read_rows, read_split
+from pipelines.corpus.targets import Lesson, read_targets, write_targets
+from pipelines.evaluation.metrics import Scored, Tallies
+from pipelines.folders import write_json
+from pipelines.ner.bundle import Bundle, load_bundle, save_bundle
+from pipelines.ner.encoding import fingerprint_tokenizer
+from pipelines.ner.model import ModelConfig
+from pipelines.run_record import RunRecord, read_peak_memory_mib
+from pipelines.runs import build_job, score_split, write_bundle
+from pipelines.terminal import watch_training
+from pipelines.training.batches import TrainingWindows
+from pipelines.training.config import TrainingConfig
+from pipelines.training.history import MetricsTail, read_metrics, summarize_usage
+from pipelines.training.parallel import ParallelConfig
+from pipelines.training.recorder import CHECKPOINTS, METRICS_FILE
+from pipelines.training.resources import ResourcesConfig, list_cores
+from pipelines.training.trainer import fit
+
+START = "start"
+VARIANT_FILE = "variant.json"
+IMPORTANCE_WINDOWS = 512
+"""Training windows by which the importance of a model's parts is measured."""
+BATCH_WINDOWS = 16
+SPEED_TOKENS = 20_000
+SPEED_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How variants are made and trained."""
+
+    layers: int | None
+    pruning: PruningConfig
+    teacher_share: float
+    temperature: float
+    training: TrainingConfig
+    resources: ResourcesConfig
+    inference: InferenceConfig
+    tolerance: Tolerance
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all variants of a run share."""
+
+    folder: Path
+    start: Path
+    """The bundle given: every variant's teacher, and what it is compared with."""
+    shards: Path
+    info: ShardsInfo
+    recipe: Recipe
+    record: RunRecord
+
+    def make(self, name: str, step: str, source: Path) -> Path:
+        """The folder of a variant: made from the bundle `source` by a step, trained, and written; what is there stays.
+
+        Raises CompressionError where the model cannot be made so.
+        """
+        folder = self.folder / "variants" / name
+        if (folder / "bundle").is_dir():
+            return folder
+        work = folder / "work"
+        (work / CHECKPOINTS).parent.mkdir(parents=True, exist_ok=True)
+        if not (work / "bundle").is_dir():
+            with self.record.phase(f"{name}: cut", f"{name}: cutting"):
+                lessons = self._write_lessons(source)
+                ray.get(ray.remote(num_cpus=1)(_cut).remote(step, source, work / "bundle", lessons, self.recipe))
+        lessons = self._write_lessons(work / "bundle")
+        teacher = load_bundle(self.start)
+        job = replace(
+            build_job(
+                self.shards,
+                self.info,
+                str(work / "bundle"),
+                ModelConfig(str(work / "bundle"), teacher.info.head, teacher.info.scheme),
+                self.recipe.training,
+                ParallelConfig(),
+                load_windows=partial(read_targets, lessons),
+            ),
+            scheme=teacher.model.scheme,
+            start=str(work / "bundle"),
+        )
+        with (
+            self.record.phase(f"{name}: train", f"{name}: training"),
+            watch_training(MetricsTail(work / METRICS_FILE).read),
+        ):
+            result = fit(job, self.recipe.resources, work)
+        precision = summarize_usage(read_metrics(work / METRICS_FILE))["precision"]
+        write_bundle(folder / "bundle", job, self.info, result, self.shards, precision)
+        shutil.rmtree(work, ignore_errors=True)
+        return folder
+
+    def score(self, folder: Path, bundle: Path) -> dict[str, Any]:
+        """F1 on dev with its interval, and the tallies of each document; noted in the variant's folder."""
+        path = folder / VARIANT_FILE
+        if path.is_file():
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return found
+        with self.record.phase(f"{folder.name}: score", f"{folder.name}: scoring dev"):
+            report, _ = score_split(bundle, self.shards, self.info, self.recipe.inference, "dev")
+        scores = report.to_dict()
+        found = {
+            "f1": scores["strict"]["micro"]["f1"],
+            "f1_interval": scores["intervals"]["strict"]["micro"]["f1"],
+            "documents": report.documents,
+        }
+        write_json(path, found)
+        return found
+
+    def judge(self, start: dict[str, Tallies], variant: dict[str, Tallies]) -> dict[str, Any]:
+        """What the gate says."""
+        return judge(start, variant, self.recipe.tolerance).to_dict()
+
+    def measure(self, bundles: Sequence[Path], price_per_hour: float | None) -> list[dict[str, Any]]:
+        """Speed in turns, memory, size and cost of bundles."""
+        inference = self.recipe.inference
+        rows = read_rows(self.shards, "dev")
+        documents = [Scored.from_row(row, self.info.corpus_scheme).content for row in rows]
+        plan = plan_actors(ActorResources(), list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
+        plan = replace(plan, num_cpus=max(list_cores(), default=1))
+        names = [str(bundle) for bundle in bundles]
+        with self.record.phase("measure", "measuring speed, memory and size"):
+            memory = [_in_actor(plan, _measure_memory, name, inference, plan, documents) for name in names]
+            speeds, tokens = _in_actor(plan, _measure_speeds, names, inference, plan, documents)
+        return [
+            {
+                "tokens_per_s": speed,
+                "peak_memory_mib": peak,
+                "num_parameters": sum(one.numel() for one in load_bundle(bundle).model.parameters()),
+                "size_mib": sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 2**20,
+                "cost_per_million_documents": price_per_hour and price_per_hour / 3600 * 1e6 * tokens / speed,
+            }
+            for bundle, speed, peak in zip(bundles, speeds, memory, strict=True)
+        ]
+
+    def _write_lessons(self, student: Path) -> Path:
+        """The training windows in a student's sub-tokens, with what the teacher says of them."""
+        bundle = load_bundle(student)
+        folder = self.folder / "lessons" / fingerprint_tokenizer(bundle.encoder.tokenizer)
+        if folder.is_dir():
+            return folder
+        staging = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(staging, ignore_errors=True)
+        recipe = self.recipe
+        lesson = Lesson(str(self.start), str(student), recipe.teacher_share, recipe.temperature)
+        plan = plan_actors(ActorResources(), list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
+        records = ray.data.from_arrow(read_split(self.shards, "train").sort_by("record_id"))
+        write_targets(records, lesson, recipe.inference, plan, staging)
+        staging.rename(folder)
+        return folder
+
+
+def _cut(step: str, source: Path, target: Path, lessons: Path, recipe: Recipe) -> None:
+    """Write what training begins with."""
+    bundle = load_bundle(source)
+    table = read_targets(lessons)
+    if step == "distill":
+        num_layers = bundle.model.network.config.num_hidden_layers
+        kept = choose_layers(num_layers, recipe.layers or max(1, num_layers // 2))
+        small = replace(bundle, model=keep_layers(bundle.model, kept))
+    elif step == "prune":
+        small = _prune(bundle, table, recipe.pruning)
+    else:
+        small = prune_vocabulary(bundle, set(table["input_ids"].combine_chunks().flatten().to_numpy().tolist()))
+    save_bundle(target, small)
+
+
+def _prune(bundle: Bundle, table: pa.Table, config: PruningConfig) -> Bundle:
+    windows = TrainingWindows(table)
+    chosen = windows.usable[:: max(1, len(windows.usable) // IMPORTANCE_WINDOWS)].tolist()
+    chosen.sort(key=lambda index: int(windows.num_tokens[index]))
+    groups = (chosen[at : at + BATCH_WINDOWS] for at in range(0, len(chosen), BATCH_WINDOWS))
+    batches = (windows.collate(group, bundle.encoder.pad_id) for group in groups)
+    return replace(bundle, model=prune(bundle.model, measure_importance(bundle.model, batches), config))
+
+
+def _in_actor(plan: ActorPlan, function: Any, *arguments: Any) -> Any:
+    """What a function returns in a process of its own."""
+    kind = ray.remote(num_cpus=plan.num_cpus, num_gpus=plan.num_gpus)(_Process)
+    actor = kind.remote()
+    try:
+        return ray.get(actor.call.remote(function, *arguments))
+    finally:
+        ray.kill(actor)
+
+
+class _Process:
+    """An actor that calls a function."""
+
+    def call(self, function: Any, *arguments: Any) -> Any:
+        """What it returns."""
+        return function(*arguments)
+
+
+def _measure_memory(model: str, inference: InferenceConfig, plan: ActorPlan, documents: Sequence[Any]) -> int:
+    """Peak memory in MiB of a process that labels."""
+    engine = load_engine(model, inference, plan)
+    engine.predict_documents(documents)
+    return read_peak_memory_mib()
+
+
+def _measure_speeds(
+    models: Sequence[str], inference: InferenceConfig, plan: ActorPlan, documents: Sequence[Any]
+) -> tuple[list[float], float]:
+    """Sub-tokens a second of each model, and sub-tokens of a mean document."""
+    engines = [load_engine(model, inference, plan) for model in models]
+    once = repeat_documents(documents, engines[0], 1)
+    many = repeat_documents(documents, engines[0], SPEED_TOKENS)
+    speeds = compare_speeds(engines, many, num_rounds=SPEED_ROUNDS)
+    num_tokens = sum(
+        engines[0].encoder.encode_words(one).num_tokens if not isinstance(one, str) else engines[0].count_tokens(one)
+        for one in once
+    )
+    return speeds, num_tokens / max(1, len(once))

@@ -1,0 +1,39 @@
+"""What a student is given to learn: a mixture of the teacher's view and the gold tags, for the same set of tags."""
+
+import numpy as np
+import pytest
+
+from pipelines.corpus.records import CorpusError
+from pipelines.corpus.targets import Lesson, match_tags, mix_targets
+from pipelines.ner.labels import LabelScheme
+
+TEACHER = np.array([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("share", "temperature", "expected"),
+    [
+        (1.0, 1.0, [[0.9, 0.1, 0.0], [0.2, 0.3, 0.5]]),
+        (0.0, 1.0, [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
+        (0.5, 1.0, [[0.95, 0.05, 0.0], [0.1, 0.15, 0.75]]),
+        (1.0, 2.0, [[0.75, 0.25, 0.0], [0.2628, 0.3218, 0.4155]]),
+    ],
+)
+def test_targets_are_the_teachers_view_softened_and_the_gold_tags_in_shares(share, temperature, expected):
+    found = mix_targets(TEACHER, [0, 2], Lesson("teacher", "student", share, temperature))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_tags_are_matched_by_name_in_whatever_order():
+    teacher = LabelScheme("BIO", ("O", "B-PER", "I-PER", "B-LOC", "I-LOC"))
+    student = LabelScheme("BIO", ("O", "B-LOC", "I-LOC", "B-PER", "I-PER"))
+    assert [teacher.tags[place] for place in match_tags(teacher, student)] == list(student.tags)
+
+
+@pytest.mark.parametrize(
+    "student", [LabelScheme.from_labels(["PER"]), LabelScheme.from_labels(["LOC", "PER"], "BIOES")]
+)
+def test_student_with_other_tags_is_refused(student):
+    with pytest.raises(CorpusError, match="not the teacher's"):
+        match_tags(LabelScheme.from_labels(["LOC", "PER"]), student)
