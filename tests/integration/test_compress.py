@@ -1,0 +1,77 @@
+"""A model made smaller on a small Ray: variants that are measured, judged, written; and what the gate stops."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines import compress, train
+from pipelines.ner.bundle import load_bundle
+from pipelines.ner.engine import NerEngine
+from tests.conftest import EXACT
+
+FILES = [part for name in ("train", "dev") for part in (f"--corpus.{name}", f"sample:en-{name}.jsonl")]
+QUICK = ["--training.precision", "fp32", "--training.batch_tokens", "300", "--inference.runtime", "torch"]
+QUICK += ["--inference.precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def teacher(ray_session: None, tiny_encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of two layers that has learned something."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    command = [*FILES, "--corpus.test", "sample:en-test.jsonl", "--model.encoder", tiny_encoder, *QUICK]
+    learned = ["--training.num_epochs", "6", "--training.optimizer.learning_rate", "3e-3"]
+    assert train.main([*command, *learned, "--output_dir", str(folder)]) == 0
+    return folder / "bundle"
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "compression.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.timeout(400)
+def test_every_step_becomes_a_variant_that_any_door_takes(teacher: Path, tmp_path: Path, capfd):
+    folder = tmp_path / "small"
+    command = ["--model", str(teacher), *FILES, *QUICK, "--training.num_epochs", "1", "--output_dir", str(folder)]
+    command += ["--max_f1_loss", "100", "--max_label_loss", "100", "--price_per_hour", "2"]
+    assert compress.main(command) == 0
+    found = read(folder)
+    assert [one["name"] for one in found["variants"]] == ["start", "1-distill", "2-prune", "3-vocabulary"]
+    assert all(one["tokens_per_s"] > 0 and one["cost_per_million_documents"] > 0 for one in found["variants"])
+    sizes = [one["num_parameters"] for one in found["variants"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 4
+    assert found["chosen"] != "start"
+    small = load_bundle(folder / "bundle")
+    assert small.model.network.config.num_hidden_layers == 1
+    assert small.info.training["compression"]["from"] == str(teacher)
+    engines = [
+        NerEngine.load(path, **EXACT) for path in (folder / "bundle", folder / "variants" / found["chosen"] / "bundle")
+    ]
+    assert engines[0].predict(["Angela Merkel visited Utrecht."]) == engines[1].predict(
+        ["Angela Merkel visited Utrecht."]
+    )
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 3
+    assert found["chosen"] in page
+    assert not list(folder.glob("variants/*/work"))
+    capfd.readouterr()
+    assert compress.main(command) == 0
+    assert "this run is finished" in capfd.readouterr().out
+
+
+@pytest.mark.timeout(300)
+def test_harmful_step_is_stopped_and_the_last_good_bundle_stands(teacher: Path, tmp_path: Path, capfd):
+    folder = tmp_path / "small"
+    command = ["--model", str(teacher), *FILES, *QUICK, "--training.num_epochs", "1", "--output_dir", str(folder)]
+    command += ["--training.optimizer.learning_rate", "1e-8", "--training.optimizer.head_learning_rate", "1e-8"]
+    command += ["--steps", "prune", "--pruning.heads", "0.75", "--pruning.feed_forward", "0.95", "--max_f1_loss", "0.5"]
+    assert compress.main(command) == 1
+    found = read(folder)
+    assert found["chosen"] == "start"
+    verdict = found["variants"][1]["verdict"]
+    assert not verdict["passes"]
+    assert verdict["overall"]["low"] < -0.5
+    assert not (folder / "bundle").exists()
+    assert "not good enough" in capfd.readouterr().out
+    assert verdict["reasons"][0] in (folder / "report.md").read_text(encoding="utf-8")
