@@ -34,7 +34,7 @@ from pipelines.terminal import print_shards, print_variants
 from pipelines.training.config import TrainingConfig, find_contradictions
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.resources import ResourcesConfig
-from pipelines.variants import START, Bench, Recipe
+from pipelines.variants import START, Bench, Recipe, check_steps
 
 IDENTITY = ("model", "corpus", "steps", "max_f1_loss", "max_label_loss", "distillation", "pruning", "training")
 """The settings that make a run what it is; the others may change when it is resumed."""
@@ -79,7 +79,8 @@ def run(config: CompressConfig) -> int:
     """Compress as configured, or go on with what is in the output folder. 1 if no variant is good enough."""
     raise_all(_find_problems(config))
     folder = prepare_output_dir(config.output_dir)
-    bundle = load_bundle(str(config.model))
+    bundle, recipe = load_bundle(str(config.model)), _build_recipe(config)
+    check_steps(config.steps, bundle, recipe)
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     settings["fingerprint"] = bundle.info.fingerprint
     if check_resumable(folder, settings, config.fresh):
@@ -97,7 +98,7 @@ def run(config: CompressConfig) -> int:
             _check_labels(bundle, info)
             if is_new:
                 print_shards(info, shards)
-        bench = Bench(folder, _keep_start(config, bundle, folder), shards, info, _build_recipe(config), record)
+        bench = Bench(folder, _keep_start(config, bundle, folder), shards, info, recipe, record)
         variants = _make_variants(bench, config.steps, config.price_per_hour)
     chosen = max(
         (one for one in variants if not one["verdict"] or one["verdict"]["passes"]), key=lambda one: one["tokens_per_s"]
@@ -158,6 +159,7 @@ def _make_variants(bench: Bench, steps: Sequence[str], price_per_hour: float | N
             "name": name,
             "f1": scored[name]["f1"],
             "f1_interval": scored[name]["f1_interval"],
+            "calibration_error": scored[name]["calibration_error"],
             "verdict": verdicts[name],
             **one,
         }

@@ -135,16 +135,16 @@ def write_bundle(
     save_bundle(folder, bundle)
 
 
-def score_split(
-    bundle: Path, shards: Path, info: ShardsInfo, inference: InferenceConfig, split: str = "test"
+def score_test_split(
+    bundle: Path, shards: Path, info: ShardsInfo, inference: InferenceConfig
 ) -> tuple[EvaluationReport, list[dict[str, Any]]]:
-    """The report on a split, and a few predicted records to show."""
+    """The report on the test split, and a few predicted records to show."""
     seen = hash_seen_mentions(shards)
     report = EvaluationReport(lambda mention, label: hash_mention(mention, label) in seen)
     plan = plan_actors(ActorResources(), list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
-    records: pa.Table = read_split(shards, split).sort_by("record_id")
+    test: pa.Table = read_split(shards, "test").sort_by("record_id")
     examples: list[dict[str, Any]] = []
-    predicted = predict_records(ray.data.from_arrow(records), str(bundle), inference, plan)
+    predicted = predict_records(ray.data.from_arrow(test), str(bundle), inference, plan)
     for batch in predicted.iter_batches(batch_size=None, batch_format="pyarrow"):
         rows = batch.to_pylist()
         report.add_rows(rows, info.corpus_scheme)

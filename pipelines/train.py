@@ -32,7 +32,7 @@ from pipelines.planning.plans import Plan
 from pipelines.planning.running_cluster import read_running_cluster
 from pipelines.resources import TrainSettings, apply_training_plan, plan_run
 from pipelines.run_record import RunRecord
-from pipelines.runs import SHARDS_FOLDER, build_guard, build_job, get_shards, score_split, write_bundle
+from pipelines.runs import SHARDS_FOLDER, build_guard, build_job, get_shards, score_test_split, write_bundle
 from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
 from pipelines.tracking import Tracking, TrackingConfig
 from pipelines.training.config import TrainingConfig, find_contradictions
@@ -116,7 +116,7 @@ def run(config: TrainConfig) -> None:
             precision = summarize_usage(read_metrics(folder / METRICS_FILE))["precision"]
             write_bundle(bundle, job, info, result, shards, precision)
         with record.phase("evaluate", "scoring the test split"):
-            report, examples = score_split(bundle, shards, info, config.inference)
+            report, examples = score_test_split(bundle, shards, info, config.inference)
         scores = report.to_dict()
         tracking.log_scores(scores, result.num_steps)
     strict, intervals = scores["strict"]["micro"], scores["intervals"]["strict"]["micro"]

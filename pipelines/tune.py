@@ -31,7 +31,7 @@ from pipelines.planning.inventory import Inventory
 from pipelines.planning.running_cluster import read_running_cluster
 from pipelines.resources import TrainSettings, plan_search
 from pipelines.run_record import RunRecord
-from pipelines.runs import SHARDS_FOLDER, build_guard, score_split, write_bundle
+from pipelines.runs import SHARDS_FOLDER, build_guard, score_test_split, write_bundle
 from pipelines.search_results import BegunSearch, write_results
 from pipelines.search_view import SearchView
 from pipelines.terminal import print_shards
@@ -168,7 +168,7 @@ def _make_bundle(
         job = begun.jobs(winner.settings, winner.best_run.seed)
         write_bundle(bundle, job, found.info, result, found.shards, usage["precision"])
     with record.phase("evaluate", "scoring the test split"):
-        report, _ = score_split(bundle, found.shards, found.info, config.inference)
+        report, _ = score_test_split(bundle, found.shards, found.info, config.inference)
     scores = report.to_dict()
     strict, intervals = scores["strict"]["micro"], scores["intervals"]["strict"]["micro"]
     annotate_bundle(bundle, {"test_strict_micro": strict, "test_intervals": intervals})

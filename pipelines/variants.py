@@ -15,20 +15,29 @@ import ray.data
 from pipelines.cluster import list_node_cpus
 from pipelines.compression.config import PruningConfig, Tolerance
 from pipelines.compression.gate import judge
-from pipelines.compression.layers import choose_layers, keep_layers
-from pipelines.compression.pruning import measure_importance, prune
-from pipelines.compression.speed import compare_speeds, repeat_documents
-from pipelines.compression.vocabulary import prune_vocabulary
-from pipelines.corpus.inference import ActorPlan, ActorResources, InferenceConfig, load_engine, plan_actors
+from pipelines.compression.layers import choose_layers, find_stack, keep_layers
+from pipelines.compression.pruning import find_parts, measure_importance, prune
+from pipelines.compression.speed import compare_speeds, count_tokens, repeat_documents
+from pipelines.compression.vocabulary import prune_vocabulary, read_state
+from pipelines.corpus.inference import (
+    ActorPlan,
+    ActorResources,
+    InferenceConfig,
+    load_engine,
+    plan_actors,
+    predict_records,
+)
 from pipelines.corpus.shards import ShardsInfo, read_rows, read_split
 from pipelines.corpus.targets import Lesson, read_targets, write_targets
+from pipelines.evaluation.calibration import fit_temperatures, gather_scores, join_scores
 from pipelines.evaluation.metrics import Scored, Tallies
+from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import write_json
-from pipelines.ner.bundle import Bundle, load_bundle, save_bundle
+from pipelines.ner.bundle import Bundle, annotate_bundle, load_bundle, save_bundle
 from pipelines.ner.encoding import fingerprint_tokenizer
 from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord, read_peak_memory_mib
-from pipelines.runs import build_job, score_split, write_bundle
+from pipelines.runs import build_job, write_bundle
 from pipelines.terminal import watch_training
 from pipelines.training.batches import TrainingWindows
 from pipelines.training.config import TrainingConfig
@@ -113,18 +122,30 @@ class Bench:
         return folder
 
     def score(self, folder: Path, bundle: Path) -> dict[str, Any]:
-        """F1 on dev with its interval, and the tallies of each document; noted in the variant's folder."""
+        """F1 on dev with its interval, the tallies of each document, and how true its scores are.
+
+        A variant's scores are calibrated on dev; the start keeps its own. Noted in the variant's folder.
+        """
         path = folder / VARIANT_FILE
         if path.is_file():
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return found
         with self.record.phase(f"{folder.name}: score", f"{folder.name}: scoring dev"):
-            report, _ = score_split(bundle, self.shards, self.info, self.recipe.inference, "dev")
+            records = self._predict_dev(bundle)
+        report = EvaluationReport()
+        for record in records:
+            report.add(record)
         scores = report.to_dict()
+        given = gather_scores(records)
+        temperatures = {} if bundle == self.start else fit_temperatures(given)
+        if temperatures:
+            annotate_bundle(bundle, {}, temperatures=temperatures)
         found = {
             "f1": scores["strict"]["micro"]["f1"],
             "f1_interval": scores["intervals"]["strict"]["micro"]["f1"],
             "documents": report.documents,
+            "temperatures": temperatures,
+            "calibration_error": [join_scores(given).error, join_scores(given, temperatures).error],
         }
         write_json(path, found)
         return found
@@ -138,8 +159,7 @@ class Bench:
         inference = self.recipe.inference
         rows = read_rows(self.shards, "dev")
         documents = [Scored.from_row(row, self.info.corpus_scheme).content for row in rows]
-        plan = plan_actors(ActorResources(), list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
-        plan = replace(plan, num_cpus=max(list_cores(), default=1))
+        plan = replace(self._plan_actors(), num_cpus=max(list_cores(), default=1))
         names = [str(bundle) for bundle in bundles]
         with self.record.phase("measure", "measuring speed, memory and size"):
             memory = [_in_actor(plan, _measure_memory, name, inference, plan, documents) for name in names]
@@ -155,6 +175,19 @@ class Bench:
             for bundle, speed, peak in zip(bundles, speeds, memory, strict=True)
         ]
 
+    def _predict_dev(self, bundle: Path) -> list[Scored]:
+        records = ray.data.from_arrow(read_split(self.shards, "dev").sort_by("record_id"))
+        predicted = predict_records(records, str(bundle), self.recipe.inference, self._plan_actors())
+        return [
+            Scored.from_row(row, self.info.corpus_scheme)
+            for batch in predicted.iter_batches(batch_size=None, batch_format="pyarrow")
+            for row in batch.to_pylist()
+        ]
+
+    @staticmethod
+    def _plan_actors() -> ActorPlan:
+        return plan_actors(ActorResources(), list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
+
     def _write_lessons(self, student: Path) -> Path:
         """The training windows in a student's sub-tokens, with what the teacher says of them."""
         bundle = load_bundle(student)
@@ -165,11 +198,26 @@ class Bench:
         shutil.rmtree(staging, ignore_errors=True)
         recipe = self.recipe
         lesson = Lesson(str(self.start), str(student), recipe.teacher_share, recipe.temperature)
-        plan = plan_actors(ActorResources(), list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
         records = ray.data.from_arrow(read_split(self.shards, "train").sort_by("record_id"))
-        write_targets(records, lesson, recipe.inference, plan, staging)
+        write_targets(records, lesson, recipe.inference, self._plan_actors(), staging)
         staging.rename(folder)
         return folder
+
+
+def check_steps(steps: Sequence[str], bundle: Bundle, recipe: Recipe) -> None:
+    """Raise CompressionError for a step that this model cannot take."""
+    if "distill" in steps:
+        _choose_layers(bundle, recipe)
+        find_stack(bundle.model.network)
+    if "prune" in steps:
+        find_parts(bundle.model)
+    if "vocabulary" in steps:
+        read_state(bundle.encoder.tokenizer)
+
+
+def _choose_layers(bundle: Bundle, recipe: Recipe) -> list[int]:
+    num_layers = bundle.model.network.config.num_hidden_layers
+    return choose_layers(num_layers, recipe.layers or max(1, num_layers // 2))
 
 
 def _cut(step: str, source: Path, target: Path, lessons: Path, recipe: Recipe) -> None:
@@ -177,9 +225,7 @@ def _cut(step: str, source: Path, target: Path, lessons: Path, recipe: Recipe) -
     bundle = load_bundle(source)
     table = read_targets(lessons)
     if step == "distill":
-        num_layers = bundle.model.network.config.num_hidden_layers
-        kept = choose_layers(num_layers, recipe.layers or max(1, num_layers // 2))
-        small = replace(bundle, model=keep_layers(bundle.model, kept))
+        small = replace(bundle, model=keep_layers(bundle.model, _choose_layers(bundle, recipe)))
     elif step == "prune":
         small = _prune(bundle, table, recipe.pruning)
     else:
@@ -226,11 +272,7 @@ def _measure_speeds(
 ) -> tuple[list[float], float]:
     """Sub-tokens a second of each model, and sub-tokens of a mean document."""
     engines = [load_engine(model, inference, plan) for model in models]
-    once = repeat_documents(documents, engines[0], 1)
     many = repeat_documents(documents, engines[0], SPEED_TOKENS)
     speeds = compare_speeds(engines, many, num_rounds=SPEED_ROUNDS)
-    num_tokens = sum(
-        engines[0].encoder.encode_words(one).num_tokens if not isinstance(one, str) else engines[0].count_tokens(one)
-        for one in once
-    )
-    return speeds, num_tokens / max(1, len(once))
+    num_tokens = count_tokens(engines[0], documents)
+    return speeds, num_tokens / max(1, len(documents))

@@ -82,7 +82,7 @@ def table_variants(variants: Sequence[Variant]) -> Table:
     """What each variant costs and gives."""
     start = variants[0]
     header = ["", "strict F1, dev", "95 % interval", "difference", "sub-tokens/s", "speed", "parameters"]
-    header += ["MiB on disk", "peak MiB"]
+    header += ["MiB on disk", "peak MiB", "scores off by"]
     has_price = any(variant["cost_per_million_documents"] is not None for variant in variants)
     header += ["a million documents"] if has_price else []
     rows = []
@@ -92,7 +92,7 @@ def table_variants(variants: Sequence[Variant]) -> Table:
         cells += [_points(variant) if variant["verdict"] else ""]
         cells += [f"{variant['tokens_per_s']:,.0f}", f"{_times(variant, start, 'tokens_per_s'):.2f} ×"]
         cells += [f"{variant['num_parameters'] / 1e6:,.1f} M", f"{variant['size_mib']:,.1f}"]
-        cells += [f"{variant['peak_memory_mib']:,}"]
+        cells += [f"{variant['peak_memory_mib']:,}", " → ".join(f"{e:.3f}" for e in _list_errors(variant))]
         cells += [f"{variant['cost_per_million_documents']:,.2f}"] if has_price else []
         rows.append(cells)
     return "Variants", header, rows
@@ -107,6 +107,12 @@ def table_labels(variants: Sequence[Variant]) -> Table:
         found = [variant["verdict"]["labels"][label] for variant in judged]
         rows.append([label, *(f"{one['difference']:+.1f} ({one['low']:+.1f} to {one['high']:+.1f})" for one in found)])
     return "Labels, strict F1 against the start in points", ["", *(variant["name"] for variant in judged)], rows
+
+
+def _list_errors(variant: Variant) -> list[float]:
+    """The expected calibration error on dev, and what it is once scores are calibrated there, if they are."""
+    before, after = variant["calibration_error"]
+    return [before] if before == after else [before, after]
 
 
 def _mark(variant: Variant) -> str:

@@ -28,14 +28,7 @@ def prune_vocabulary(bundle: Bundle, used: Iterable[int]) -> Bundle:
     Raises CompressionError for a tokenizer that is not WordPiece: merges of pairs would need pieces that go.
     """
     tokenizer = bundle.encoder.tokenizer
-    state = json.loads(tokenizer.backend_tokenizer.to_str()) if getattr(tokenizer, "is_fast", False) else {}
-    if state.get("model", {}).get("type") != "WordPiece":
-        raise CompressionError(
-            "a vocabulary that cannot be cut down",
-            rule="a WordPiece tokenizer, as BERT has it",
-            value=str(state.get("model", {}).get("type") or type(tokenizer).__name__),
-            remedy="leave `vocabulary` out of `--steps`",
-        )
+    state = read_state(tokenizer)
     kept = choose_pieces(state, {number % CASE_STEP for number in used})
     encoder = bundle.encoder
     return replace(
@@ -49,6 +42,22 @@ def prune_vocabulary(bundle: Bundle, used: Iterable[int]) -> Bundle:
             casing=encoder.casing,
         ),
     )
+
+
+def read_state(tokenizer: Any) -> dict[str, Any]:
+    """All that a WordPiece tokenizer is. Raises CompressionError for one of another kind."""
+    state: dict[str, Any] = (
+        json.loads(tokenizer.backend_tokenizer.to_str()) if getattr(tokenizer, "is_fast", False) else {}
+    )
+    kind = state.get("model", {}).get("type")
+    if kind != "WordPiece":
+        raise CompressionError(
+            "a vocabulary that cannot be cut down",
+            rule="a WordPiece tokenizer, as BERT has it",
+            value=str(kind or type(tokenizer).__name__),
+            remedy="leave `vocabulary` out of `--steps`",
+        )
+    return state
 
 
 def choose_pieces(state: dict[str, Any], used: set[int]) -> list[int]:

@@ -52,6 +52,8 @@ class BundleInfo:
     stride: int
     precision: str = "fp32"
     """Precision in which the model was trained."""
+    temperatures: dict[str, float] = field(default_factory=dict)
+    """Label → what its scores are scaled by, so that they are the shares of entities that are right."""
     training: dict[str, Any] = field(default_factory=dict)
     """The run that made it: encoder, corpus, seed, versions, scores."""
     fingerprint: str = ""
@@ -92,10 +94,11 @@ def save_bundle(folder: Path, bundle: Bundle) -> str:
     return str(info["fingerprint"])
 
 
-def annotate_bundle(folder: Path, training: dict[str, Any]) -> str:
-    """Add facts about its training, e.g. test scores, to a saved bundle; returns the new fingerprint."""
+def annotate_bundle(folder: Path, training: dict[str, Any], **facts: Any) -> str:
+    """Add facts about its training, e.g. test scores, and other fields of `BundleInfo`; returns the new fingerprint."""
     info = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
     info["training"] |= training
+    info |= facts
     _write_info(folder, info)
     return str(info["fingerprint"])
 

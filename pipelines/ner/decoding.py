@@ -9,7 +9,7 @@ Shapes: B documents of a batch, N words of all of them, one document after the o
 entities.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,10 +51,15 @@ class Mentions:
 
 
 class Decoder:
-    """Decodes with one label scheme and one chain (learned, or only legal). Threads may share it."""
+    """Decodes with one label scheme and one chain (learned, or only legal). Threads may share it.
 
-    def __init__(self, scheme: LabelScheme, chain: Chain) -> None:
+    Args:
+        temperatures: label → what its scores are scaled by (`scale_scores`); default 1.
+    """
+
+    def __init__(self, scheme: LabelScheme, chain: Chain, temperatures: Mapping[str, float] | None = None) -> None:
         self.scheme = scheme
+        self.temperature_K = np.array([(temperatures or {}).get(label, 1.0) for _, label in scheme.parsed])
         self.chain = Chain(*(scores.detach().cpu().double() for scores in vars(chain).values()))
         self.recursions = Recursions(self.chain)
         roles = scheme.parsed
@@ -117,6 +122,7 @@ class Decoder:
         number_E = find_documents(lengths_B, mentions.first_E)
         offset_E = (lengths_B.cumsum() - lengths_B)[number_E]
         tag_E = tags_N[mentions.last_E]
+        scores_E = scale_scores(scores_E.clip(max=1.0), self.temperature_K[tag_E])
         columns = (number_E, mentions.first_E - offset_E, mentions.last_E + 1 - offset_E, tag_E, scores_E)
         for number, start, end, tag, score in zip(*(column.tolist() for column in columns), strict=True):
             yield number, Span(start, end, self.scheme.parsed[tag][1], min(score, 1.0))
@@ -186,6 +192,15 @@ class Decoder:
         own_M = np.take_along_axis(_read_emissions(emissions_NK, words_M), tags_M[:, None], axis=1).squeeze(1)
         rest_E: np.ndarray = np.bincount(entity_M, own_M + step_M, minlength=len(second_E))
         return rest_E
+
+
+@ignore_impossible
+def scale_scores(scores_E: np.ndarray, temperature_E: np.ndarray | float) -> np.ndarray:
+    """Probabilities with their log-odds divided by temperatures; by 1, they stay as they are."""
+    if np.all(np.equal(temperature_E, 1.0)):
+        return scores_E
+    odds_E: np.ndarray = ((1 - scores_E) / scores_E) ** (1 / np.asarray(temperature_E))
+    return 1 / (1 + odds_E)
 
 
 def _group(emissions: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -87,7 +87,7 @@ class NerEngine:
             torch.cuda.set_per_process_memory_fraction(gpu_memory_fraction, self.device)
         self.num_threads = num_threads or torch.get_num_threads()
         self.encoder, self.scheme, self.info = bundle.encoder, bundle.model.scheme, bundle.info
-        self.decoder = Decoder(bundle.model.scheme, bundle.model.chain)
+        self.decoder = Decoder(bundle.model.scheme, bundle.model.chain, bundle.info.temperatures)
         self.size_bytes = sum(one.numel() * one.element_size() for one in bundle.model.parameters())
         place = Place(bundle.model, bundle.encoder, self.device, self.num_threads, exports)
         self.figures: list[Figure] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import evaluate, predict, prepare, scale, train, tune
+from pipelines import compress, evaluate, predict, prepare, scale, train, tune
 from tests.conftest import ROOT, SAMPLE, make_bundle
 from tests.e2e.refusals import Refusal
 
@@ -21,6 +21,7 @@ DOORS = {
     "prepare": prepare.main,
     "scale": scale.main,
     "tune": tune.main,
+    "compress": compress.main,
     "predict": predict.main,
     "evaluate": evaluate.main,
 }
@@ -209,6 +210,28 @@ def test_search_that_cannot_be_run_is_refused(refuse, write, flags, facts):
     corpus = ("--corpus.train", path, "--corpus.dev", path, "--corpus.test", path)
     refusal = refuse("tune", *corpus, "--model.encoder", "scratch", *flags)
     assert not refusal.lacks(*facts)
+
+
+@pytest.mark.parametrize(
+    ("flags", "facts"),
+    [
+        (["--steps", "distil", "--max_f1_loss", "-1"], ["2 mistakes", "some of distill, prune", "0 to 100 points"]),
+        (["--distillation.layers", "2"], ["not smaller than its teacher", "the teacher has 2"]),
+        (["--distillation.teacher_share", "1.5", "--pruning.heads", "1"], ["0 to 1", "0 ≤ share < 1"]),
+        (["--corpus.dev"], ["no dev set to judge by", "was not trained on"]),
+    ],
+)
+def test_compression_that_cannot_be_done_is_refused(refuse, write, bundle, flags, facts):
+    corpus = ["--corpus.train", write("train.conll", GOOD), "--corpus.dev", write("dev.conll", GOOD)]
+    corpus = corpus[:2] if "--corpus.dev" in flags else [*corpus, *flags]
+    assert not refuse("compress", "--model", bundle, *corpus).lacks(*facts)
+
+
+def test_corpus_with_labels_that_the_model_lacks_is_refused_by_compress(refuse, write, bundle):
+    other = GOOD.replace("LOC", "RIVER")
+    corpus = ["--corpus.train", write("train.conll", other), "--corpus.dev", write("dev.conll", other)]
+    refusal = refuse("compress", "--model", bundle, *corpus)
+    assert not refusal.lacks("labels that the model does not know", "only in the corpus: RIVER")
 
 
 def test_folder_that_is_no_model_is_refused_by_predict_and_evaluate(refuse, write, tmp_path):

@@ -256,3 +256,16 @@ def test_marginals_are_the_shares_of_the_legal_sequences(name, learned):
         for word, tag in itertools.product(*map(range, marginals_WK.shape)):
             share = sum(math.exp(score) for tags, score in scores.items() if tags[word] == tag) / total
             assert marginals_WK[word, tag] == pytest.approx(share, abs=1e-9)
+
+
+def test_temperatures_scale_the_scores_of_their_label_alone():
+    decoder = build_decoder("BIO", ["LOC", "PER"], True)
+    scaled = Decoder(decoder.scheme, decoder.chain, {"PER": 2.0})
+    documents = [random_emissions(9, len(decoder.scheme.tags), seed) for seed in range(6)]
+    before_and_after = (itertools.chain(*one.decode(documents)) for one in (decoder, scaled))
+    pairs = list(zip(*before_and_after, strict=True))
+    assert {before.label for before, _ in pairs} == {"LOC", "PER"}
+    for before, after in pairs:
+        assert (before.start, before.end, before.label) == (after.start, after.end, after.label)
+        expected = 1 / (1 + math.sqrt((1 - before.score) / before.score)) if before.label == "PER" else before.score
+        assert after.score == pytest.approx(expected)
