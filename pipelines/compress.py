@@ -16,7 +16,15 @@ import ray
 from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect
-from pipelines.compression.config import STEPS, CompressionError, DistillationConfig, PruningConfig, Tolerance
+from pipelines.compression.config import (
+    DEFAULT_STEPS,
+    STEPS,
+    CompressionError,
+    DistillationConfig,
+    EarlyExitConfig,
+    PruningConfig,
+    Tolerance,
+)
 from pipelines.compression.page import describe, render_html, render_markdown
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.inference import InferenceConfig
@@ -36,7 +44,17 @@ from pipelines.training.parallel import ParallelConfig
 from pipelines.training.resources import ResourcesConfig
 from pipelines.variants import START, Bench, Recipe, check_steps
 
-IDENTITY = ("model", "corpus", "steps", "max_f1_loss", "max_label_loss", "distillation", "pruning", "training")
+IDENTITY = (
+    "model",
+    "corpus",
+    "steps",
+    "max_f1_loss",
+    "max_label_loss",
+    "distillation",
+    "pruning",
+    "early_exit",
+    "training",
+)
 """The settings that make a run what it is; the others may change when it is resumed."""
 NEEDED = ("train", "dev")
 
@@ -48,9 +66,10 @@ class CompressConfig:
     model: str | None = None
     """What is made smaller: a bundle folder, a Hugging Face token-classification checkpoint folder, or a hub id."""
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    steps: list[str] = field(default_factory=lambda: list(STEPS))
+    steps: list[str] = field(default_factory=lambda: list(DEFAULT_STEPS))
     """What is done, in this order. distill: a student with fewer layers; prune: the attention heads and feed-forward
-    columns go that matter least; vocabulary: sub-tokens go that the corpus does not use."""
+    columns go that matter least; vocabulary: sub-tokens go that the corpus does not use; early_exit, the last: windows
+    leave the network as soon as it is sure of all their words."""
     max_f1_loss: float = 1.0
     """Points of strict F1 that a variant may lose on dev against the model given: its loss must be shown to be less, by
     the 95 % interval of a paired bootstrap over documents."""
@@ -58,6 +77,7 @@ class CompressConfig:
     """Points that a label may lose; a variant is refused if one of them is shown to lose more."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
+    early_exit: EarlyExitConfig = field(default_factory=EarlyExitConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
@@ -206,6 +226,7 @@ def _build_recipe(config: CompressConfig) -> Recipe:
     return Recipe(
         layers=config.distillation.layers,
         pruning=config.pruning,
+        early_exit=config.early_exit,
         teacher_share=config.distillation.teacher_share,
         temperature=config.distillation.temperature,
         training=config.training,
@@ -233,6 +254,7 @@ def _find_idle(config: CompressConfig) -> list[str]:
     given = {
         "distillation.layers": config.distillation.layers is not None and "distill" not in config.steps,
         "pruning": config.pruning != PruningConfig() and "prune" not in config.steps,
+        "early_exit": config.early_exit != EarlyExitConfig() and "early_exit" not in config.steps,
     }
     return [f"`{name}` has no effect: the step is not among `--steps`" for name, idle in given.items() if idle]
 
@@ -269,6 +291,7 @@ def _find_problems(config: CompressConfig) -> list[UserError]:
         *config.corpus.find_problems(),
         *config.distillation.find_problems(),
         *config.pruning.find_problems(),
+        *config.early_exit.find_problems(),
         *config.training.find_problems(),
         *find_contradictions(ModelConfig(), config.training, ParallelConfig()),
         *config.resources.find_problems(),

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import ray
 import ray.data
 
 from pipelines.cluster import list_node_cpus
-from pipelines.compression.config import PruningConfig, Tolerance
+from pipelines.compression.config import CompressionError, EarlyExitConfig, PruningConfig, Tolerance
+from pipelines.compression.early_exit import choose_exits, choose_threshold, train_exits
 from pipelines.compression.gate import judge
 from pipelines.compression.layers import choose_layers, find_stack, keep_layers
 from pipelines.compression.pruning import find_parts, measure_importance, prune
@@ -49,6 +50,9 @@ from pipelines.training.trainer import fit
 
 START = "start"
 VARIANT_FILE = "variant.json"
+EXITS_FILE = "exits.json"
+UNTRAINED = ("early_exit",)
+"""Steps after which nothing is left to train."""
 IMPORTANCE_WINDOWS = 512
 """Training windows by which the importance of a model's parts is measured."""
 BATCH_WINDOWS = 16
@@ -62,6 +66,7 @@ class Recipe:
 
     layers: int | None
     pruning: PruningConfig
+    early_exit: EarlyExitConfig
     teacher_share: float
     temperature: float
     training: TrainingConfig
@@ -95,7 +100,12 @@ class Bench:
         if not (work / "bundle").is_dir():
             with self.record.phase(f"{name}: cut", f"{name}: cutting"):
                 lessons = self._write_lessons(source)
-                ray.get(ray.remote(num_cpus=1)(_cut).remote(step, source, work / "bundle", lessons, self.recipe))
+                plan = replace(self._plan_actors(), num_cpus=max(list_cores(), default=1))
+                _in_actor(plan, _cut, step, source, work / "bundle", lessons, self.recipe, self._read_dev())
+        if step in UNTRAINED:
+            (work / "bundle").rename(folder / "bundle")
+            shutil.rmtree(work, ignore_errors=True)
+            return folder
         lessons = self._write_lessons(work / "bundle")
         teacher = load_bundle(self.start)
         job = replace(
@@ -157,8 +167,7 @@ class Bench:
     def measure(self, bundles: Sequence[Path], price_per_hour: float | None) -> list[dict[str, Any]]:
         """Speed in turns, memory, size and cost of bundles."""
         inference = self.recipe.inference
-        rows = read_rows(self.shards, "dev")
-        documents = [Scored.from_row(row, self.info.corpus_scheme).content for row in rows]
+        documents = [record.content for record in self._read_dev()]
         plan = replace(self._plan_actors(), num_cpus=max(list_cores(), default=1))
         names = [str(bundle) for bundle in bundles]
         with self.record.phase("measure", "measuring speed, memory and size"):
@@ -174,6 +183,9 @@ class Bench:
             }
             for bundle, speed, peak in zip(bundles, speeds, memory, strict=True)
         ]
+
+    def _read_dev(self) -> list[Scored]:
+        return [Scored.from_row(row, self.info.corpus_scheme) for row in read_rows(self.shards, "dev")]
 
     def _predict_dev(self, bundle: Path) -> list[Scored]:
         records = ray.data.from_arrow(read_split(self.shards, "dev").sort_by("record_id"))
@@ -211,8 +223,22 @@ def check_steps(steps: Sequence[str], bundle: Bundle, recipe: Recipe) -> None:
         find_stack(bundle.model.network)
     if "prune" in steps:
         find_parts(bundle.model)
+    if "early_exit" in steps:
+        _check_exits(steps, bundle, recipe)
     if "vocabulary" in steps:
         read_state(bundle.encoder.tokenizer)
+
+
+def _check_exits(steps: Sequence[str], bundle: Bundle, recipe: Recipe) -> None:
+    if steps[-1] != "early_exit" or bundle.info.head != "linear":
+        raise CompressionError(
+            "early exits that cannot be made",
+            where="`steps`",
+            rule="`early_exit` is the last step, and the model has a linear head",
+            value=f"{', '.join(steps)}; head {bundle.info.head}",
+        )
+    kept = len(_choose_layers(bundle, recipe)) if "distill" in steps else bundle.model.network.config.num_hidden_layers
+    choose_exits(kept, recipe.early_exit.layers)
 
 
 def _choose_layers(bundle: Bundle, recipe: Recipe) -> list[int]:
@@ -220,14 +246,20 @@ def _choose_layers(bundle: Bundle, recipe: Recipe) -> list[int]:
     return choose_layers(num_layers, recipe.layers or max(1, num_layers // 2))
 
 
-def _cut(step: str, source: Path, target: Path, lessons: Path, recipe: Recipe) -> None:
-    """Write what training begins with."""
+def _cut(step: str, source: Path, target: Path, lessons: Path, recipe: Recipe, dev: Sequence[Scored]) -> None:
+    """Write what training begins with, or what needs none."""
     bundle = load_bundle(source)
+    bundle.model.exits = None  # of other layers, and of other weights
     table = read_targets(lessons)
     if step == "distill":
         small = replace(bundle, model=keep_layers(bundle.model, _choose_layers(bundle, recipe)))
     elif step == "prune":
         small = _prune(bundle, table, recipe.pruning)
+    elif step == "early_exit":
+        layers = choose_exits(bundle.model.network.config.num_hidden_layers, recipe.early_exit.layers)
+        with_exits = train_exits(bundle, TrainingWindows(table), layers, recipe.training.seed)
+        small, points = choose_threshold(with_exits, dev, recipe.early_exit.max_f1_loss)
+        write_json(target.parents[1] / EXITS_FILE, [asdict(point) for point in points])
     else:
         small = prune_vocabulary(bundle, set(table["input_ids"].combine_chunks().flatten().to_numpy().tolist()))
     save_bundle(target, small)

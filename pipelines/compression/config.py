@@ -1,10 +1,11 @@
 """The settings of compression, and their rules."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipelines.ner.errors import UserError
 
-STEPS = ("distill", "prune", "vocabulary")
+STEPS = ("distill", "prune", "vocabulary", "early_exit")
+DEFAULT_STEPS = STEPS[:3]
 
 
 class CompressionError(UserError):
@@ -59,6 +60,26 @@ class PruningConfig:
                 )
             )
         return problems
+
+
+@dataclass(frozen=True)
+class EarlyExitConfig:
+    """Where windows may leave the network, and how sure it must be of all their words."""
+
+    layers: list[int] = field(default_factory=list)
+    """After how many layers there is an exit; default: after a third and two thirds of them."""
+    max_f1_loss: float = 0.2
+    """Points of strict F1 on dev that leaving early may cost: the threshold is the lowest that keeps to it."""
+
+    def find_problems(self) -> list[UserError]:
+        """Every mistake in these settings."""
+        return _check(
+            "early_exit",
+            [
+                ("layers", self.layers, "layers from 1, in order", self.layers == sorted({*self.layers} - {0})),
+                ("max_f1_loss", self.max_f1_loss, "0 to 100 points", 0 <= self.max_f1_loss <= 100),
+            ],
+        )
 
 
 @dataclass(frozen=True)

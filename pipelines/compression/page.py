@@ -51,7 +51,7 @@ def describe(result: Mapping[str, Any]) -> str:
         return "No variant is good enough: the model stays as it is."
     return (
         f"{chosen['name']} is {_times(chosen, start, 'tokens_per_s'):.2f} times as fast and has "
-        f"{_times(chosen, start, 'size_mib'):.0%} of the bytes; strict F1 on dev {_points(chosen)} points."
+        f"{100 * _times(chosen, start, 'size_mib'):.0f} % of the bytes; strict F1 on dev {_points(chosen)} points."
     )
 
 
@@ -136,6 +136,7 @@ def _draw(result: Mapping[str, Any], name: str, label: str) -> str:
             (variant["f1"] - worst) / ((best - worst) or 1.0),
             variant["name"] == result["chosen"],
             [(float(variant[name]), 100 * variant["f1"])],
+            label=variant["name"],
         )
         for variant in variants
     ]

@@ -30,6 +30,8 @@ class Line:
     points: Sequence[tuple[float, float]] = ()
     values: Mapping[str, Any] | None = None
     """Setting → value."""
+    label: str = ""
+    """Written beside its dot."""
 
 
 def draw_curves(lines: Sequence[Line], title: str, x_label: str, y_label: str) -> str:
@@ -62,6 +64,10 @@ def draw_scatter(lines: Sequence[Line], front: Sequence[int], title: str, x_labe
         radius = 6 if line.is_leader else 4
         dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{_color(line.score)}">'
         parts.append(f"{dot}<title>{escape(line.name)}</title></circle>")
+        if line.label:
+            end = ' text-anchor="end"' if x > WIDTH * 0.75 else ""
+            at = x - radius - 4 if end else x + radius + 4
+            parts.append(f'<text x="{at:.1f}" y="{y - 6:.1f}"{end} {_HALO}>{escape(line.label)}</text>')
     return _wrap(parts, title, _FLOOR + 44, f"{title}: {len(lines)} trials")
 
 

@@ -22,12 +22,14 @@ from pipelines.ner.casing import has_cases
 from pipelines.ner.encoders import explain_absence, load_tokenizer
 from pipelines.ner.encoding import Encoder
 from pipelines.ner.errors import UserError
+from pipelines.ner.exits import Exits
 from pipelines.ner.labels import LabelScheme, SchemeError
 from pipelines.ner.model import TokenClassifier, get_max_window
 from pipelines.ner.shapes import load_network
 
 BUNDLE_FILE = "bundle.json"
 CRF_FILE = "crf.safetensors"
+EXITS_FILE = "exits.safetensors"
 SEEN_FILE = "seen_mentions.safetensors"
 FILE_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
 """Of the files that make a bundle what it is: those its fingerprint covers."""
@@ -54,6 +56,8 @@ class BundleInfo:
     """Precision in which the model was trained."""
     temperatures: dict[str, float] = field(default_factory=dict)
     """Label → what its scores are scaled by, so that they are the shares of entities that are right."""
+    exits: dict[str, Any] = field(default_factory=dict)
+    """`layers` after which windows may leave, and the `threshold`; empty without early exits."""
     training: dict[str, Any] = field(default_factory=dict)
     """The run that made it: encoder, corpus, seed, versions, scores."""
     fingerprint: str = ""
@@ -81,9 +85,12 @@ def save_bundle(folder: Path, bundle: Bundle) -> str:
     if bundle.model.crf is not None:
         scores = {name: value.contiguous() for name, value in bundle.model.crf.state_dict().items()}
         save_file(scores, staging / CRF_FILE)
+    if bundle.model.exits is not None:
+        save_file(bundle.model.exits.state_dict(), staging / EXITS_FILE)
     if bundle.seen_mentions:
         save_file({"hashes": torch.tensor(sorted(bundle.seen_mentions), dtype=torch.int64)}, staging / SEEN_FILE)
-    info = asdict(bundle.info)
+    exits = bundle.model.exits
+    info = asdict(bundle.info) | {"exits": {"layers": exits.layers, "threshold": exits.threshold} if exits else {}}
     _write_info(staging, info)
     retired = folder.with_name(f".{folder.name}.retired")
     shutil.rmtree(retired, ignore_errors=True)
@@ -176,6 +183,9 @@ def _load_own(path: Path) -> Bundle:
     model = TokenClassifier(network, LabelScheme(info.scheme, tuple(tags)), info.head)
     if model.crf is not None:
         model.crf.load_state_dict(load_file(path / CRF_FILE))
+    if info.exits:
+        model.exits = Exits(info.exits["layers"], network.config.hidden_size, len(tags), info.exits["threshold"])
+        model.exits.load_state_dict(load_file(path / EXITS_FILE))
     encoder = Encoder(
         load_tokenizer(str(path)),
         window=info.window,

@@ -14,6 +14,7 @@ from pipelines.ner.casing import add_cases, compute_logits
 from pipelines.ner.crf import Chain, LinearChainCRF, build_legal_chain
 from pipelines.ner.encoders import EncoderError
 from pipelines.ner.errors import UserError
+from pipelines.ner.exits import Exits
 from pipelines.ner.labels import SCHEMES, LabelScheme
 
 HEADS = ("linear", "crf")
@@ -68,6 +69,8 @@ class TokenClassifier(nn.Module):
         self.scheme = scheme
         self.head = head
         self.crf = LinearChainCRF(scheme) if head == "crf" else None
+        self.exits: Exits | None = None
+        """Used by runtimes that predict; training knows none."""
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, word_starts_BW: Tensor) -> Tensor:
         """Emissions `[B, W, K]`: the tag scores at each word's first sub-token, in nats (logits)."""

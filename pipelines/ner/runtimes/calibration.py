@@ -112,6 +112,8 @@ def find_cache() -> Path:
 def fingerprint_weights(model: TokenClassifier) -> str:
     """A hash of a model's architecture and weights, whatever else its bundle says: scores are added after training."""
     digest = hashlib.sha256(model.network.config.to_json_string().encode())
+    if model.exits is not None:
+        digest.update(json.dumps([model.exits.layers, model.exits.threshold]).encode())
     for name, tensor in sorted(model.network.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

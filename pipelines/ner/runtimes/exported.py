@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipelines.ner.casing import compute_logits
 from pipelines.ner.encoding import Window
 from pipelines.ner.model import TokenClassifier
-from pipelines.ner.runtimes.runtime import RuntimeUnavailable, pad_windows
+from pipelines.ner.runtimes.runtime import RuntimeUnavailable, pad_windows, refuse_exits
 
 _FIRST_CALL = Lock()
 OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -42,6 +42,7 @@ class OpenVinoRuntime:
                 rule="the package `openvino`",
                 remedy="pip install 'rayner[cpu]', or use the runtime `auto`",
             ) from error
+        refuse_exits(model, self.name)
         self.precision, self.pad_id = precision, pad_id
         core = openvino.Core()
         path = cache / "openvino.xml" if cache is not None else None

@@ -10,6 +10,7 @@ Shapes: N rows (sub-tokens and filling), H hidden size, h heads, d head size, b 
 K tags.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from math import e, log2
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 
 from pipelines.ner.casing import NUM_CASES, split_cases
 from pipelines.ner.encoding import Window
+from pipelines.ner.exits import Exits
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import Architecture, Layer, read_architecture
+from pipelines.ner.runtimes.leaving import Leaving
 from pipelines.ner.runtimes.runtime import PRECISIONS, RuntimeUnavailable
 
 LEAST_ROW_STEP, MOST_ROW_STEP = 4, 64
@@ -63,6 +66,7 @@ class PackedRuntime:
         self.project = _Linear(_read(found.projection), device, dtype) if found.projection is not None else None
         self.layers = [_PackedLayer(layer, found.activation, device, dtype) for layer in found.layers]
         self.classifier = [part.to(device, torch.float32) for part in _read(found.classifier)]  # it is small
+        self.exits = None if model.exits is None else copy.deepcopy(model.exits).to(device)
 
     def compute(self, windows: Sequence[Window]) -> Tensor:
         """See `Runtime`."""
@@ -77,11 +81,34 @@ class PackedRuntime:
             if self.project is not None:
                 x_NH = self.project(x_NH)
             attend = self._plan_attention(groups)
+            if self.exits is not None:
+                return self._compute_with_exits(x_NH, attend, windows, self.exits)
             for layer in self.layers[:-1]:
                 x_NH = layer(x_NH, attend)
-            wanted_N = fill_rows(places_W).to(self.device)
-            x_WH = self.layers[-1](x_NH, attend, wanted_N)[: len(places_W)]
-            return F.linear(x_WH.float(), *self.classifier).cpu()
+            return self._finish(x_NH, attend, places_W)
+
+    def _finish(self, x_NH: Tensor, attend: Callable[[Tensor], Tensor], places_W: Tensor) -> Tensor:
+        """The last layer, of words alone, and their emissions."""
+        wanted_N = fill_rows(places_W).to(self.device)
+        x_WH = self.layers[-1](x_NH, attend, wanted_N)[: len(places_W)]
+        return F.linear(x_WH.float(), *self.classifier).cpu()
+
+    def _compute_with_exits(
+        self, x_NH: Tensor, attend: Callable[[Tensor], Tensor], windows: Sequence[Window], exits: Exits
+    ) -> Tensor:
+        layout = lay_out([len(window.input_ids) for window in windows])
+        leaving = Leaving(windows, layout.order_B, layout.offsets_B, exits, self.device)
+        for number, layer in enumerate(self.layers[:-1], 1):
+            x_NH = layer(x_NH, attend)
+            if number in exits.layers:
+                moved = leaving.leave(exits.layers.index(number), x_NH)
+                if not leaving.stays_B.any():
+                    return leaving.emissions_WK
+                if moved is not None:
+                    rows_N, groups = moved
+                    x_NH, attend = x_NH[fill_rows(rows_N).to(self.device)], self._plan_attention(groups)
+        leaving.tell(self._finish(x_NH, attend, torch.from_numpy(leaving.find_places())))
+        return leaving.emissions_WK
 
     def _plan_attention(self, groups: Groups) -> Callable[[Tensor], Tensor]:
         size = self.shape.head_size

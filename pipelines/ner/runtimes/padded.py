@@ -5,13 +5,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines.ner.casing import compute_logits
 from pipelines.ner.encoding import Window
+from pipelines.ner.exits import compute_with_exits
 from pipelines.ner.model import TokenClassifier
-from pipelines.ner.runtimes.runtime import PRECISIONS, RuntimeUnavailable, pad_windows
+from pipelines.ner.runtimes.runtime import PRECISIONS, RuntimeUnavailable, pad_windows, refuse_exits
 
 
 class TorchRuntime:
@@ -26,6 +28,7 @@ class TorchRuntime:
         if dtype != next(network.parameters()).dtype:
             network = copy.deepcopy(network)  # the caller's model keeps its precision
         self.network: Callable[..., Any] = network.eval().to(device, dtype)
+        self.exits = None if model.exits is None else copy.deepcopy(model.exits).to(device)
         self.device, self.precision, self.pad_id = device, precision, pad_id
         self.batch_tokens = 2048 if device.type == "cpu" else 32_768
 
@@ -33,6 +36,11 @@ class TorchRuntime:
         """See `Runtime`."""
         ids_BT, mask_BT, places_W = pad_windows(windows, self.pad_id)
         with torch.inference_mode(), self._guard():
+            if self.exits is not None:
+                windows_W = np.repeat(np.arange(len(windows)), [len(window.word_starts) for window in windows])
+                where = (places_W, torch.from_numpy(windows_W))
+                inputs = (part.to(self.device) for part in (ids_BT, mask_BT, *where))
+                return compute_with_exits(self.network, self.exits, *inputs).cpu()
             logits_BTK = compute_logits(self.network, ids_BT.to(self.device), mask_BT.to(self.device))
             emissions_WK = logits_BTK.flatten(0, 1)[places_W.to(self.device)]
             return emissions_WK.float().cpu()
@@ -50,6 +58,7 @@ class CompiledRuntime(TorchRuntime):
     name = "torch-compiled"
 
     def __init__(self, model: TokenClassifier, *, device: torch.device, precision: str, pad_id: int) -> None:
+        refuse_exits(model, self.name)
         super().__init__(model, device=device, precision=precision, pad_id=pad_id)
         import torch._inductor.config as inductor
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipelines.ner.encoding import Window
 from pipelines.ner.errors import UserError
+from pipelines.ner.model import TokenClassifier
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 IDEEP_KERNELS, ONEDNN_KERNELS = 32, 256
@@ -50,6 +51,16 @@ def release_memory() -> None:
 
 class RuntimeUnavailable(UserError):
     """A runtime that this machine or this model cannot have."""
+
+
+def refuse_exits(model: TokenClassifier, name: str) -> None:
+    """Raise RuntimeUnavailable for a model with early exits, whose way is not known before it is gone."""
+    if model.exits is not None:
+        raise RuntimeUnavailable(
+            "a model with early exits cannot be compiled or exported",
+            where=f"runtime `{name}`",
+            remedy="use the runtime `auto`, `packed` or `torch`",
+        )
 
 
 class Runtime(Protocol):

@@ -1,0 +1,142 @@
+"""Early exits for a trained model: classifiers on earlier layers, and from what confidence on windows may leave there.
+
+The network stays as it is. An exit learns what the model's own words are to be (the targets of its training) from the
+hidden states of its layer, and the threshold is chosen on dev.
+
+Shapes: W words, H hidden size, K tags.
+"""
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipelines.compression.config import CompressionError
+from pipelines.evaluation.metrics import Scored, count, scores
+from pipelines.ner.bundle import Bundle
+from pipelines.ner.casing import has_cases, split_cases
+from pipelines.ner.engine import NerEngine
+from pipelines.ner.exits import Exits
+from pipelines.ner.runtimes.architectures import read_architecture
+from pipelines.training.batches import TrainingWindows
+
+MAX_WORDS = 100_000
+"""Whose hidden states are held in memory."""
+NUM_EPOCHS = 12
+BATCH_WORDS = 2048
+LEARNING_RATE = 3e-3
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a threshold gives on dev."""
+
+    threshold: float
+    f1: float
+    seconds: float
+
+
+def choose_exits(num_layers: int, wanted: Sequence[int]) -> list[int]:
+    """After which layers exits lie. Raises CompressionError."""
+    chosen = list(wanted) or sorted({max(1, num_layers // 3), max(1, 2 * num_layers // 3)})
+    if num_layers < 2 or chosen[-1] >= num_layers:
+        raise CompressionError(
+            "exits that are not before the end",
+            where="`early_exit.layers`",
+            rule=f"1 to {num_layers - 1}, for the model has {num_layers} layers",
+            value=", ".join(map(str, chosen)),
+            remedy="leave `early_exit` out of `--steps`, or give lower layers",
+        )
+    return chosen
+
+
+def train_exits(bundle: Bundle, windows: TrainingWindows, layers: Sequence[int], seed: int) -> Bundle:
+    """A copy of the bundle with an exit after each of these layers, and a threshold that lets nothing leave."""
+    model = copy.deepcopy(bundle.model)
+    model.exits = None
+    features, targets_WK = _collect_features(bundle, windows, layers, seed)
+    exits = Exits(layers, features[0].shape[1], targets_WK.shape[1], threshold=2.0)
+    generator = torch.Generator().manual_seed(seed)
+    for head, x_WH in zip(exits.heads, features, strict=True):
+        optimizer = torch.optim.Adam(head.parameters(), LEARNING_RATE)
+        for _ in range(NUM_EPOCHS):
+            for words in torch.randperm(len(x_WH), generator=generator).split(BATCH_WORDS):
+                optimizer.zero_grad()
+                functional.cross_entropy(head(x_WH[words]), targets_WK[words]).backward()
+                optimizer.step()
+    model.exits = exits.requires_grad_(False)
+    return replace(bundle, model=model)
+
+
+def choose_threshold(bundle: Bundle, dev: Sequence[Scored], max_f1_loss: float) -> tuple[Bundle, list[Point]]:
+    """The bundle with the lowest threshold at which F1 on dev is at most `max_f1_loss` points below that without exits.
+
+    Returns:
+        Also what each threshold gave; the first one, above 1, is without exits.
+    """
+    documents = [record.content for record in dev]
+    runtime = "torch" if read_architecture(bundle.model.network) is None else "packed"
+
+    def measure(threshold: float) -> Point:
+        """F1 and time with a threshold."""
+        engine = NerEngine(_set_threshold(bundle, threshold), device="cpu", runtime=runtime, precision="fp32")
+        started = time.perf_counter()
+        found = engine.predict_documents(documents)
+        seconds = time.perf_counter() - started
+        engine.close()
+        counts = count(replace(record, predicted=spans) for record, spans in zip(dev, found, strict=True))
+        return Point(threshold, scores(counts)["strict"]["micro"]["f1"], seconds)
+
+    points = [measure(2.0)]
+    for threshold in reversed(THRESHOLDS):
+        points.append(measure(threshold))
+        if 100 * (points[0].f1 - points[-1].f1) > max_f1_loss + 5:  # lower ones are worse still
+            break
+    good = [point for point in points if 100 * (points[0].f1 - point.f1) <= max_f1_loss]
+    return _set_threshold(bundle, min(point.threshold for point in good)), points
+
+
+def _set_threshold(bundle: Bundle, threshold: float) -> Bundle:
+    model = copy.copy(bundle.model)
+    model._modules = dict(bundle.model._modules)
+    model.exits = copy.deepcopy(bundle.model.exits)
+    if model.exits is not None:
+        model.exits.threshold = threshold
+    return replace(bundle, model=model)
+
+
+def _collect_features(
+    bundle: Bundle, windows: TrainingWindows, layers: Sequence[int], seed: int
+) -> tuple[list[Tensor], Tensor]:
+    """Hidden states `[W, H]` of words after each of the layers, and what is to be learned of them `[W, K]`."""
+    network = bundle.model.network.eval()
+    order = np.random.default_rng(seed).permutation(windows.usable)
+    chosen = order[: np.searchsorted(np.cumsum(windows.num_words[order]), MAX_WORDS) + 1]
+    chosen = chosen[np.argsort(windows.num_tokens[chosen], kind="stable")]
+    features: list[list[Tensor]] = [[] for _ in layers]
+    targets: list[Tensor] = []
+    for at in range(0, len(chosen), 32):
+        batch = windows.collate(chosen[at : at + 32].tolist(), bundle.encoder.pad_id)
+        more = {}
+        ids_BT = batch.input_ids_BT
+        if has_cases(network):
+            ids_BT, more["token_type_ids"] = split_cases(ids_BT)
+        with torch.no_grad():
+            states = network.base_model(ids_BT, batch.attention_mask_BT, output_hidden_states=True, **more)
+        words = torch.arange(batch.word_starts_BW.shape[1])
+        is_word_BW = words < batch.lengths_B[:, None]
+        rows_B1 = torch.arange(len(ids_BT))[:, None]
+        for found, layer in zip(features, layers, strict=True):
+            found.append(states.hidden_states[layer][rows_B1, batch.word_starts_BW][is_word_BW])
+        if batch.targets_BWK is None:
+            tags = functional.one_hot(batch.tag_ids_BW[is_word_BW], len(bundle.model.scheme.tags))
+            targets.append(tags.float())
+        else:
+            targets.append(batch.targets_BWK[is_word_BW])
+    return [torch.cat(found) for found in features], torch.cat(targets)
