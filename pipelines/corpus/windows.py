@@ -29,8 +29,8 @@ def split_record(
 ) -> tuple[list[str], list[Span]]:
     """A record's pieces as the encoder reads them, and its gold spans over those pieces.
 
-    Gold that does not meet the edges of words splits the words; words that raw text would not have are split too. A mask token
-    stays whole, where one is given.
+    Gold that does not meet the edges of words splits the words; words that raw text would not have are split too. A
+    mask token stays whole, where one is given.
     """
     if text is None:
         pieces, first_piece = [], [0]

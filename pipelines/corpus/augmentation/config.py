@@ -35,8 +35,8 @@ class AugmentationConfig:
     mention_replacement: float = 0.0
     """Rate of siblings with mentions replaced by others of the same label (Dai & Adel 2020)."""
     word_replacement: float = 0.0
-    """Rate of siblings with words replaced by ones that have the same tag in train, as often as they do there (label-wise
-    token replacement, Dai & Adel 2020)."""
+    """Rate of siblings with words replaced by ones that have the same tag in train, as often as there (label-wise token
+    replacement, Dai & Adel 2020)."""
     segment_shuffling: float = 0.0
     """Rate of siblings with the words within a mention, or between two, shuffled (Dai & Adel 2020)."""
     masking: float = 0.0

@@ -9,22 +9,23 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
-from pipelines.corpus.augmentation.samples import Phrase, Sample, cut_text
+from pipelines.corpus.augmentation.samples import Phrase, Sample, cut_text, is_unspaced, is_word
 from pipelines.corpus.formats.files import find_files
 from pipelines.corpus.formats.opening import read_lines
 from pipelines.corpus.records import CorpusError
 
 Item = TypeVar("Item", bound=Any)
-Tag = tuple[str, bool]
-"""A label ("" outside mentions), and whether the word is the first of its mention."""
+Kind = tuple[str, bool]
+"""A label, and whether the mention begins in a script that is written without spaces."""
+Tag = tuple[str, bool, bool]
+"""A label ("" outside mentions), whether the word is the first of its mention, and its script as in `Kind`."""
 
 
 @dataclass
 class Counts:
     """How often train has each mention and each word; counts of blocks add up."""
 
-    mentions: dict[str, Counter[Phrase]] = field(default_factory=dict)
-    """Label → mentions."""
+    mentions: dict[Kind, Counter[Phrase]] = field(default_factory=dict)
     words: dict[Tag, Counter[str]] = field(default_factory=dict)
 
     def add_sample(self, sample: Sample) -> None:
@@ -32,25 +33,25 @@ class Counts:
         for span in sample.spans:
             self.add_mention(span.label, sample.cut(span.start, span.end))
         for tag, word in zip(list_tags(sample), sample.words, strict=True):
-            if Phrase((word,), ()).is_solid:
+            if is_word(word) and Phrase((word,), ()).is_solid:
                 self.words.setdefault(tag, Counter())[word] += 1
 
     def add_mention(self, label: str, phrase: Phrase) -> None:
         """Count a mention, if it can stand in any record."""
         if phrase.is_solid:
-            self.mentions.setdefault(label, Counter())[phrase] += 1
+            self.mentions.setdefault(name_kind(label, phrase), Counter())[phrase] += 1
 
     def merge(self, other: "Counts") -> None:
         """Add another one's counts to these."""
-        for label, mentions in other.mentions.items():
-            self.mentions.setdefault(label, Counter()).update(mentions)
+        for kind, mentions in other.mentions.items():
+            self.mentions.setdefault(kind, Counter()).update(mentions)
         for tag, words in other.words.items():
             self.words.setdefault(tag, Counter()).update(words)
 
     def freeze(self) -> "Pools":
         """What to draw from, the same for the same counts in whatever order they were added."""
         return Pools(
-            {label: Pool.of(counts) for label, counts in self.mentions.items()},
+            {kind: Pool.of(counts) for kind, counts in self.mentions.items()},
             {tag: Pool.of(counts) for tag, counts in self.words.items()},
         )
 
@@ -91,21 +92,26 @@ class Pool(Generic[Item]):
 class Pools:
     """What a corpus has to exchange."""
 
-    mentions: dict[str, Pool[Phrase]]
+    mentions: dict[Kind, Pool[Phrase]]
     words: dict[Tag, Pool[str]]
 
 
 def list_tags(sample: Sample) -> list[Tag]:
     """The tag of each word."""
-    tags: list[Tag] = [("", False)] * len(sample.words)
+    places = [("", False)] * len(sample.words)
     for span in sample.spans:
-        tags[span.start : span.end] = [(span.label, True), *[(span.label, False)] * (span.end - span.start - 1)]
-    return tags
+        places[span.start : span.end] = [(span.label, True), *[(span.label, False)] * (span.end - span.start - 1)]
+    return [(*place, is_unspaced(word)) for place, word in zip(places, sample.words, strict=True)]
 
 
-def read_gazetteer(patterns: Sequence[str], splitter: str) -> dict[str, Counter[Phrase]]:
-    """Label → the distinct mentions of files of lines `mention<TAB>label`. Raises CorpusError."""
-    found: dict[str, Counter[Phrase]] = {}
+def name_kind(label: str, phrase: Phrase) -> Kind:
+    """What a mention can be exchanged within."""
+    return label, is_unspaced(phrase.words[0])
+
+
+def read_gazetteer(patterns: Sequence[str], splitter: str) -> dict[str, set[Phrase]]:
+    """Label → the mentions of files of lines `mention<TAB>label`. Raises CorpusError."""
+    found: dict[str, set[Phrase]] = {}
     for path in find_files(patterns):
         for number, line in enumerate(read_lines(path), 1):
             if not line.strip():
@@ -120,7 +126,7 @@ def read_gazetteer(patterns: Sequence[str], splitter: str) -> dict[str, Counter[
                     remedy="mend or remove the line",
                 )
             sample = cut_text(mention, [], splitter)
-            found.setdefault(label, Counter())[sample.cut(0, len(sample.words))] = 1
+            found.setdefault(label, set()).add(sample.cut(0, len(sample.words)))
     return found
 
 

@@ -63,7 +63,9 @@ def augment_corpus(
         if lacking:
             unknown = ", ".join(f"`{label}`" for label in lacking)
             notes.append(f"labels of the gazetteer that train lacks, left out: {unknown}")
-        counts.mentions = {label: mentions for label, mentions in given.items() if label not in lacking}
+        for label in given.keys() - lacking:
+            for mention in given[label]:
+                counts.add_mention(label, mention)
     if config.case_noise > 0 and is_uncased(tokenizer) and not casing:
         notes.append("`corpus.augmentation.case_noise` has no effect: the model reads no case")
         config = replace(config, case_noise=0.0)

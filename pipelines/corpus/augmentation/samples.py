@@ -143,4 +143,14 @@ def join_words(words: Sequence[str]) -> tuple[str, ...]:
 
 def find_gap(one: str, other: str) -> str:
     """What stands between two words where the text does not tell."""
-    return "" if _UNSPACED.match(one[-1:]) or _UNSPACED.match(other[:1]) else " "
+    return "" if is_unspaced(one[-1:]) or is_unspaced(other) else " "
+
+
+def is_unspaced(word: str) -> bool:
+    """Whether a word begins in a script that is written without spaces."""
+    return _UNSPACED.match(word) is not None
+
+
+def is_word(word: str) -> bool:
+    """Whether a word has a letter or a digit, and is not punctuation."""
+    return any(map(str.isalnum, word))

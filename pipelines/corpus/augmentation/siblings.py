@@ -1,8 +1,8 @@
 """Siblings of training records: which records get some, and the rows that they become beside the original ones.
 
 A sibling is a row of its own split, `augmented`, so that whoever reads `train` reads the original corpus: its counts,
-its mentions, its ledger. Only what trains reads both. `record_id` is the original's with the technique and a number, and
-`doc_id` the original's, so that documents stay whole wherever they are split or counted.
+its mentions, its ledger. Only what trains reads both. `record_id` is the original's with the technique and a number,
+and `doc_id` the original's, so that documents stay whole wherever they are split or counted.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class Augmenter:
     def list_siblings(self, record_id: str, sample: Sample) -> Iterator[tuple[str, int, Sample]]:
         """Technique, number and sibling, each different from the record and from those before.
 
-        What happens to a record depends on the seed, its name without its folder, its content and the pools alone; and a
+        What happens to a record depends on the seed, its name without its folder, its content and the pools alone; a
         higher rate adds siblings to those of a lower one.
         """
         seen = {sample}

@@ -4,8 +4,8 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-from pipelines.corpus.augmentation.pools import Pools, list_tags
-from pipelines.corpus.augmentation.samples import Phrase, Sample, find_gap
+from pipelines.corpus.augmentation.pools import Pools, list_tags, name_kind
+from pipelines.corpus.augmentation.samples import Phrase, Sample, find_gap, is_word
 
 Place = TypeVar("Place")
 
@@ -17,21 +17,22 @@ def pick(places: Sequence[Place], rng: random.Random, strength: float) -> list[P
 
 
 def replace_mentions(sample: Sample, rng: random.Random, strength: float, pools: Pools) -> Sample:
-    """Other mentions of the same labels in the places of some."""
+    """Other mentions of the same labels, in scripts of the same kind, in the places of some."""
     changes = {}
     for span in pick(sample.spans, rng, strength):
-        pool = pools.mentions.get(span.label)
-        other = pool.draw_other(rng, sample.cut(span.start, span.end)) if pool else None
+        mention = sample.cut(span.start, span.end)
+        pool = pools.mentions.get(name_kind(span.label, mention))
+        other = pool.draw_other(rng, mention) if pool else None
         if other is not None:
             changes[span.start, span.end] = other
     return sample.replace_ranges(changes)
 
 
 def replace_words(sample: Sample, rng: random.Random, strength: float, pools: Pools) -> Sample:
-    """Other words that have the same tag in train in the places of some."""
+    """Other words that have the same tag in train in the places of some; punctuation stays."""
     tags = list_tags(sample)
     changes = {}
-    for place in pick(range(len(sample.words)), rng, strength):
+    for place in pick([place for place, word in enumerate(sample.words) if is_word(word)], rng, strength):
         pool = pools.words.get(tags[place])
         other = pool.draw_other(rng, sample.words[place]) if pool else None
         if other is not None:
@@ -40,12 +41,13 @@ def replace_words(sample: Sample, rng: random.Random, strength: float, pools: Po
 
 
 def shuffle_segments(sample: Sample, rng: random.Random, strength: float) -> Sample:
-    """The words of some segments in another order; none leaves its segment."""
+    """The words of some segments in another order; none leaves its segment, and punctuation stays where it is."""
+    segments = [[at for at in range(start, end) if is_word(sample.words[at])] for start, end in sample.segments]
     changes: dict[int, str] = {}
-    for start, end in pick([one for one in sample.segments if one[1] - one[0] > 1], rng, strength):
-        words = list(sample.words[start:end])
+    for places in pick([places for places in segments if len(places) > 1], rng, strength):
+        words = [sample.words[place] for place in places]
         rng.shuffle(words)
-        changes.update(enumerate(words, start))
+        changes.update(zip(places, words, strict=True))
     return sample.replace_words(changes)
 
 
@@ -72,8 +74,3 @@ def duplicate_words(sample: Sample, rng: random.Random, strength: float) -> Samp
     return sample.replace_ranges(
         {(place, place + 1): Phrase((word, word), (find_gap(word, word),)) for place, word in words.items()}
     )
-
-
-def is_word(word: str) -> bool:
-    """Whether a word has a letter or a digit."""
-    return any(map(str.isalnum, word))
