@@ -185,6 +185,11 @@ def read_windows(folder: Path) -> pa.Table:
     siblings = read_split(folder, AUGMENTED, columns)
     if len(siblings):
         table = pa.concat_tables([table, siblings])
+    return flatten_windows(table)
+
+
+def flatten_windows(table: pa.Table) -> pa.Table:
+    """Records' windows, one a row, with their record's id."""
     lists = table["windows"].combine_chunks()
     windows = pa.Table.from_struct_array(pc.list_flatten(lists))
     return windows.append_column("record_id", table["record_id"].take(pc.list_parent_indices(lists)))

@@ -33,7 +33,7 @@ class Counts:
         for span in sample.spans:
             self.add_mention(span.label, sample.cut(span.start, span.end))
         for tag, word in zip(list_tags(sample), sample.words, strict=True):
-            if is_word(word) and Phrase((word,), ()).is_solid:
+            if is_word(word):
                 self.words.setdefault(tag, Counter())[word] += 1
 
     def add_mention(self, label: str, phrase: Phrase) -> None:
@@ -116,8 +116,8 @@ def read_gazetteer(patterns: Sequence[str], splitter: str) -> dict[str, set[Phra
         for number, line in enumerate(read_lines(path), 1):
             if not line.strip():
                 continue
-            mention, tab, label = (part.strip() for part in line.partition("\t"))
-            if not (mention and tab and label) or "\t" in label:
+            parts = [part.strip() for part in line.split("\t")]
+            if len(parts) != 2 or not all(parts):
                 raise CorpusError(
                     "a line of a gazetteer that is none",
                     where=f"{path}:{number}",
@@ -125,6 +125,7 @@ def read_gazetteer(patterns: Sequence[str], splitter: str) -> dict[str, set[Phra
                     value=line,
                     remedy="mend or remove the line",
                 )
+            mention, label = parts
             sample = cut_text(mention, [], splitter)
             found.setdefault(label, set()).add(sample.cut(0, len(sample.words)))
     return found

@@ -11,7 +11,6 @@ from pipelines.ner.entities import Span
 from pipelines.ner.labels import read_spans
 from pipelines.ner.words import split_words
 
-_SOLID = regex.compile(r"\S(?:.*\S)?", regex.DOTALL)
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]")
 
 
@@ -25,7 +24,7 @@ class Phrase:
     @property
     def is_solid(self) -> bool:
         """Whether it can stand in any text: neither it nor a word of it begins or ends with white space."""
-        return bool(self.words) and all(_SOLID.fullmatch(word) for word in self.words)
+        return bool(self.words) and all(word and word == word.strip() for word in self.words)
 
 
 @dataclass(frozen=True)
@@ -152,5 +151,5 @@ def is_unspaced(word: str) -> bool:
 
 
 def is_word(word: str) -> bool:
-    """Whether a word has a letter or a digit, and is not punctuation."""
-    return any(map(str.isalnum, word))
+    """Whether a word has a letter or a digit, and no white space at its edges: it can stand where another one stood."""
+    return any(map(str.isalnum, word)) and word == word.strip()

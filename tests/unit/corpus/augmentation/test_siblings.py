@@ -135,7 +135,7 @@ def check_is_right(row, sample, technique, splitters=SPLITTERS):
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_every_sibling_keeps_its_gold_and_what_its_technique_promises(technique, data):
     rows = data.draw(st.lists(ROWS, min_size=1, max_size=3))
