@@ -52,9 +52,9 @@ RECIPES: dict[str, list[str]] = {
     PRESET: ["--config", str(PRESETS / "augmented.yaml")],
 }
 """Flags of `rayner train`; a technique alone makes one sibling of each record."""
-PASSES = {1: (60, 256), 5: (24, 256), 25: (8, 512), 100: (4, 1024)}
+PASSES = {1: (40, 256), 5: (16, 256), 25: (8, 512), 100: (4, 1024)}
 """Percent of the train documents → passes over them without siblings, and sub-tokens of a step."""
-NUM_SCORINGS = 8
+NUM_SCORINGS = 4
 """About how often dev is scored in a run."""
 STYLE = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
 

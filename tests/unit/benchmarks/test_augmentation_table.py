@@ -1,4 +1,4 @@
-"""Low-resource runs with augmentation: that each recipe is settings of training, which part is taken, table and plot."""
+"""Low-resource runs with augmentation: recipes are settings of training, which part is taken, table and plot."""
 
 import json
 from xml.etree import ElementTree
