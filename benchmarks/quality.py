@@ -225,8 +225,11 @@ def run_recipe(shards: Path, recipe: str, seed: int) -> Run:
     """Train by a recipe without Ray."""
     torch.set_num_threads(1)
     bench = Bench(shards, recipe, seed)
-    if recipe == PEER:
-        return run_peer(bench)
+    return run_peer(bench) if recipe == PEER else bench.report(fit(bench), recipe)
+
+
+def fit(bench: Bench) -> TokenClassifier:
+    """Train as `rayner train` does, and take the epoch that is best on dev."""
 
     class Listener:
         def on_start(self, metrics: Run) -> None:
@@ -251,7 +254,7 @@ def run_recipe(shards: Path, recipe: str, seed: int) -> Run:
         listener=Listener(),
     )
     model.load_state_dict(state.best_model)
-    return bench.report(model, recipe)
+    return model
 
 
 def run_peer(bench: Bench) -> Run:

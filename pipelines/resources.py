@@ -166,8 +166,7 @@ def _go_without(reason: str) -> None:
 
 def read_lengths(info: ShardsInfo, split: str = "train") -> Lengths:
     """Lengths of the windows of a split of shards."""
-    found = info.splits[split]
-    return Lengths.from_records(found.token_histogram, window=info.window, stride=info.stride)
+    return Lengths.from_records(info.count_lengths(split), window=info.window, stride=info.stride)
 
 
 def apply_training_plan(

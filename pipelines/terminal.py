@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.corpus.shards import ShardsInfo
+from pipelines.corpus.shards import AugmentationInfo, ShardsInfo
 from pipelines.evaluation.examples import make_visible
 from pipelines.job import console, progress_console
 
@@ -33,6 +33,10 @@ def print_shards(info: ShardsInfo, folder: Path) -> None:
         made = f", {info.split_off[name]:.0%} of the training documents" if name in info.split_off else ""
         entities = ", ".join(f"{_show(label)} {number:,}" for label, number in split.entities.items()) or "no entity"
         console.print(f"  {name:<5} {split.num_records:,} records, {split.num_tokens:,} sub-tokens{made}; {entities}")
+    if info.augmentation:
+        console.print(f"  train {describe_siblings(info.augmentation)}")
+        for note in info.augmentation.notes:
+            console.print(f"  [yellow]![/] {escape(note)}")
     ledger = info.ledger
     told = f"{ledger['kept']:,} kept, {ledger['repaired']:,} of them repaired, {ledger['rejected']:,} rejected"
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in ledger["reasons"].items())
@@ -41,6 +45,14 @@ def print_shards(info: ShardsInfo, folder: Path) -> None:
     console.print(f"  tags read as {info.corpus_scheme}; the model predicts {info.scheme} over {len(info.tags)} tags")
     for pair, number in info.duplicates.items():
         console.print(f"  [yellow]{number:,} distinct records stand in both {pair}[/]: scores on them flatter")
+
+
+def describe_siblings(augmentation: AugmentationInfo) -> str:
+    """What augmentation has added to the training split."""
+    added, siblings = augmentation.added, augmentation.siblings
+    ways = ", ".join(f"{name} {number:,}" for name, number in siblings.items() if number)
+    told = f"+ {added.num_records:,} siblings by augmentation, {added.num_tokens:,} sub-tokens"
+    return f"{told}; {ways}" if ways else told
 
 
 def print_scores(result: dict[str, Any], title: str) -> None:

@@ -33,7 +33,7 @@ from pipelines.planning.running_cluster import read_running_cluster
 from pipelines.resources import TrainSettings, apply_training_plan, plan_run
 from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, build_job, get_shards, score_test_split, write_bundle
-from pipelines.terminal import print_examples, print_scores, print_shards, watch_training
+from pipelines.terminal import describe_siblings, print_examples, print_scores, print_shards, watch_training
 from pipelines.tracking import Tracking, TrackingConfig
 from pipelines.training.config import TrainingConfig, find_contradictions
 from pipelines.training.history import MetricsTail, read_metrics, summarize_usage, trace_dev_f1, trace_loss
@@ -159,6 +159,8 @@ def _collect_facts(
     splits = {
         name: f"{split.num_records:,} records, {split.num_tokens:,} sub-tokens" for name, split in info.splits.items()
     }
+    if info.augmentation:
+        splits["train"] += f" {describe_siblings(info.augmentation)}"
     return {
         "model": {
             "encoder": info.encoder,

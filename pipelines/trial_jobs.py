@@ -25,7 +25,8 @@ from pipelines.training.strategies import find_misfits
 from pipelines.tuning.domains import SpaceError, Value
 from pipelines.tuning.space import SEED, Space, apply_settings, read_path
 
-ENCODING = ("encoding.", "model.encoder", "model.scheme", "model.casing")
+AUGMENTATION = "corpus.augmentation."
+ENCODING = ("encoding.", "model.encoder", "model.scheme", "model.casing", AUGMENTATION)
 """Settings whose every value needs shards of its own."""
 MAX_ENCODINGS = 16
 
@@ -43,6 +44,7 @@ class Recipe:
     def find_problems(self) -> list[UserError]:
         """Every mistake in the settings."""
         return [
+            *self.corpus.augmentation.find_problems(),
             *self.model.find_problems(),
             *self.training.find_problems(),
             *self.parallel.find_problems(),
@@ -52,7 +54,9 @@ class Recipe:
     def identify_encoding(self) -> str:
         """The same for all recipes that can share shards."""
         model = self.model
-        content = [asdict(self.encoding), model.encoder, model.scheme, model.casing]
+        content: list[Any] = [asdict(self.encoding), model.encoder, model.scheme, model.casing]
+        if self.corpus.augmentation.rates:
+            content.append(asdict(self.corpus.augmentation))
         return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:12]
 
 
@@ -109,6 +113,18 @@ def list_encodings(recipe: Recipe, space: Space) -> list[Recipe]:
         for path in paths
         if space[path].kind != "choice"
     ]
+    if recipe.corpus.shards:
+        problems += [
+            SpaceError(
+                "the corpus is prepared already",
+                where=f"`space.{path}`",
+                rule="augmentation happens when files are prepared",
+                value=recipe.corpus.shards,
+                remedy="give the files as `--corpus.train` instead of shards, or leave it out of the space",
+            )
+            for path in paths
+            if path.startswith(AUGMENTATION)
+        ]
     raise_all(problems)
     combinations = itertools.product(*(space[path].choices for path in paths))
     found = {recipe.identify_encoding(): recipe}

@@ -58,7 +58,8 @@ def write_front(folder: Path, front: list[Trial], jobs: TrialJobs, slots: Slots)
 def _make_absolute(corpus: CorpusConfig) -> CorpusConfig:
     """Files by their whole path, so that the preset works from any folder."""
     train, dev, test = ([_find(name) for name in getattr(corpus, split)] for split in ("train", "dev", "test"))
-    return replace(corpus, train=train, dev=dev, test=test)
+    augmentation = replace(corpus.augmentation, gazetteer=[_find(name) for name in corpus.augmentation.gazetteer])
+    return replace(corpus, train=train, dev=dev, test=test, augmentation=augmentation)
 
 
 def _find(name: str) -> str:

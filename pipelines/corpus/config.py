@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from pipelines.corpus.augmentation.config import AugmentationConfig
 from pipelines.corpus.formats.hub import PREFIX, split_id
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.records import CorpusError
@@ -31,6 +32,7 @@ class CorpusConfig:
     max_bad_fraction: float = 0.01
     """Stop if more than this share of the records has to be rejected."""
     reader: FormatOptions = field(default_factory=FormatOptions)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
@@ -54,6 +56,9 @@ class CorpusConfig:
                 problems.append(
                     CorpusError("a fraction out of range", where=f"`corpus.{name}`", rule=rule, value=value)
                 )
+        problems += self.augmentation.find_problems()
+        if not self.shards:
+            problems += self.augmentation.find_gazetteer_problems()
         return problems
 
     def list_patterns(self) -> dict[str, list[str]]:
@@ -70,7 +75,8 @@ class CorpusConfig:
         plain = CorpusConfig()
         reasons = {f"{split}_fraction": f"{split} files are given" for split in ("dev", "test") if getattr(self, split)}
         if self.shards:
-            names = ("scheme", "dev_fraction", "test_fraction", "max_bad_fraction", "reader")
+            names = ("scheme", "dev_fraction", "test_fraction", "max_bad_fraction", "reader", "augmentation")
             reasons |= dict.fromkeys(names, "the shards are prepared")
         given = {name: why for name, why in reasons.items() if getattr(self, name) != getattr(plain, name)}
-        return [f"`corpus.{name}` has no effect: {why}" for name, why in given.items()]
+        idle = [f"`corpus.{name}` has no effect: {why}" for name, why in given.items()]
+        return idle if self.shards else idle + self.augmentation.find_idle()

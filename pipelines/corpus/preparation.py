@@ -13,11 +13,14 @@ import pyarrow.compute as pc
 import ray.data
 from transformers import AutoConfig
 
+from pipelines.corpus.augmentation.config import AugmentationConfig
+from pipelines.corpus.augmentation.preparing import augment_corpus, check_mask_token, list_idle_techniques
+from pipelines.corpus.augmentation.siblings import AUGMENTED
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.reading import Corpus, read_corpus
 from pipelines.corpus.records import CorpusError
-from pipelines.corpus.shards import SHARDS_FILE, ShardsInfo, SplitInfo, read_split
+from pipelines.corpus.shards import SHARDS_FILE, AugmentationInfo, ShardsInfo, SplitInfo, read_split
 from pipelines.corpus.summary import SPLITS
 from pipelines.corpus.windows import EncodeRecords
 from pipelines.ner.bundle import DEFAULT_WINDOW
@@ -50,7 +53,9 @@ def prepare_shards(
     """
     encoder = model.encoder if model.encoder == SCRATCH else find_encoder(model.encoder)
     if encoder != SCRATCH:
-        resolve_window(encoder, load_tokenizer(encoder), encoding)  # a wrong window is told before the corpus is read
+        tokenizer = load_tokenizer(encoder)
+        resolve_window(encoder, tokenizer, encoding)  # a wrong window is told before the corpus is read
+        check_mask_token(corpus.augmentation, tokenizer)
     missing = {"dev": corpus.dev_fraction, "test": corpus.test_fraction}
     split_off = {split: share for split, share in missing.items() if not getattr(corpus, split) and share > 0}
     read = read_corpus(
@@ -62,7 +67,7 @@ def prepare_shards(
     )
     _check_splits(read, needed)
     with _stage(folder) as staging:
-        return _write_shards(read, staging, encoder, encoding, model, split_off, seed, num_actors)
+        return _write_shards(read, staging, encoder, encoding, model, corpus.augmentation, split_off, seed, num_actors)
 
 
 @contextmanager
@@ -86,6 +91,7 @@ def _write_shards(
     encoder: str,
     encoding: EncodingConfig,
     model: ModelConfig,
+    augmentation: AugmentationConfig,
     split_off: dict[str, float],
     seed: int,
     num_actors: int,
@@ -101,7 +107,10 @@ def _write_shards(
     Encoder(tokenizer, window=window, stride=stride, splitter=splitter)
     casing = resolve_casing(encoder, tokenizer, model)
     scheme = LabelScheme.from_labels(read.labels["train"], model.scheme)
-    encoded = read.records.map_batches(
+    records, notes = read.records, list[str]()
+    if augmentation.rates:
+        records, augmentation, notes = augment_corpus(read, augmentation, tokenizer, splitter=splitter, casing=casing)
+    encoded = records.map_batches(
         EncodeRecords,
         fn_constructor_kwargs={
             "encoder": encoder,
@@ -140,8 +149,11 @@ def _write_shards(
             "reasons": counts.reasons,
         },
         duplicates=read.summary.count_duplicates(),
+        augmentation=_count_siblings(staging, augmentation, notes) if augmentation.rates or notes else None,
     )
-    (staging / SHARDS_FILE).write_text(json.dumps(asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (staging / SHARDS_FILE).write_text(
+        json.dumps(info.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return info
 
 
@@ -214,6 +226,16 @@ def _find_repairs(folder: Path) -> list[LedgerEntry]:
                 detail = f"{row['num_illegal_tags']} tags may not stand where they stand; read as conlleval does"
                 repairs.append(LedgerEntry(row["source"], row["record_id"], "repaired", "illegal_tags", detail))
     return sorted(repairs, key=lambda entry: entry.record_id)
+
+
+def _count_siblings(folder: Path, config: AugmentationConfig, notes: list[str]) -> AugmentationInfo:
+    if (folder / "records" / f"split={AUGMENTED}").is_dir():
+        counted = Counter(read_split(folder, AUGMENTED, ["technique"])["technique"].to_pylist())
+        added = _count_split(folder, AUGMENTED)
+    else:
+        counted, added = Counter(), SplitInfo()
+    siblings = {name: counted[name] for name in config.rates}
+    return AugmentationInfo(asdict(config), siblings, added, [*notes, *list_idle_techniques(config, siblings)])
 
 
 def _count_split(folder: Path, split: str) -> SplitInfo:

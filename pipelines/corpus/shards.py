@@ -1,12 +1,14 @@
 """Checked, tokenized, sharded Parquet: what `prepare` writes and `train` reads.
 
 A folder of shards holds `records/split=train|dev|test/*.parquet` (the records, and for train also their encoded
-windows), the ledger, and `shards.json`, which is written last: a folder without it is unfinished.
+windows), `records/split=augmented` with the siblings of training records and their windows where there are any, the
+ledger, and `shards.json`, which is written last: a folder without it is unfinished.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pds
 
+from pipelines.corpus.augmentation.siblings import AUGMENTED
 from pipelines.corpus.records import RECORD_SCHEMA, CorpusError
 from pipelines.ner.bundle import hash_mention
 from pipelines.ner.encoders import SCRATCH, find_encoder, load_tokenizer
@@ -42,6 +45,19 @@ class SplitInfo:
 
 
 @dataclass(frozen=True)
+class AugmentationInfo:
+    """The siblings of training records: trained on beside the originals, and in no other count."""
+
+    settings: dict[str, Any]
+    """As `AugmentationConfig`."""
+    siblings: dict[str, int]
+    """Technique → siblings."""
+    added: SplitInfo
+    notes: list[str]
+    """What the settings did not do, and why."""
+
+
+@dataclass(frozen=True)
 class ShardsInfo:
     """The sidecar `shards.json`."""
 
@@ -65,11 +81,23 @@ class ShardsInfo:
     casing: bool = False
     """Whether ids carry the case of their word."""
     schema_version: int = SCHEMA_VERSION
+    augmentation: AugmentationInfo | None = None
 
     @property
     def label_scheme(self) -> LabelScheme:
         """The model's tags with their scheme."""
         return LabelScheme(self.scheme, tuple(self.tags))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the sidecar, which does not speak of augmentation where there is none."""
+        return {name: value for name, value in asdict(self).items() if name != "augmentation" or value}
+
+    def count_lengths(self, split: str) -> dict[str, int]:
+        """`token_histogram` of a split; of train with the siblings that are trained on."""
+        histogram = Counter(self.splits[split].token_histogram)
+        if split == "train" and self.augmentation:
+            histogram.update(self.augmentation.added.token_histogram)
+        return dict(histogram)
 
 
 def load_shards_info(folder: Path) -> ShardsInfo:
@@ -91,7 +119,10 @@ def load_shards_info(folder: Path) -> ShardsInfo:
             value=raw["schema_version"],
             remedy="run `rayner prepare` again",
         )
-    return ShardsInfo(**{**raw, "splits": {name: SplitInfo(**counts) for name, counts in raw["splits"].items()}})
+    splits = {name: SplitInfo(**counts) for name, counts in raw["splits"].items()}
+    made = raw.get("augmentation")
+    augmentation = made and AugmentationInfo(**{**made, "added": SplitInfo(**made["added"])})
+    return ShardsInfo(**{**raw, "splits": splits, "augmentation": augmentation})
 
 
 def find_shards_encoder(folder: Path, info: ShardsInfo) -> str:
@@ -148,8 +179,17 @@ def read_rows(folder: Path, split: str) -> list[dict[str, Any]]:
 
 
 def read_windows(folder: Path) -> pa.Table:
-    """The encoded windows of the training split, one a row, with their record's id."""
-    table = read_split(folder, "train", ["record_id", "windows"])
+    """The encoded windows of the training split and of its siblings, one a row, with their record's id."""
+    columns = ["record_id", "windows"]
+    table = read_split(folder, "train", columns)
+    siblings = read_split(folder, AUGMENTED, columns)
+    if len(siblings):
+        table = pa.concat_tables([table, siblings])
+    return flatten_windows(table)
+
+
+def flatten_windows(table: pa.Table) -> pa.Table:
+    """Records' windows, one a row, with their record's id."""
     lists = table["windows"].combine_chunks()
     windows = pa.Table.from_struct_array(pc.list_flatten(lists))
     return windows.append_column("record_id", table["record_id"].take(pc.list_parent_indices(lists)))

@@ -14,8 +14,14 @@ Points = Sequence[tuple[float, float]]
 Scale = Callable[[float], float]
 
 
-def render_curves_svg(series: Mapping[str, Points], x_label: str, y_label: str, title: str) -> str:
-    """A line chart of named series of (x, y). A point that is not finite is a gap in its line."""
+def render_curves_svg(
+    series: Mapping[str, Points], x_label: str, y_label: str, title: str, x_names: Sequence[str] = ()
+) -> str:
+    """A line chart of named series of (x, y). A point that is not finite is a gap in its line.
+
+    Args:
+        x_names: what is written at 0, 1, 2 … of x instead of numbers.
+    """
     finite = [point for points in series.values() for point in points if _is_finite(point)]
     x_ticks, y_ticks = find_ticks([x for x, _ in finite]), find_ticks([y for _, y in finite])
     x_scale, y_scale = _make_scale(x_ticks, _LEFT, WIDTH - _RIGHT), _make_scale(y_ticks, _FLOOR, _TOP)
@@ -27,7 +33,7 @@ def render_curves_svg(series: Mapping[str, Points], x_label: str, y_label: str, 
         ' xmlns="http://www.w3.org/2000/svg" font-family="inherit" font-size="12" fill="currentColor"'
         f' style="width:100%;max-width:{WIDTH}px;height:auto">'
         f'<text x="{_LEFT}" y="18" font-size="14" font-weight="600">{escape(title)}</text>'
-        f"{_draw_axes(x_ticks, y_ticks, x_scale, y_scale)}"
+        f"{_draw_axes(x_ticks, y_ticks, x_scale, y_scale, dict(enumerate(x_names)))}"
         f'<text x="{WIDTH - _RIGHT}" y="{_FLOOR + 34}" text-anchor="end">{escape(x_label)}</text>'
         f'<text transform="translate(13 {(_TOP + _FLOOR) / 2}) rotate(-90)" text-anchor="middle">'
         f"{escape(y_label)}</text>"
@@ -35,7 +41,9 @@ def render_curves_svg(series: Mapping[str, Points], x_label: str, y_label: str, 
     )
 
 
-def _draw_axes(x_ticks: list[float], y_ticks: list[float], x_scale: Scale, y_scale: Scale) -> str:
+def _draw_axes(
+    x_ticks: list[float], y_ticks: list[float], x_scale: Scale, y_scale: Scale, x_names: Mapping[float, str]
+) -> str:
     parts = []
     for tick, text in zip(y_ticks, format_ticks(y_ticks), strict=True):
         y = y_scale(tick)
@@ -43,7 +51,8 @@ def _draw_axes(x_ticks: list[float], y_ticks: list[float], x_scale: Scale, y_sca
             f'<path d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}" stroke="currentColor" stroke-opacity=".14"/>'
             f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end" opacity=".75">{text}</text>'
         )
-    for tick, text in zip(x_ticks, format_ticks(x_ticks), strict=True):
+    x_texts = [escape(x_names.get(tick, "")) for tick in x_ticks] if x_names else format_ticks(x_ticks)
+    for tick, text in zip(x_ticks, x_texts, strict=True):
         x = x_scale(tick)
         parts.append(
             f'<path d="M{x:.1f} {_FLOOR}v4" stroke="currentColor" stroke-opacity=".5"/>'

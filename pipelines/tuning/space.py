@@ -17,7 +17,7 @@ from typing import Any
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.tuning.domains import Domain, SpaceError, Value, parse_domain, render_value
 
-SEARCHED = ("model", "encoding", "training", "parallel")
+SEARCHED = ("model", "encoding", "training", "parallel", "corpus.augmentation")
 """Groups of settings that make another model, or another time, on the same corpus."""
 SEED = "training.seed"
 """Not searched: leaders are repeated with several."""
@@ -87,12 +87,11 @@ def list_paths(config: Any, prefix: str = "", groups: Sequence[str] = SEARCHED) 
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if not prefix and field.name not in groups:
-            continue
+        path = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
-            yield from list_paths(value, f"{prefix}{field.name}.")
-        elif prefix and f"{prefix}{field.name}" != SEED:
-            yield f"{prefix}{field.name}", hints[field.name]
+            yield from list_paths(value, f"{path}.", groups)
+        elif path.startswith(tuple(f"{group}." for group in groups)) and path != SEED:
+            yield path, hints[field.name]
 
 
 def read_path(config: Any, path: str) -> Any:
@@ -176,7 +175,7 @@ def _unknown_path(path: str, known: list[str], base: Any) -> SpaceError:
     remedy: str | None
     if path == SEED:
         what, remedy = "seeds are not searched", "leave it out: `search.num_seeds` repeats the leaders with several"
-    elif group in {field.name for field in dataclasses.fields(base)} - set(SEARCHED):
+    elif group in {one.name for one in dataclasses.fields(base)} - set(SEARCHED) and not path.startswith(SEARCHED):
         what, remedy = "a setting that is the same for all trials", f"set `--{path}` itself"
     elif inside:
         what, remedy = "a group of settings", "one of " + ", ".join(f"`{one}`" for one in inside[:6])

@@ -284,6 +284,12 @@ def test_several_values_out_of_range_are_told_at_once(refuse):
     assert not refusal.lacks("3 mistakes", "no model is given", "no corpus is given", "fraction")
 
 
+def test_augmentation_that_cannot_be_done_is_refused(refuse, write, tmp_path):
+    arguments = ("--corpus.train", write("a.conll", GOOD), "--corpus.augmentation.masking", -1)
+    refusal = train_on(refuse, *arguments, "--corpus.augmentation.gazetteer", tmp_path / "nowhere.tsv")
+    assert not refusal.lacks("2 mistakes", "`corpus.augmentation.masking`", "there is no such file", "nowhere.tsv")
+
+
 def test_settings_that_contradict_each_other_are_refused(refuse, write):
     arguments = ("--corpus.train", write("a.conll", GOOD), "--model.head", "crf")
     arguments += ("--training.adversarial.method", "fgm", "--parallel.strategy", "fsdp")

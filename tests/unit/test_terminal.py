@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import terminal
-from pipelines.corpus.shards import ShardsInfo, SplitInfo
+from pipelines.corpus.shards import AugmentationInfo, ShardsInfo, SplitInfo
 from pipelines.terminal import (
     LabellingView,
     format_duration,
@@ -135,6 +135,16 @@ def test_print_shards_tells_what_a_corpus_holds(capsys):
     assert "1,205 kept, 3 of them repaired, 2 rejected (bad_offset 2)" in printed
     assert "written as /data/shards/ledger.parquet\n" in printed
     assert "4 distinct records stand in both train & dev" in printed
+
+
+def test_print_shards_tells_siblings_and_what_made_none(capsys):
+    siblings = {"masking": 1200, "typo_noise": 34, "script_forms": 0}
+    made = AugmentationInfo({}, siblings, SplitInfo(1234, 100, 5678, 1300), ["nothing for [script_forms]"])
+    print_shards(make_info(augmentation=made), Path("/data/shards"))
+    printed = capsys.readouterr().out
+    assert "train 1,200 records, 34,567 sub-tokens; PER 4,321\n" in printed
+    assert "train + 1,234 siblings by augmentation, 5,678 sub-tokens; masking 1,200, typo_noise 34\n" in printed
+    assert "! nothing for [script_forms]\n" in printed
 
 
 @pytest.mark.parametrize("tricky", TRICKY)

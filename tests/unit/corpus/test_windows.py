@@ -202,3 +202,35 @@ def test_ids_of_training_windows_carry_case_where_the_encoder_learns_it(tiny_enc
     [before], [after] = (table["windows"].to_pylist()[0] for table in (plain, cased))
     assert [found % CASE_STEP for found in after["input_ids"]] == before["input_ids"]
     assert [after["input_ids"][at] // CASE_STEP for at in after["word_starts"]] == [1, 0, 2]
+
+
+@every_splitter
+def test_a_mask_token_stays_whole_where_one_is_given(splitter):
+    spans = [{"start": 0, "end": 10, "label": "PER"}, {"start": 11, "end": 21, "label": "LOC"}]
+    pieces, found = split_record("Ada [MASK],[MASK]Bern [MASK]", None, spans, splitter, "[MASK]")
+    assert pieces == ["Ada", "[MASK]", ",", "[MASK]", "Bern", "[MASK]"]
+    assert found == [Span(0, 2, "PER"), Span(3, 5, "LOC")]
+    gold = [{"start": 1, "end": 2, "label": "PER"}]
+    assert split_record(None, ["a", "[MASK]"], gold, splitter, "[MASK]") == (["a", "[MASK]"], [Span(1, 2, "PER")])
+
+
+def test_a_mask_token_in_which_gold_ends_is_no_mask():
+    spans = [{"start": 0, "end": 3, "label": "PER"}]
+    assert split_record("[MASK] [MASK]", None, spans, "punctuation", "[MASK]") == (
+        ["[", "MA", "SK", "]", "[MASK]"],
+        [Span(0, 2, "PER")],
+    )
+
+
+def test_masks_of_siblings_are_one_token_without_a_case(tiny_encoder):
+    rows = [
+        {"split": "augmented", "technique": kind} | {"text": "ADA [MASK]", "spans": []} for kind in ("masking", "x")
+    ]
+    schema = pa.schema([*RAW_SCHEMA, ("technique", pa.string())])
+    room = EncodeRecords(tiny_encoder, 16, 4, "punctuation", True, LabelScheme.from_labels(LABELS), "BIO")
+    masked, other = room(pa.Table.from_pylist(rows, schema=schema))["windows"].to_pylist()
+    mask_id = room.encoder.tokenizer.mask_token_id
+    assert masked[0]["input_ids"][-2] == mask_id
+    assert [len(one[0]["tag_ids"]) for one in (masked, other)] == [2, 4]
+    assert not any(token % CASE_STEP == mask_id for token in other[0]["input_ids"])
+    assert masked[0]["input_ids"][1] >= CASE_STEP  # the other word keeps its capitals

@@ -159,6 +159,15 @@ def test_card_of_a_test_split_without_mentions_is_written(make_card, tiny_encode
     assert f"\n# {escape_markdown(tmp_path.name)}\n" in text
 
 
+def test_card_tells_of_siblings(tiny_encoder, tmp_path):
+    bundle = make_bundle(tiny_encoder, tmp_path / "b")
+    annotate_bundle(bundle, TRAINING)
+    shards = make_shards(["PER"]) | {"augmentation": {"added": {"num_records": 4321}}}
+    text = write_card(bundle, shards, USAGE, make_scores(["PER"])).read_text()
+    assert "\n- Beside train, it has read 4\u202f321 records made from those of train by augmentation.\n" in text
+    assert "augmentation" not in write_card(bundle, make_shards(["PER"]), USAGE, make_scores(["PER"])).read_text()
+
+
 def test_base_model_is_a_hub_id_or_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "local").mkdir()

@@ -76,3 +76,10 @@ def test_ticks_of_equal_values_surround_them(value):
     ticks = find_ticks([value, value])
     assert ticks[0] <= value <= ticks[-1]
     assert ticks[0] < ticks[-1]
+
+
+def test_places_may_have_names_instead_of_numbers():
+    svg = parse({"gain": [(0, 1.0), (2, 3.0)]}, x_names=["1 <", "5 %", "25 %"])
+    texts = [text.text for text in svg.iter(f"{SVG}text")]
+    assert {"1 <", "5 %", "25 %"} <= set(texts)
+    assert "1.0" not in [text.text for text in svg.iter(f"{SVG}text") if text.get("text-anchor") == "middle"]

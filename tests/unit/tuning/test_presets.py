@@ -2,10 +2,13 @@
 
 import pytest
 
+from pipelines.corpus.augmentation.config import AugmentationConfig
+from pipelines.corpus.config import CorpusConfig
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError
 from pipelines.ner.model import ModelConfig
 from pipelines.settings import parse_settings
+from pipelines.train import TrainConfig
 from pipelines.training.config import TrainingConfig
 from pipelines.trial_jobs import Recipe, list_encodings, read_base_values
 from pipelines.tune import TuneConfig
@@ -67,3 +70,37 @@ def test_encodings_without_end_are_refused():
     many = {"encoding.window": Domain("choice", choices=tuple(range(32, 52)))}
     with pytest.raises(UserError, match="too many encodings"):
         list_encodings(Recipe(), many)
+
+
+def test_every_way_of_augmenting_needs_its_own_shards_and_none_is_as_before():
+    space = {"corpus.augmentation.masking": Domain("choice", choices=(0.0, 0.5))}
+    recipe = Recipe(corpus=CorpusConfig(train=["a"]))
+    plain, masked = list_encodings(recipe, space)
+    assert plain == recipe
+    assert masked.corpus.augmentation.masking == 0.5
+    other = Recipe(corpus=CorpusConfig(train=["a"], augmentation=AugmentationConfig(seed=9)))
+    assert other.identify_encoding() == plain.identify_encoding() != masked.identify_encoding()
+    with pytest.raises(UserError, match="values to choose from"):
+        list_encodings(recipe, {"corpus.augmentation.masking": Domain("uniform", 0.0, 1.0)})
+    with pytest.raises(UserError, match="the corpus is prepared already"):
+        list_encodings(Recipe(corpus=CorpusConfig(shards="s")), space)
+
+
+def test_a_space_may_hold_augmentation_and_no_other_setting_of_the_corpus():
+    config = parse_settings("tune", TuneConfig, ["--corpus.train", "a"], "")
+    recipe = Recipe(config.corpus)
+    space = parse_space({"corpus.augmentation.masking": ["0", "0.5"]}, config)
+    check_ends(space, recipe, Recipe.find_problems)
+    with pytest.raises(UserError, match="what no recipe may have"):
+        check_ends(parse_space({"corpus.augmentation.masking": ["0", "-1"]}, config), recipe, Recipe.find_problems)
+    with pytest.raises(UserError, match=r"did you mean `--space\.corpus\.augmentation\.masking`"):
+        parse_space({"corpus.augmentation.maskin": ["0", "0.5"]}, config)
+    with pytest.raises(UserError, match="the same for all trials"):
+        parse_space({"corpus.dev_fraction": ["0.1", "0.2"]}, config)
+
+
+def test_the_preset_of_augmentation_is_one_for_any_training():
+    config = parse_settings("train", TrainConfig, ["--config", "quickstart", "augmented"], "")
+    assert config.corpus.augmentation.rates
+    assert config.corpus.train == ["sample:en-train.jsonl"]
+    assert config.corpus.find_problems() == config.corpus.find_idle() == []

@@ -1,0 +1,1 @@
+"""Training records changed in ways that keep their gold: how, how often, and what becomes of them."""
