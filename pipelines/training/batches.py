@@ -8,6 +8,7 @@ Shapes: B windows, T sub-tokens, W words.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +42,21 @@ class Batch:
         return self if times == 1 else Batch(*(torch.cat([tensor] * times) for tensor in vars(self).values()))
 
 
+class Windows(Protocol):
+    """What the loop trains on; what it calls words is what the model scores in them."""
+
+    record_ids: pa.ChunkedArray
+    num_tokens: np.ndarray
+    usable: np.ndarray
+    """Indices of the windows that teach something."""
+
+    def count_words(self, step: np.ndarray, epoch: int) -> int:
+        """Words of a step's windows, in an epoch from 0."""
+
+    def collate(self, indices: Sequence[int], pad_id: int, epoch: int = 0) -> Batch:
+        """Windows as one padded batch, as they are in an epoch."""
+
+
 class TrainingWindows:
     """All encoded training windows of a corpus, as flat arrays.
 
@@ -51,9 +67,9 @@ class TrainingWindows:
 
     def __init__(self, table: pa.Table) -> None:
         table = table.take(pa.array(np.argsort(np.array(table["record_id"].to_pylist(), dtype=object), kind="stable")))
-        self._input_ids = _Ragged(table["input_ids"])
-        self._word_starts = _Ragged(table["word_starts"])
-        self._tag_ids = _Ragged(table["tag_ids"])
+        self._input_ids = Ragged(table["input_ids"])
+        self._word_starts = Ragged(table["word_starts"])
+        self._tag_ids = Ragged(table["tag_ids"])
         self._starts = table["starts_document"].to_numpy()
         self._ends = table["ends_document"].to_numpy()
         self.record_ids = table["record_id"]
@@ -61,15 +77,19 @@ class TrainingWindows:
         self.num_words = self._tag_ids.lengths
         self.usable = np.flatnonzero(self.num_words > 0)
 
-    def collate(self, indices: Sequence[int], pad_id: int) -> Batch:
+    def count_words(self, step: np.ndarray, epoch: int) -> int:
+        """Words of the windows of a step."""
+        return int(self.num_words[step].sum())
+
+    def collate(self, indices: Sequence[int], pad_id: int, epoch: int = 0) -> Batch:
         """The windows at `indices` as one padded batch."""
         input_ids = [self._input_ids[index] for index in indices]
         lengths_B = torch.as_tensor(self.num_words[list(indices)])
         return Batch(
-            _pad(input_ids, pad_id),
-            _pad([np.ones(len(ids)) for ids in input_ids], 0),
-            _pad([self._word_starts[index] for index in indices], 0),
-            _pad([self._tag_ids[index] for index in indices], 0),
+            pad_rows(input_ids, pad_id),
+            pad_rows([np.ones(len(ids)) for ids in input_ids], 0),
+            pad_rows([self._word_starts[index] for index in indices], 0),
+            pad_rows([self._tag_ids[index] for index in indices], 0),
             lengths_B,
             torch.as_tensor(self._starts[list(indices)]),
             torch.as_tensor(self._ends[list(indices)]),
@@ -135,7 +155,7 @@ def _cut(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray
     return steps
 
 
-class _Ragged:
+class Ragged:
     """A column of integer lists as one flat array and its offsets."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
@@ -152,7 +172,8 @@ class _Ragged:
         return row
 
 
-def _pad(rows: Sequence[np.ndarray], value: int) -> Tensor:
+def pad_rows(rows: Sequence[np.ndarray], value: int) -> Tensor:
+    """Rows of integers as one tensor, filled up with `value`."""
     padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
     for row, values in enumerate(rows):
         padded[row, : len(values)] = values
