@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 from rich.markup import escape
@@ -17,18 +16,10 @@ from transformers import AutoConfig
 
 from pipelines.cluster import ClusterConfig, connect, find_address
 from pipelines.corpus.mentions import MentionSources
-from pipelines.corpus.raw_text import (
-    TextConfig,
-    TextEncoding,
-    TextInfo,
-    load_text_info,
-    prepare_text,
-    read_text_windows,
-)
+from pipelines.corpus.raw_text import TextInfo, load_text_info, prepare_text, read_text_windows
 from pipelines.corpus.reading import find_all_files
+from pipelines.corpus.text_config import TextConfig, TextEncoding
 from pipelines.encoder_folder import write_encoder
-from pipelines.evaluation.curves import render_curves_svg
-from pipelines.evaluation.pretraining_page import render_pretraining_html, render_pretraining_markdown
 from pipelines.folders import check_resumable, prepare_output_dir
 from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import DEFAULT_WINDOW
@@ -37,23 +28,20 @@ from pipelines.ner.encoding import Encoder, EncodingError
 from pipelines.ner.errors import UserError, UserErrors, raise_all
 from pipelines.ner.model import ModelError, get_max_window
 from pipelines.planning.running_cluster import read_running_cluster
+from pipelines.pretraining_report import collect_facts, list_notes, print_text, write_report
 from pipelines.run_record import RunRecord
 from pipelines.runs import build_guard
 from pipelines.terminal import watch_training
 from pipelines.tracking import Tracking, TrackingConfig
 from pipelines.training.config import TrainingConfig
-from pipelines.training.history import MetricsTail, Row, read_metrics, summarize_usage, trace_loss, trace_perplexity
+from pipelines.training.history import MetricsTail, read_metrics, summarize_usage
 from pipelines.training.job import TrainingResult
 from pipelines.training.masked_model import find_model_problems, has_masked_head
 from pipelines.training.masking import MaskingConfig
-from pipelines.training.optimizer import OptimizerConfig, choose_learning_rate
+from pipelines.training.optimizer import choose_learning_rate
 from pipelines.training.parallel import ParallelConfig
-from pipelines.training.pretraining import (
-    PretrainingJob,
-    find_setting_problems,
-    find_tokenizer_problems,
-    to_perplexity,
-)
+from pipelines.training.pretraining import PretrainingJob, to_perplexity
+from pipelines.training.pretraining_rules import find_setting_problems, find_tokenizer_problems
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, plan_workers
 from pipelines.training.strategies import find_misfits
@@ -87,9 +75,7 @@ class PretrainConfig:
     objective: str = "masks"
     """masks: tell hidden sub-tokens; masks_and_order: also, for each window of several sentences, whether its two parts
     have changed places (best with `--encoding.packing apart`)."""
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(num_epochs=3, batch_tokens=4096, optimizer=OptimizerConfig())
-    )
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(num_epochs=3, batch_tokens=4096))
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     resources: ResourcesConfig = field(default_factory=lambda: ResourcesConfig(auto=False))
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -133,7 +119,7 @@ def run(config: PretrainConfig) -> None:
             if info is None:
                 with record.phase("prepare", "reading, tokenizing and packing the text"):
                     info = _prepare(config, mentions, folder / TEXT_FOLDER)
-                _print_text(info)
+                print_text(info)
             is_scratch = config.model.encoder == SCRATCH
             encoder = str(folder / TEXT_FOLDER / SCRATCH) if is_scratch else find_encoder(config.model.encoder)
             raise_all(find_misfits(config.parallel, scaling.max_workers, scaling.use_gpu, encoder))
@@ -181,54 +167,6 @@ def _build_job(config: PretrainConfig, encoder: str, text: Path, has_head: bool)
     )
 
 
-def _finish(
-    config: PretrainConfig,
-    folder: Path,
-    job: PretrainingJob,
-    info: TextInfo,
-    result: TrainingResult,
-    record: RunRecord,
-    has_head: bool,
-) -> None:
-    """Write the encoder, the report and the record, and say what was made."""
-    history = read_metrics(folder / METRICS_FILE)
-    usage = summarize_usage(history)
-    epochs = [row for row in history if row["kind"] == "epoch"]
-    before, best = epochs[0]["held_out_perplexity"], to_perplexity(result.best_dev_f1)
-    masks = job.open_windows("train").describe_masks([0])
-    notes = _write_notes(config, before, best, has_head)
-    facts = _collect_facts(config, info, result, usage)
-    title = f"Pretraining of {folder.name}"
-    told = {name: value for group in facts.values() for name, value in group.items()}
-    with record.phase("encoder", "writing the encoder"):
-        encoder = folder / ENCODER_FOLDER
-        perplexity = f"{best:,.2f} (before: {before:,.2f})"
-        card = {"perplexity on held-out text": perplexity} | {name: str(value) for name, value in told.items()}
-        write_encoder(encoder, job.encoder, result.best_model, config.model.encoder, card)
-    curves = _render_curves(history)
-    page = render_pretraining_html(title, epochs, masks, facts, notes, curves)
-    (folder / "report.html").write_text(page, encoding="utf-8", errors="replace")
-    text = render_pretraining_markdown(title, epochs, masks, facts, notes)
-    (folder / "report.md").write_text(text, encoding="utf-8", errors="replace")
-    record.write(
-        folder,
-        status="done",
-        text=asdict(info),
-        seed=config.training.seed,
-        masks=masks,
-        training={name: value for name, value in vars(result).items() if name not in ("best_model", "best_dev_f1")}
-        | usage,
-        scores={"held_out_perplexity_before": before, "held_out_perplexity": best},
-    )
-    console.print(f"held-out perplexity [bold]{best:,.2f}[/], before training {before:,.2f}")
-    for note in notes:
-        console.print(f"  {escape(note)}")
-    console.print(escape(f"\nencoder: {encoder}\nreport: {folder / 'report.html'}"))
-    console.print(
-        render_next(f"rayner train --model.encoder {encoder} --corpus.train YOUR_CORPUS --output_dir out/run")
-    )
-
-
 def _print_text(info: TextInfo) -> None:
     """Say on stdout what the text holds."""
     console.print("[bold]text[/]")
@@ -241,58 +179,45 @@ def _print_text(info: TextInfo) -> None:
     )
 
 
-def _collect_facts(
-    config: PretrainConfig, info: TextInfo, result: TrainingResult, usage: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    documents = {
-        f"text, {split}": f"{number:,} documents, {info.num_tokens[split]:,} sub-tokens"
-        for split, number in info.num_documents.items()
-    }
-    across = "attention sees across them" if config.encoding.packing == "joined" else "one a window"
-    return {
-        "Encoder": {
-            "continued from": config.model.encoder,
-            "objective": config.objective,
-            "best epoch": f"{result.best_epoch} of {result.num_epochs}",
-        },
-        "Text": {
-            **documents,
-            "window": f"{info.window} sub-tokens, {info.fill:.1%} full",
-            "documents in a window": f"{config.encoding.packing}: {across}",
-            **{f"share of {name}": f"{share:.2%}" for name, share in info.shares.items() if share},
-        },
-        "Training": {
-            "steps": result.num_steps,
-            "workers": usage["num_workers"],
-            "strategy": usage["strategy"],
-            "precision": usage["precision"],
-            "device": usage["device"],
-            "sub-tokens per second": f"{usage['tokens_per_s']:,.0f}",
-            "time in steps": ", ".join(f"{name} {share:.0%}" for name, share in usage["shares"].items()),
-            "peak memory of a worker": f"{usage['worker_peak_memory_mib']:,} MiB",
-            "seed": config.training.seed,
-        },
-    }
-
-
-def _write_notes(config: PretrainConfig, before: float, best: float, has_head: bool) -> list[str]:
-    """What a reader of the figures should know."""
-    notes = ["The perplexity is that of hidden sub-tokens, with the same masks before, after, and in every run."]
-    if not has_head:
-        notes.append(
-            f"{config.model.encoder} brought no head for hidden sub-tokens: it began anew, so most of the fall from "
-            "the perplexity before training is the head's, not the encoder's."
-        )
-    if best >= before:
-        notes.append("Training did not lower it: more text, or a lower learning rate, may.")
-    return notes
-
-
-def _render_curves(rows: Sequence[Row]) -> str:
-    perplexity = trace_perplexity(rows)
-    shown = perplexity[1:] if len(perplexity) > 2 and perplexity[0][1] > 10 * perplexity[1][1] else perplexity
-    loss = render_curves_svg({"training loss": trace_loss(rows)}, "step", "nats per hidden sub-token", "Training loss")
-    return loss + render_curves_svg({"held-out": shown}, "epoch", "perplexity", "Perplexity on held-out text")
+def _finish(
+    config: PretrainConfig,
+    folder: Path,
+    job: PretrainingJob,
+    info: TextInfo,
+    result: TrainingResult,
+    record: RunRecord,
+    has_head: bool,
+) -> None:
+    """Write the encoder, the report and the record, and say what was made."""
+    history = read_metrics(folder / METRICS_FILE)
+    usage = summarize_usage(history)
+    before = next(row["held_out_perplexity"] for row in history if row["kind"] == "epoch")
+    best = to_perplexity(result.best_dev_f1)
+    name = config.model.encoder
+    facts = collect_facts(name, config.objective, config.encoding.packing, config.training.seed, info, result, usage)
+    notes = list_notes(name, before, best, has_head=has_head)
+    masks = job.open_windows("train").describe_masks([0])
+    encoder = folder / ENCODER_FOLDER
+    with record.phase("encoder", "writing the encoder"):
+        card = {"perplexity on held-out text": f"{best:,.2f} (before: {before:,.2f})"}
+        card |= {key: str(value) for group in facts.values() for key, value in group.items() if key != "continued from"}
+        write_encoder(encoder, job.encoder, result.best_model, name, card)
+    report = write_report(folder, history, masks, facts, notes)
+    told = {key: value for key, value in vars(result).items() if key not in ("best_model", "best_dev_f1")}
+    record.write(
+        folder,
+        status="done",
+        text=asdict(info),
+        seed=config.training.seed,
+        masks=masks,
+        training=told | usage,
+        scores={"held_out_perplexity_before": before, "held_out_perplexity": best},
+    )
+    console.print(f"held-out perplexity [bold]{best:,.2f}[/], before training {before:,.2f}")
+    for note in notes[1:]:
+        console.print(f"  {escape(note)}")
+    console.print(escape(f"\nencoder: {encoder}\nreport: {report}"))
+    console.print(render_next(f"rayner train --model.encoder {encoder} --corpus.train YOUR_FILES --output_dir out/run"))
 
 
 def _find_problems(config: PretrainConfig) -> list[UserError]:

@@ -21,7 +21,6 @@ from torch.nn import functional
 from pipelines.ner.casing import CASE_STEP
 from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.encoding import plan_batches, read_special_tokens
-from pipelines.ner.errors import UserError
 from pipelines.ner.units import SEPARATOR, measure_units
 from pipelines.training.batches import Batch, Ragged, pad_rows
 from pipelines.training.config import TrainingConfig
@@ -39,13 +38,8 @@ from pipelines.training.masking import (
 from pipelines.training.objective import find_words
 from pipelines.training.parallel import ParallelConfig
 
-OBJECTIVES = ("masks", "masks_and_order")
 _ORDER_STREAM = 1
 """Marks the draws of orders, so that they are not those of masks."""
-
-
-class PretrainingError(UserError):
-    """Pretraining that the encoder, or the settings, do not allow."""
 
 
 @dataclass(frozen=True)
@@ -67,63 +61,6 @@ class Frame:
         separator_id = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         return cls(prefix, suffix, separator_id, pad_id, Vocabulary(tokenizer.mask_token_id, ordinary))
-
-
-def find_tokenizer_problems(tokenizer: Any, objective: str) -> list[UserError]:
-    """What keeps a tokenizer from being pretrained with."""
-    prefix, _ = read_special_tokens(tokenizer)
-    name = getattr(tokenizer, "name_or_path", "")
-    checks = [
-        ("no mask token", "a mask token, which hides sub-tokens", tokenizer.mask_token_id is not None),
-        (
-            "no token that separates documents",
-            "a separator, or an end-of-sequence token",
-            tokenizer.sep_token_id is not None or tokenizer.eos_token_id is not None,
-        ),
-        (
-            "no token before a window that could tell the order of segments",
-            "one special token at the beginning, as BERT's [CLS]",
-            objective == "masks" or len(prefix) == 1,
-        ),
-    ]
-    return [
-        PretrainingError(f"the tokenizer has {what}", where="`model.encoder`", rule=rule, value=name)
-        for what, rule, holds in checks
-        if not holds
-    ]
-
-
-def find_setting_problems(objective: str, training: TrainingConfig, parallel: ParallelConfig) -> list[UserError]:
-    """Settings of training that have no meaning without tags, or that the head's shared embeddings do not allow."""
-    problems: list[UserError] = []
-    if objective not in OBJECTIVES:
-        rule = "one of " + ", ".join(OBJECTIVES)
-        problems.append(PretrainingError("no such objective", where="`objective`", rule=rule, value=objective))
-    used = {
-        "label_smoothing": training.label_smoothing > 0,
-        "r_drop": training.r_drop > 0,
-        "dropout_samples": training.dropout_samples > 1,
-    }
-    problems += [
-        PretrainingError(
-            "a setting that pretraining does not have",
-            where=f"`training.{name}`",
-            rule="the loss is that of hidden sub-tokens, as a perplexity needs it",
-            remedy="leave it out",
-        )
-        for name, is_used in used.items()
-        if is_used
-    ]
-    if parallel.strategy == "pipeline":
-        problems.append(
-            PretrainingError(
-                "a strategy that pretraining does not have",
-                where="`parallel.strategy` pipeline",
-                rule="the head's weights are the embeddings: the first and the last stage would both hold them",
-                remedy="take ddp, fsdp, tensor, hybrid or local_sgd",
-            )
-        )
-    return problems
 
 
 class MaskedWindows:

@@ -52,6 +52,12 @@ FRAME = {
         "pipelines.run_record",
     },
     "pipelines.encoder_folder": {"pipelines.ner", "pipelines.evaluation", "pipelines.training"},
+    "pipelines.pretraining_report": {
+        "pipelines.corpus",
+        "pipelines.evaluation",
+        "pipelines.training",
+        "pipelines.job",
+    },
     "pipelines.hub": {"pipelines.ner"},
     "pipelines.shipping": {"pipelines.ner"},
     "pipelines.job_client": {"pipelines.cluster", "pipelines.job"},

@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 from torch.nn import functional
 from transformers import AutoModelForMaskedLM
 
@@ -17,10 +19,13 @@ from pipelines.training.loop import train
 from pipelines.training.masked_model import build_masked_model, has_masked_head
 from pipelines.training.masking import MaskingConfig
 from pipelines.training.objective import sum_loss
+from pipelines.training.optimizer import OptimizerConfig
 from pipelines.training.parallel import ParallelConfig
-from pipelines.training.pretraining import Frame, HeldOut, MaskedWindows, PretrainingJob, find_setting_problems
+from pipelines.training.pretraining import Frame, HeldOut, MaskedWindows, PretrainingJob
+from pipelines.training.pretraining_rules import find_setting_problems
 
 CONFIG = TrainingConfig(num_epochs=2, batch_tokens=160, precision="fp32", checkpoint_every_steps=3)
+PLAIN = replace(CONFIG, num_epochs=1, optimizer=OptimizerConfig(sparse_embeddings=False))
 CPU = torch.device("cpu")
 
 
@@ -49,14 +54,14 @@ def open_windows(frame, *, seed=1, tells_order=False, table=None):
     return MaskedWindows(table or make_table(), frame, MaskingConfig(), seed, tells_order=tells_order)
 
 
-def run(frame, encoder, training_room, *, state=None, config=CONFIG, tells_order=False):
+def run(frame, encoder, training_room, *, state=None, config=CONFIG, tells_order=False, dropout=0.1, parallel=None):
     torch.manual_seed(1)
-    model = build_masked_model(encoder, dropout=0.1, tells_order=tells_order)
+    model = build_masked_model(encoder, dropout=dropout, tells_order=tells_order)
     held_out = HeldOut(open_windows(frame, seed=0, tells_order=tells_order), slice(0, None, 3), CPU, 400)
     told = training_room.Told()
     windows = open_windows(frame, tells_order=tells_order)
     settings = {"pad_id": frame.pad_id, "device": CPU, "evaluate": held_out.score, "listener": told, "state": state}
-    told.final = train(model, windows, config, **settings)
+    told.final = train(model, windows, config, parallel=parallel, **settings)
     return told
 
 
@@ -160,3 +165,34 @@ def test_settings_without_meaning_are_refused_together():
     assert where[1:4] == [f"`training.{name}`" for name in ("label_smoothing", "r_drop", "dropout_samples")]
     assert where[4] == "`parallel.strategy` pipeline"
     assert len(problems) == 5
+
+
+STRATEGIES = ("ddp", "fsdp", "tensor", "local_sgd")
+
+
+def run_rank(rank, training_room, encoder, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    frame = Frame.of(load_tokenizer(encoder))
+    found = {}
+    for strategy in STRATEGIES:
+        parallel = ParallelConfig(strategy=strategy, sync_every=2)
+        told = run(frame, encoder, training_room, config=PLAIN, dropout=0.0, parallel=parallel, tells_order=True)
+        found[strategy] = (told.losses, told.epochs[-1]["dev_f1"], told.states[-1].model)
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_every_strategy_trains_as_one_worker_does(frame, tiny_encoder, training_room, tmp_path):
+    torch.multiprocessing.spawn(run_rank, (training_room, tiny_encoder, tmp_path), nprocs=2)
+    alone = run(frame, tiny_encoder, training_room, config=PLAIN, dropout=0.0, tells_order=True)
+    held_out = HeldOut(open_windows(frame, seed=0, tells_order=True), slice(0, None, 3), CPU, 400)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for strategy, (losses, score, weights) in found.items():
+            tolerance = 0.5 if strategy == "local_sgd" else 1e-4
+            assert losses == pytest.approx(alone.losses, abs=tolerance), strategy
+            assert weights.keys() == alone.states[-1].model.keys()
+            model = build_masked_model(tiny_encoder, tells_order=True)
+            model.load_state_dict(weights)
+            assert score == pytest.approx(held_out.score(model), rel=1e-3), strategy
