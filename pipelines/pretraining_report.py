@@ -30,13 +30,7 @@ def print_text(info: TextInfo) -> None:
 
 
 def collect_facts(
-    encoder: str,
-    objective: str,
-    packing: str,
-    info: TextInfo,
-    result: TrainingResult,
-    usage: Mapping[str, Any],
-    seed: int,
+    encoder: str, objective: str, packing: str, seed: int, info: TextInfo, result: TrainingResult, usage: Row
 ) -> Facts:
     """Group → name → value, for the report and the card."""
     documents = {
