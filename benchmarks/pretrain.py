@@ -5,8 +5,9 @@
 All-MiniLM-L6-v2, which brings no head for hidden sub-tokens, reads the words of WNUT-17's training split (never those
 of dev or test), a part of it held out. `head alone` trains the new head on the encoder as it is: what the encoder knew
 before. Then each encoder is fine-tuned as `benchmarks.quality` does with the defaults, and compared with its runs of
-the encoder as it is; a difference is tested by a paired bootstrap over the test documents of all seeds. One thread, fp32, without Ray. What is in the results file is not done again; it is written after every run, and a
-pretraining that was cut short goes on.
+the encoder as it is; a difference is tested by a paired bootstrap over the test documents of all seeds. One thread,
+fp32, without Ray. What is in the results file is not done again; it is written after every run, and a pretraining that
+was cut short goes on.
 """
 
 import argparse
