@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import ModelCardData
 
 from pipelines.evaluation.card import escape_markdown, find_base_model
-from pipelines.ner.encoders import load_tokenizer
+from pipelines.ner.encoders import SCRATCH, load_tokenizer
 from pipelines.training.masked_model import build_masked_model
 
 CARD_FILE = "README.md"
@@ -42,11 +42,11 @@ def _render_card(folder: Path, name: str, facts: Mapping[str, str]) -> str:
     data = ModelCardData(
         library_name="transformers", pipeline_tag="fill-mask", tags=["fill-mask", "rayner"], base_model=base
     )
-    shown = base or (Path(name).name if Path(name).is_dir() else name)
+    shown = escape_markdown(base or (Path(name).name if Path(name).is_dir() else name))
+    origin = "A small BERT, trained from scratch" if name == SCRATCH else f"The encoder {shown}, trained further"
     lines = [
         f"# {escape_markdown(folder.parent.name)}",
-        f"The encoder {escape_markdown(shown)}, pretrained further on raw text as a masked language model by "
-        "`rayner pretrain`.",
+        f"{origin} on raw text as a masked language model by `rayner pretrain`.",
         "`rayner train --model.encoder` takes this folder, and so do `AutoModel` and `AutoModelForMaskedLM` of "
         "transformers.",
         "\n".join(f"* {escape_markdown(key)}: {escape_markdown(value)}" for key, value in facts.items()),

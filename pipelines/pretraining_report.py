@@ -10,6 +10,7 @@ from pipelines.corpus.raw_text import TextInfo
 from pipelines.evaluation.curves import render_curves_svg
 from pipelines.evaluation.pretraining_page import render_pretraining_html, render_pretraining_markdown
 from pipelines.job import console
+from pipelines.ner.encoders import SCRATCH
 from pipelines.training.history import Row, trace_loss, trace_perplexity
 from pipelines.training.job import TrainingResult
 
@@ -71,7 +72,9 @@ def list_notes(encoder: str, before: float, best: float, *, has_head: bool) -> l
         has_head: whether the encoder brought the head of a masked language model.
     """
     notes = ["The perplexity is that of hidden sub-tokens, with the same masks before, after, and in every run."]
-    if not has_head:
+    if encoder == SCRATCH:
+        notes.append("The encoder began with random weights.")
+    elif not has_head:
         notes.append(
             f"{encoder} brought no head for hidden sub-tokens: it began anew, so most of the fall from the perplexity "
             "before training is the head's, not the encoder's."

@@ -53,6 +53,7 @@ FRAME = {
     },
     "pipelines.encoder_folder": {"pipelines.ner", "pipelines.evaluation", "pipelines.training"},
     "pipelines.pretraining_report": {
+        "pipelines.ner",
         "pipelines.corpus",
         "pipelines.evaluation",
         "pipelines.training",
