@@ -144,6 +144,11 @@ class PackText:
         rare_count: int | None,
         counts: Any,
     ) -> None:
+        """Take the settings of `prepare_text`.
+
+        Args:
+            counts: how often the words of each bucket occur, or where Ray keeps that; None where no word is rare.
+        """
         tokenizer = load_tokenizer(encoder)
         self.encoder = Encoder(tokenizer, window=window, stride=0, splitter=encoding.splitter)
         self.capacity = self.encoder.capacity - (num_segments - 1)
@@ -151,7 +156,8 @@ class PackText:
         self.separator_id: int = separator if separator is not None else tokenizer.eos_token_id
         self.packing, self.held_out_fraction = encoding.packing, held_out_fraction
         self.finder = mentions.open(encoding.splitter)
-        self.rare_count, self.counts = rare_count, None if counts is None else ray.get(counts)
+        self.rare_count = rare_count
+        self.counts = ray.get(counts) if isinstance(counts, ray.ObjectRef) else counts
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The windows of a block of records."""
@@ -190,13 +196,14 @@ class PackText:
 def count_words(records: ray.data.Dataset, splitter: str) -> np.ndarray:
     """How often the words of each bucket occur in all records."""
     total = np.zeros(NUM_BUCKETS, dtype=np.int64)
-    count = partial(_count_block, splitter=splitter)
+    count = partial(count_block, splitter=splitter)
     for batch in records.map_batches(count, batch_size=None, batch_format="pyarrow").iter_batches(batch_format="numpy"):
         np.add.at(total, batch["bucket"], batch["count"])
     return total
 
 
-def _count_block(table: pa.Table, splitter: str) -> pa.Table:
+def count_block(table: pa.Table, splitter: str) -> pa.Table:
+    """Buckets that the words of some records fall into, and how often."""
     rows = table.select(["text", "words"]).to_pylist()
     words = [word for row in rows for word in _split(row["text"], row["words"], splitter)[0]]
     buckets, counts = np.unique(_find_buckets(words), return_counts=True)

@@ -14,8 +14,8 @@ MASK_MEANINGS = {
     "masked": "of these are hidden by the mask token",
     "random": "of these are replaced by any sub-token",
     "kept": "of these stay as they are",
-    "entity_chosen": "of the sub-tokens of mentions are chosen",
-    "rare_chosen": "of the sub-tokens of rare words are chosen",
+    "entity_chosen": "of the sub-tokens of mentions are to be told",
+    "rare_chosen": "of the sub-tokens of rare words are to be told",
 }
 
 Epochs = Sequence[Mapping[str, Any]]
@@ -41,7 +41,7 @@ def render_pretraining_html(
         curves=Markup(curves),
         header=header,
         rows=rows,
-        masks=[(name, f"{share:.2%}", MASK_MEANINGS[name], 100 * share) for name, share in masks.items()],
+        masks=[(*row, 100 * share) for row, share in zip(_list_masks(masks), masks.values(), strict=True)],
         notes=notes,
         facts=group_facts(facts),
     )
@@ -52,8 +52,7 @@ def render_pretraining_markdown(
 ) -> str:
     """The same tables in text."""
     parts = [f"# {title}", *notes, "## Perplexity on held-out text", render_markdown_table(*_list_epochs(epochs))]
-    rows = [[name, f"{share:.2%}", MASK_MEANINGS[name]] for name, share in masks.items()]
-    parts += ["## Masks", render_markdown_table(["", "share", "meaning"], rows, num_text=3)]
+    parts += ["## Masks", render_markdown_table(["", "share", "meaning"], _list_masks(masks), num_text=3)]
     for group, pairs in group_facts(facts):
         parts += [f"## {group}", render_markdown_table(["", ""], pairs, num_text=2)]
     return "\n\n".join(parts) + "\n"
@@ -68,6 +67,11 @@ def list_figures(epochs: Epochs) -> list[tuple[str, str, str]]:
         ("best epoch", f"{best['held_out_perplexity']:,.2f}", f"epoch {best['epoch']} of {last['epoch']}"),
         ("nats a hidden sub-token", f"{best['held_out_loss']:.3f}", f"{before['held_out_loss']:.3f} before"),
     ]
+
+
+def _list_masks(masks: Mapping[str, float]) -> list[list[str]]:
+    """Name, share and meaning of each."""
+    return [[name.replace("_", ", "), f"{share:.2%}", MASK_MEANINGS[name]] for name, share in masks.items()]
 
 
 def _list_epochs(epochs: Epochs) -> tuple[list[str], list[list[str]]]:
