@@ -281,6 +281,8 @@ def _find_idle(config: PretrainConfig) -> list[str]:
         told.append("`masking.entity_weight` has no effect: neither a gazetteer nor a bundle tells mentions")
     if masking.rare_count != plain.rare_count and masking.rare_weight == 1:
         told.append("`masking.rare_count` has no effect: `masking.rare_weight` is 1")
+    if config.resources.auto:
+        told.append("`resources.auto` has no effect: pretraining takes its workers as they are given")
     if config.corpus.held_out and config.corpus.held_out_fraction != TextConfig().held_out_fraction:
         told.append("`corpus.held_out_fraction` has no effect: held-out files are given")
     return told
