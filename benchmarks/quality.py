@@ -221,10 +221,11 @@ def measure_f1(records: Sequence[Scored]) -> float:
     return f1
 
 
-def run_recipe(shards: Path, recipe: str, seed: int) -> Run:
-    """Train by a recipe without Ray."""
+def run_recipe(shards: Path, recipe: str, seed: int, encoder: str | None = None) -> Run:
+    """Train by a recipe without Ray; on another encoder with the same tokenizer, if one is given."""
     torch.set_num_threads(1)
     bench = Bench(shards, recipe, seed)
+    bench.name = encoder or bench.name
     return run_peer(bench) if recipe == PEER else bench.report(fit(bench), recipe)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 DOORS = {
     "plan": "what a run will need and cost, and where it fits, before it takes anything",
+    "pretrain": "let an encoder read raw text first, or make one of it",
     "train": "fine-tune a model on an annotated corpus, score it, write a bundle",
     "prepare": "read, check and tokenize a corpus once, to train on it often",
     "evaluate": "score a bundle against gold, with an error report",

@@ -40,9 +40,9 @@ NUM_EXAMPLES = 20
 SHARDS_FOLDER = "shards"
 
 
-def build_guard(folder: Path) -> Callable[[], AbstractContextManager[None]]:
+def build_guard(folder: Path, shards: str = SHARDS_FOLDER) -> Callable[[], AbstractContextManager[None]]:
     """What makes blocks that leave no trace of a mistake, as long as the run folder has no shards."""
-    return partial(leave_no_trace_of_mistakes, folder, (folder / SHARDS_FOLDER).exists)
+    return partial(leave_no_trace_of_mistakes, folder, (folder / shards).exists)
 
 
 def get_shards(

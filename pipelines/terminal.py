@@ -234,9 +234,20 @@ class _TrainingView:
                 progress_console.print(f"  {epoch}, step {step:,} of {start['num_steps']:,}: {facts}")
         epochs = [row for row in rows if row["kind"] == "epoch"]
         for row in epochs[self.epochs_told :]:
-            best = " (best so far)" if row["dev_f1"] == row["best_dev_f1"] else ""
-            progress_console.print(f"  epoch {row['epoch']}: dev F1 {row['dev_f1']:.4f}{best}")
+            progress_console.print(f"  {describe_epoch(row)}")
         self.epochs_told = max(self.epochs_told, len(epochs))
+
+
+def describe_epoch(row: dict[str, Any]) -> str:
+    """How an epoch scored: F1 on dev, or the perplexity on held-out text."""
+    if "dev_f1" in row:
+        best = " (best so far)" if row["dev_f1"] == row["best_dev_f1"] else ""
+        return f"epoch {row['epoch']}: dev F1 {row['dev_f1']:.4f}{best}"
+    told = f"held-out perplexity {row['held_out_perplexity']:,.2f}"
+    if not row["epoch"]:
+        return f"before training: {told}"
+    best = " (best so far)" if row["held_out_perplexity"] == row["best_held_out_perplexity"] else ""
+    return f"epoch {row['epoch']}: {told}{best}"
 
 
 def describe_training(start: dict[str, Any], recent: list[dict[str, Any]]) -> str:

@@ -27,6 +27,8 @@ POLL_S = 1.0
 RETRY_S = 30.0
 CURVES = ("step", "epoch")
 """The kinds of rows that are points."""
+SCORES = {"dev_f1": "dev/strict_f1", "held_out_perplexity": "held_out/perplexity"}
+"""What an epoch is scored by → its curve."""
 FINISH_S = 60.0
 """How long the end of a run waits for its trackers."""
 REMEDIES = {
@@ -209,7 +211,8 @@ def read_points(rows: Sequence[Row], floor: int = -1) -> Iterator[Point]:
             values["train/tokens_per_s"] = row["num_tokens"] / max(1e-9, row["seconds"])
             yield Point(row["step"], row["time"], values)
         else:
-            yield Point(row["step"], row["time"], {"dev/strict_f1": row["dev_f1"], "epoch": row["epoch"]})
+            scored = {curve: row[name] for name, curve in SCORES.items() if name in row}
+            yield Point(row["step"], row["time"], {**scored, "epoch": row["epoch"]})
 
 
 @contextmanager

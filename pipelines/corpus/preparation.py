@@ -66,12 +66,12 @@ def prepare_shards(
         split_off=split_off,
     )
     _check_splits(read, needed)
-    with _stage(folder) as staging:
+    with stage_folder(folder) as staging:
         return _write_shards(read, staging, encoder, encoding, model, corpus.augmentation, split_off, seed, num_actors)
 
 
 @contextmanager
-def _stage(folder: Path) -> Iterator[Path]:
+def stage_folder(folder: Path) -> Iterator[Path]:
     """A folder that takes the place of `folder` once the block is done, and is gone if it fails."""
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)

@@ -83,7 +83,7 @@ class Encoder:
         if self.backend is not None:
             self.backend.no_truncation()
             self.backend.no_padding()
-        self.prefix, self.suffix = _read_special_tokens(tokenizer)
+        self.prefix, self.suffix = read_special_tokens(tokenizer)
         self.capacity = window - len(self.prefix) - len(self.suffix)
         if self.capacity < 2:
             raise EncodingError(
@@ -116,7 +116,7 @@ class Encoder:
 
     def encode_pieces(self, pieces: Sequence[str], is_start: Sequence[bool] | None = None) -> EncodedDocument:
         """Windows over pieces of text; those that are a start (default: all) get a position in `word_starts`."""
-        found = self._tokenize(pieces)
+        found = self.tokenize(pieces)
         units: list[tuple[int, ...]] = []
         starts: list[bool] = []
         for index, ids in enumerate(found):
@@ -131,9 +131,9 @@ class Encoder:
 
     def count_tokens(self, pieces: Sequence[str]) -> int:
         """Sub-tokens of the pieces, without special tokens."""
-        return sum(map(len, self._tokenize(pieces)))
+        return sum(map(len, self.tokenize(pieces)))
 
-    def _tokenize(self, pieces: Sequence[str]) -> list[tuple[int, ...]]:
+    def tokenize(self, pieces: Sequence[str]) -> list[tuple[int, ...]]:
         """The sub-tokens of each piece, at least one."""
         if len(self._cache) > CACHE_SIZE:
             self._cache = {}  # a new one: another thread may be reading the old
@@ -241,7 +241,7 @@ def fingerprint_tokenizer(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _read_special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+def read_special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer puts before and after a sequence."""
     probe = tokenizer(["a"], is_split_into_words=True, add_special_tokens=True)["input_ids"]
     plain = tokenizer(["a"], is_split_into_words=True, add_special_tokens=False)["input_ids"]

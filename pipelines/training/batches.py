@@ -8,6 +8,7 @@ Shapes: B windows, T sub-tokens, W words, K tags.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,21 @@ class Batch:
         return Batch(*(None if tensor is None else change(tensor) for tensor in vars(self).values()))  # type: ignore[arg-type]
 
 
+class Windows(Protocol):
+    """What the loop trains on; what it calls words is what the model scores in them."""
+
+    record_ids: pa.ChunkedArray
+    num_tokens: np.ndarray
+    usable: np.ndarray
+    """Indices of the windows that teach something."""
+
+    def count_words(self, step: np.ndarray, epoch: int) -> int:
+        """Words of a step's windows, in an epoch from 0."""
+
+    def collate(self, indices: Sequence[int], pad_id: int, epoch: int = 0) -> Batch:
+        """Windows as one padded batch, as they are in an epoch."""
+
+
 class TrainingWindows:
     """All encoded training windows of a corpus, as flat arrays.
 
@@ -58,10 +74,10 @@ class TrainingWindows:
 
     def __init__(self, table: pa.Table) -> None:
         table = table.take(pa.array(np.argsort(np.array(table["record_id"].to_pylist(), dtype=object), kind="stable")))
-        self._input_ids = _Ragged(table["input_ids"])
-        self._word_starts = _Ragged(table["word_starts"])
-        self._tag_ids = _Ragged(table["tag_ids"])
-        self._targets = _Ragged(table["targets"]) if "targets" in table.column_names else None
+        self._input_ids = Ragged(table["input_ids"])
+        self._word_starts = Ragged(table["word_starts"])
+        self._tag_ids = Ragged(table["tag_ids"])
+        self._targets = Ragged(table["targets"]) if "targets" in table.column_names else None
         self._starts = table["starts_document"].to_numpy()
         self._ends = table["ends_document"].to_numpy()
         self.record_ids = table["record_id"]
@@ -69,28 +85,27 @@ class TrainingWindows:
         self.num_words = self._tag_ids.lengths
         self.usable = np.flatnonzero(self.num_words > 0)
 
-    def collate(self, indices: Sequence[int], pad_id: int) -> Batch:
+    def count_words(self, step: np.ndarray, epoch: int) -> int:
+        """Words of the windows of a step."""
+        return int(self.num_words[step].sum())
+
+    def collate(self, indices: Sequence[int], pad_id: int, epoch: int = 0) -> Batch:
         """The windows at `indices` as one padded batch."""
         input_ids = [self._input_ids[index] for index in indices]
         lengths_B = torch.as_tensor(self.num_words[list(indices)])
         targets_BWK = None if self._targets is None else self._collate_targets(self._targets, indices)
         return Batch(
-            _pad(input_ids, pad_id),
-            _pad([np.ones(len(ids)) for ids in input_ids], 0),
-            _pad([self._word_starts[index] for index in indices], 0),
-            _pad([self._tag_ids[index] for index in indices], 0),
+            pad_rows(input_ids, pad_id),
+            pad_rows([np.ones(len(ids)) for ids in input_ids], 0),
+            pad_rows([self._word_starts[index] for index in indices], 0),
+            pad_rows([self._tag_ids[index] for index in indices], 0),
             lengths_B,
             torch.as_tensor(self._starts[list(indices)]),
             torch.as_tensor(self._ends[list(indices)]),
             targets_BWK,
         )
 
-    @property
-    def has_targets(self) -> bool:
-        """Whether probabilities are learned."""
-        return self._targets is not None
-
-    def _collate_targets(self, targets: "_Ragged", indices: Sequence[int]) -> Tensor:
+    def _collate_targets(self, targets: "Ragged", indices: Sequence[int]) -> Tensor:
         rows = [torch.from_numpy(targets[index].astype(np.float32)) for index in indices]
         return pad_sequence([row.view(int(self.num_words[i]), -1) for i, row in zip(indices, rows, strict=True)], True)
 
@@ -154,7 +169,7 @@ def _cut(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray
     return steps
 
 
-class _Ragged:
+class Ragged:
     """A column of lists of numbers as one flat array and its offsets."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
@@ -171,7 +186,8 @@ class _Ragged:
         return row
 
 
-def _pad(rows: Sequence[np.ndarray], value: int) -> Tensor:
+def pad_rows(rows: Sequence[np.ndarray], value: int) -> Tensor:
+    """Rows of integers as one tensor, filled up with `value`."""
     padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
     for row, values in enumerate(rows):
         padded[row, : len(values)] = values

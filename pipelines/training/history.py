@@ -145,3 +145,8 @@ def trace_loss(rows: Sequence[Row]) -> list[tuple[float, float]]:
 def trace_dev_f1(rows: Sequence[Row]) -> list[tuple[float, float]]:
     """(epoch, strict micro F1 on dev)."""
     return [(row["epoch"], row["dev_f1"]) for row in rows if row["kind"] == "epoch"]
+
+
+def trace_perplexity(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """(epoch, perplexity on held-out text), from before the first step on."""
+    return [(row["epoch"], row["held_out_perplexity"]) for row in rows if row["kind"] == "epoch"]

@@ -3,21 +3,55 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import torch
 
-from pipelines.ner.bundle import load_bundle
+from pipelines.evaluation.metrics import Scored
+from pipelines.ner.bundle import Bundle, BundleInfo, load_bundle
 from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.encoding import Encoder
+from pipelines.ner.engine import NerEngine
 from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import ModelConfig, TokenClassifier, build_token_classifier
+from pipelines.training.batches import TrainingWindows, Windows
 from pipelines.training.checkpoints import find_last, load_state
 from pipelines.training.config import TrainingConfig, TrainingError
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import CHECKPOINTS
+from pipelines.training.scoring import score_dev
 from pipelines.training.state import TrainingState
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker trains, on what, and how it is scored."""
+
+    model: Any
+    windows: Windows
+    pad_id: int
+    evaluate: Callable[[Any], float]
+    """As the loop takes it."""
+    describe: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    """What the loop tells of an epoch, in the words of the history."""
+    scores_start: bool = False
+    """Whether the model is scored before its first step, too."""
+
+
+class Job(Protocol):
+    """Something to train on Ray Train; it travels to other machines."""
+
+    @property
+    def training(self) -> TrainingConfig:
+        """How long, in what steps."""
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """How the workers share it."""
+
+    def open_task(self, rank: int, size: int, device: torch.device) -> Task:
+        """What one of several workers has to do. Torch is seeded before."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +87,19 @@ class TrainingJob:
         tokenizer = load_tokenizer(self.encoder)
         return Encoder(tokenizer, window=self.window, stride=self.stride, splitter=self.splitter, casing=self.casing)
 
+    def open_task(self, rank: int, size: int, device: torch.device) -> Task:
+        """See `Job`."""
+        model, encoder = self.build_model(), self.build_encoder()
+        info = BundleInfo(self.scheme.name, self.model.head, self.splitter, self.window, self.stride)
+        dev = [Scored.from_row(row, self.corpus_scheme) for row in self.load_dev()[rank::size]]
+
+        def evaluate(scored: TokenClassifier) -> float:
+            """Strict micro F1 on dev, by the engine in fp32."""
+            bundle = Bundle(scored, encoder, info)
+            return score_dev(NerEngine(bundle, device=str(device), runtime="torch", precision="fp32"), dev)
+
+        return Task(model, TrainingWindows(self.load_windows()), encoder.pad_id, evaluate)
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -63,6 +110,7 @@ class TrainingResult:
     num_epochs: int
     best_epoch: int
     best_dev_f1: float
+    """Or the other score that the job's task has."""
 
 
 def load_result(output_dir: Path, *, must_be_done: bool = True) -> TrainingResult:

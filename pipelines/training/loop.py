@@ -18,7 +18,7 @@ from torch import Tensor
 from pipelines.ner.model import TokenClassifier
 from pipelines.training.adversarial import Adversary
 from pipelines.training.averaging import Average
-from pipelines.training.batches import BatchPlan, TrainingWindows
+from pipelines.training.batches import BatchPlan, Windows
 from pipelines.training.config import TrainingConfig, TrainingError
 from pipelines.training.devices import Stopwatch, describe_device, resolve_precision
 from pipelines.training.freezing import Freezing
@@ -34,7 +34,7 @@ MEASURED_STEP = 5
 
 def train(
     model: TokenClassifier,
-    windows: TrainingWindows,
+    windows: Windows,
     config: TrainingConfig,
     *,
     pad_id: int,
@@ -47,7 +47,8 @@ def train(
     """Fine-tune `model` in place, on as many workers as the default process group has.
 
     Args:
-        evaluate: scores a model on dev and returns the F1 of all workers together, in [0, 1].
+        evaluate: scores a model on dev and returns the F1 of all workers together, in [0, 1]; or another score of
+            which more is better.
         parallel: how the workers share the work; default: data parallel.
         state: resume from here.
 
@@ -69,7 +70,7 @@ class _Run:
     def __init__(
         self,
         model: TokenClassifier,
-        windows: TrainingWindows,
+        windows: Windows,
         config: TrainingConfig,
         parallel: ParallelConfig,
         pad_id: int,
@@ -93,9 +94,6 @@ class _Run:
         if state.model:
             self.model.load_state_dict(state.model)
         self.strategy = build_strategy(self.model, parallel, device)
-        if windows.has_targets and self.strategy.world_size > 1 and parallel.strategy == "pipeline":
-            rule = "stages of a pipeline exchange tags alone"
-            raise TrainingError("`pipeline` cannot learn probabilities of tags", rule=rule, remedy="take ddp or fsdp")
         self.strategy.prepare(
             self.precision,
             config.label_smoothing,
@@ -177,7 +175,7 @@ class _Run:
         state, strategy = self.state, self.strategy
         self.watch = Stopwatch(self.device)
         torch.manual_seed(hash((self.config.seed, state.step, strategy.seed_index)))
-        num_words = int(self.windows.num_words[step].sum())
+        num_words = self.windows.count_words(step, state.epoch)
         self.num_taken += 1
         ends_round = (state.step + 1) % strategy.sync_every == 0
         is_measured = not self.is_measured and self.num_taken >= MEASURED_STEP and ends_round
@@ -234,7 +232,8 @@ class _Run:
         batches = []
         for indices in self.strategy.plan_share(self.plan, step):
             weight = 1.0 if indices else 0.0  # an idle worker computes something and counts it as nothing
-            batches.append((self.windows.collate(indices or [int(step[0])], self.pad_id).to(self.device), weight))
+            batch = self.windows.collate(indices or [int(step[0])], self.pad_id, self.state.epoch)
+            batches.append((batch.to(self.device), weight))
         self.watch.lap("batch")
         # workers' gradients are averaged: undo it
         scale = self.strategy.num_shares / num_words * self.optimizer.scale.value

@@ -80,6 +80,10 @@ class Recorder:
         """A row for the history, told when it is next written."""
         self.rows.append({"kind": kind, "time": round(time.time(), 3), **facts})
 
+    def has_epochs(self) -> bool:
+        """Whether the history tells of an epoch already."""
+        return any(row["kind"] == "epoch" for row in read_metrics(self.output_dir / METRICS_FILE))
+
     def notify(self, text: str) -> None:
         """Something that the user should know."""
         self.add("notice", {"step": self.step, "text": text})

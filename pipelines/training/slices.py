@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from pipelines.ner.model import TokenClassifier
-from pipelines.ner.runtimes.architectures import read_architecture
+from pipelines.ner.runtimes.architectures import read_architecture, read_layers
 from pipelines.training.objective import Objective
 from pipelines.training.parallel import ParallelConfig, ParallelError, Strategy
 
@@ -115,12 +115,14 @@ class Hybrid(Sliced):
 
 
 def _slice_products(model: TokenClassifier, mesh: DeviceMesh) -> None:
-    found = read_architecture(model.network)
-    if found is None:
+    found, layers = read_architecture(model.network), read_layers(model.network)
+    if layers is None:
         raise ParallelError(f"no tensor parallelism for `{model.network.config.model_type}`")
     names = {module: name for name, module in model.named_modules()}
-    plan: dict[str, Any] = {names[found.words]: RowwiseParallel(input_layouts=Replicate())}
-    for layer in found.layers:
+    plan: dict[str, Any] = {}
+    if found is not None:  # embeddings that are a head's weights too stay whole
+        plan[names[found.words]] = RowwiseParallel(input_layouts=Replicate())
+    for layer in layers:
         for module in (layer.query, layer.key, layer.value, layer.feed_in):
             plan[names[module]] = ColwiseParallel()
         for module in (layer.attention_out, layer.feed_out):

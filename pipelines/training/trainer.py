@@ -23,7 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from pipelines.ner.errors import UserError
 from pipelines.training.checkpoints import list_checkpoints
 from pipelines.training.history import append_metrics, read_metrics
-from pipelines.training.job import TrainingJob, TrainingResult, load_result
+from pipelines.training.job import Job, TrainingResult, load_result
 from pipelines.training.recorder import CHECKPOINTS, METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, plan_workers
 from pipelines.training.worker import Group, run_worker
@@ -36,7 +36,7 @@ MAX_WAITS = 30
 """Minutes (Ray Train's time to start workers) that it waits for room when the cluster has lost nodes."""
 
 
-def fit(job: TrainingJob, resources: ResourcesConfig, output_dir: Path, *, may_grow: bool = False) -> TrainingResult:
+def fit(job: Job, resources: ResourcesConfig, output_dir: Path, *, may_grow: bool = False) -> TrainingResult:
     """Train on the connected cluster; goes on from the last checkpoint under `output_dir` if there is one.
 
     Metrics are appended to `output_dir/metrics.jsonl` while it runs.

@@ -2,22 +2,16 @@
 
 import os
 import resource
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from pipelines.evaluation.metrics import Counts, Scored, count, scores
-from pipelines.ner.bundle import Bundle, BundleInfo
-from pipelines.ner.engine import NerEngine
-from pipelines.ner.model import TokenClassifier
-from pipelines.training.batches import TrainingWindows
 from pipelines.training.checkpoints import load_state
 from pipelines.training.config import TrainingError
-from pipelines.training.job import TrainingJob
+from pipelines.training.job import Job, Task
 from pipelines.training.loop import train
 from pipelines.training.recorder import CHECKPOINTS, Order, Recorder
 from pipelines.training.state import TrainingState
@@ -41,7 +35,7 @@ class Group:
 
 
 def fit_here(
-    job: TrainingJob,
+    job: Job,
     output_dir: Path,
     storage_patience_s: float,
     on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
@@ -61,7 +55,7 @@ def fit_here(
 
 
 def run_worker(
-    job: TrainingJob,
+    job: Job,
     output_dir: Path,
     patience_s: float,
     group: Group,
@@ -79,27 +73,27 @@ def run_worker(
     recorder = Recorder(output_dir, patience_s) if group.rank == 0 else None
     state = _load_last(recorder, group)
     torch.manual_seed(job.training.seed)
-    model, encoder = job.build_model(), job.build_encoder()
-    info = BundleInfo(job.scheme.name, job.model.head, job.splitter, job.window, job.stride)
-    rows = job.load_dev()[group.rank :: group.size]
-    dev = [Scored.from_row(row, job.corpus_scheme) for row in rows]
-
-    def evaluate(scored: TokenClassifier) -> float:
-        """Strict micro F1 on dev, by the engine in fp32."""
-        bundle = Bundle(scored, encoder, info)
-        return score_dev(NerEngine(bundle, device=str(device), runtime="torch", precision="fp32"), dev)
-
+    task = job.open_task(group.rank, group.size, device)
+    if task.scores_start and state is None:
+        _tell_start(task, recorder)
     train(
-        model,
-        TrainingWindows(job.load_windows()),
+        task.model,
+        task.windows,
         job.training,
-        pad_id=encoder.pad_id,
+        pad_id=task.pad_id,
         device=device,
-        evaluate=evaluate,
-        listener=_Reporter(recorder, group, on_epoch),
+        evaluate=task.evaluate,
+        listener=_Reporter(recorder, group, on_epoch, task.describe),
         parallel=job.parallel,
         state=state,
     )
+
+
+def _tell_start(task: Task, recorder: Recorder | None) -> None:
+    """Score the model as it is before the first step, as epoch 0."""
+    score = task.evaluate(task.model)
+    if recorder and not recorder.has_epochs():
+        recorder.add("epoch", task.describe({"step": 0, "epoch": 0, "dev_f1": score, "best_dev_f1": score}))
 
 
 def _load_last(recorder: Recorder | None, group: Group) -> TrainingState | None:
@@ -125,8 +119,9 @@ class _Reporter:
         recorder: Recorder | None,
         group: Group,
         on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
+        describe: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> None:
-        self.recorder, self.group, self.on_epoch = recorder, group, on_epoch
+        self.recorder, self.group, self.on_epoch, self.describe = recorder, group, on_epoch, describe
         self.next_look = 0
 
     def on_start(self, metrics: dict[str, Any]) -> None:
@@ -150,6 +145,7 @@ class _Reporter:
 
     def on_checkpoint(self, metrics: dict[str, Any] | None, get_state: Callable[[], TrainingState]) -> None:
         """Write what has gathered, and a checkpoint; at the end of training wait for it."""
+        metrics = None if metrics is None else self.describe(metrics)
         if metrics is not None and self.recorder:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             gpu_peak = torch.cuda.max_memory_allocated() >> 20 if torch.cuda.is_available() else 0
@@ -164,15 +160,3 @@ class _Reporter:
         if metrics is not None and self.recorder and self.on_epoch:
             self.recorder.writer.wait()
             self.on_epoch(metrics, state.done)
-
-
-def score_dev(engine: NerEngine, dev: Sequence[Scored]) -> float:
-    """Strict micro F1 of the workers' dev records together, each scored by the engine that predicts for users."""
-    predicted = engine.predict_documents([scored.content for scored in dev])
-    counts = count(replace(scored, predicted=spans) for scored, spans in zip(dev, predicted, strict=True))
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, counts.to_dict())
-        counts = sum((Counts.from_dict(plain) for plain in gathered), Counts())
-    f1: float = scores(counts)["strict"]["micro"]["f1"]
-    return f1

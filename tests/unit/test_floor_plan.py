@@ -51,6 +51,14 @@ FRAME = {
         "pipelines.folders",
         "pipelines.run_record",
     },
+    "pipelines.encoder_folder": {"pipelines.ner", "pipelines.evaluation", "pipelines.training"},
+    "pipelines.pretraining_report": {
+        "pipelines.ner",
+        "pipelines.corpus",
+        "pipelines.evaluation",
+        "pipelines.training",
+        "pipelines.job",
+    },
     "pipelines.hub": {"pipelines.ner"},
     "pipelines.shipping": {"pipelines.ner"},
     "pipelines.job_client": {"pipelines.cluster", "pipelines.job"},
@@ -168,7 +176,13 @@ every_file = pytest.mark.parametrize("file", FILES, ids=str)
 
 def test_the_doors_and_rooms_are_found():
     modules = {name_module(file) for file in FILES}
-    assert {"pipelines.train", "pipelines.prepare", "pipelines.evaluate", "pipelines.predict"} <= modules
+    assert {
+        "pipelines.train",
+        "pipelines.pretrain",
+        "pipelines.prepare",
+        "pipelines.evaluate",
+        "pipelines.predict",
+    } <= modules
     assert {module for module in modules if is_door(module)}.isdisjoint(FRAME)
     assert {"pipelines.ner", "pipelines.corpus", "pipelines.evaluation", "pipelines.training"} <= modules
 

@@ -9,6 +9,7 @@ from pipelines import terminal
 from pipelines.corpus.shards import AugmentationInfo, ShardsInfo, SplitInfo
 from pipelines.terminal import (
     LabellingView,
+    describe_epoch,
     format_duration,
     print_examples,
     print_scores,
@@ -243,3 +244,18 @@ def test_labelling_is_told_now_and_then_only(capsys):
 )
 def test_durations_are_told_in_the_unit_that_suits(seconds, expected):
     assert format_duration(seconds) == expected
+
+
+def test_epochs_are_told_by_f1_or_by_perplexity():
+    rows = [
+        {"epoch": 2, "dev_f1": 0.5, "best_dev_f1": 0.5},
+        {"epoch": 0, "held_out_perplexity": 1234.5, "best_held_out_perplexity": 1234.5},
+        {"epoch": 1, "held_out_perplexity": 20.0, "best_held_out_perplexity": 20.0},
+        {"epoch": 2, "held_out_perplexity": 21.0, "best_held_out_perplexity": 20.0},
+    ]
+    assert [describe_epoch(row) for row in rows] == [
+        "epoch 2: dev F1 0.5000 (best so far)",
+        "before training: held-out perplexity 1,234.50",
+        "epoch 1: held-out perplexity 20.00 (best so far)",
+        "epoch 2: held-out perplexity 21.00",
+    ]

@@ -366,3 +366,9 @@ def test_points_are_the_curves_of_the_history():
         "train/tokens_per_s": 200.0,
     }
     assert second.values == {"dev/strict_f1": 0.25, "epoch": 1}
+
+
+def test_points_of_a_pretraining_are_its_perplexity():
+    row = {"kind": "epoch", "time": 1e9, "step": 4, "epoch": 1, "held_out_perplexity": 20.0}
+    [point] = read_points([row])
+    assert point.values == {"held_out/perplexity": 20.0, "epoch": 1}

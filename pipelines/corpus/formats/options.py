@@ -41,8 +41,9 @@ class FormatOptions:
     """Tag names by number, for tags that are stored as numbers. Hugging Face datasets bring their own."""
     extra_columns: tuple[str, ...] = ()
     """Further columns to keep beside the record."""
-    document_per: Literal["line", "file"] = "line"
-    """Plain text: whether every line is a document (blank lines are not) or every file."""
+    document_per: Literal["line", "paragraph", "file"] = "line"
+    """Plain text: whether every line is a document (blank lines are not), every paragraph (blank lines end it), or
+    every file."""
     bad_encoding: BadEncoding = "refuse_file"
     """JSONL, CSV, Parquet and plain text: whether bytes that are not UTF-8 refuse the file or reject the one record.
     Binary files are refused either way."""

@@ -94,6 +94,14 @@ def read_architecture(network: Any) -> Architecture | None:
     )
 
 
+def read_layers(network: Any) -> list[Layer] | None:
+    """The layers of a network of transformers, whatever head it has; None if it is of another kind."""
+    body = getattr(network, _BODIES.get(network.config.model_type, ""), None)
+    if body is None or not may_pack(network.config):
+        return None
+    return list(_read_distilbert(body) if network.config.model_type == "distilbert" else _read_bert(body))
+
+
 def _find_activation(config: Any) -> str | None:
     return _ACTIVATIONS.get(str(getattr(config, "hidden_act", getattr(config, "activation", None))))
 

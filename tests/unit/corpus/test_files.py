@@ -128,6 +128,16 @@ def test_text_is_a_document_a_line_or_a_file(tmp_path):
     assert (record.text, record.doc_id, record.spans) == ("one\r\n\n \ntwo ", path, None)
 
 
+def test_text_is_a_document_a_paragraph(tmp_path):
+    path = write(tmp_path / "a.txt", "one\ntwo\n \n\nthree\n\nfour")
+    records = read_records(path, FormatOptions(document_per="paragraph"))
+    assert [(r.text, r.doc_id) for r in records] == [
+        ("one\ntwo\n", f"{path}:1"),
+        ("three\n", f"{path}:5"),
+        ("four", f"{path}:7"),
+    ]
+
+
 def test_format_option_goes_before_detection(tmp_path):
     path = write(tmp_path / "a.conll", "a O\n")
     (record,) = read_records(path, FormatOptions(format="text"))

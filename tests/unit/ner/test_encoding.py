@@ -137,10 +137,10 @@ WORDS = st.lists(
 def test_every_word_has_one_start_at_its_own_first_sub_token_and_no_sub_token_is_lost(tiny, words, window, data):
     encoder = build(tiny, window, data.draw(st.integers(0, (window - 2) // 2)))
     document = encoder.encode_pieces(words)
-    expected = [token for word in words for token in encoder._tokenize([word])[0]]
+    expected = [token for word in words for token in encoder.tokenize([word])[0]]
     assert sum(len(w.word_starts) for w in document.windows) == len(words)
     assert document.num_tokens == document.num_tokens_read == len(expected)
-    firsts = [encoder._tokenize([piece])[0][0] for piece in words]
+    firsts = [encoder.tokenize([piece])[0][0] for piece in words]
     assert [w.input_ids[at] for w in document.windows for at in w.word_starts] == firsts
     assert all(len(w.input_ids) <= window for w in document.windows)
     bodies = strip_specials(encoder, document)

@@ -135,6 +135,7 @@ def training_room() -> Any:
 
 
 class _Room:
+    Told = Told
     make_table = staticmethod(make_table)
     build_model = staticmethod(build_model)
     run_loop = staticmethod(run_loop)

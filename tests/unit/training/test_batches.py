@@ -199,12 +199,10 @@ def test_targets_are_padded_word_by_word_and_follow_every_move():
     targets = pa.array([[0.0, 1.0, 0.0], [0.5, 0.25, 0.25, 0.0, 0.0, 1.0]], pa.list_(pa.float32()))
     table = pa.table({**rows, "targets": targets, "starts_document": [True, True], "ends_document": [True, True]})
     windows = TrainingWindows(table)
-    assert windows.has_targets
     batch = windows.collate([0, 1], pad_id=0)
     expected = torch.tensor([[[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]], [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]])
     assert torch.equal(batch.targets_BWK, expected)
     assert torch.equal(batch.repeat(2).targets_BWK, torch.cat([expected, expected]))
     assert torch.equal(batch.to(torch.device("cpu")).targets_BWK, expected)
     plain = TrainingWindows(table.drop_columns("targets"))
-    assert not plain.has_targets
     assert plain.collate([0], pad_id=0).repeat(3).targets_BWK is None

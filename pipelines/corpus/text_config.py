@@ -1,0 +1,69 @@
+"""What a user says of raw text."""
+
+from dataclasses import dataclass, field
+
+from pipelines.corpus.formats.options import FormatOptions
+from pipelines.corpus.packing import PACKINGS
+from pipelines.corpus.records import CorpusError
+from pipelines.ner.errors import UserError
+from pipelines.ner.words import SPLITTERS
+
+SPLITS = ("train", "held_out")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Where the raw text is, and how it is read."""
+
+    train: list[str] = field(default_factory=list)
+    """Files of raw text: paths, globs, folders, URIs. TXT (a document a line; `--corpus.reader.document_per paragraph`
+    or `file`), JSONL, Parquet and CSV with a column of text; annotated files lend their words."""
+    held_out: list[str] = field(default_factory=list)
+    """Files to measure the perplexity on; if none, a part of the training documents."""
+    held_out_fraction: float = 0.05
+    """Share of the documents, by a hash of their text, that is held out where no such files are given."""
+    max_bad_fraction: float = 0.01
+    """Stop if more than this share of the documents cannot be read."""
+    reader: FormatOptions = field(default_factory=FormatOptions)
+
+    def find_problems(self) -> list[UserError]:
+        """Every mistake in these settings."""
+        problems: list[UserError] = []
+        if not self.train:
+            problems.append(CorpusError("no text is given", remedy="`--corpus.train 'texts/*.txt'`"))
+        ranges = (
+            ("held_out_fraction", 0 < self.held_out_fraction < 1, "0 < fraction < 1"),
+            ("max_bad_fraction", 0 <= self.max_bad_fraction < 1, "0 ≤ fraction < 1"),
+        )
+        problems += [
+            CorpusError("a fraction out of range", where=f"`corpus.{name}`", rule=rule, value=getattr(self, name))
+            for name, holds, rule in ranges
+            if not holds
+        ]
+        return problems
+
+    def list_patterns(self) -> dict[str, list[str]]:
+        """Split → what stands for its files."""
+        return {split: getattr(self, split) for split in SPLITS}
+
+
+@dataclass(frozen=True)
+class TextEncoding:
+    """How raw text becomes windows."""
+
+    window: int | None = None
+    """Sub-tokens of a window, special tokens included; default 256, or the encoder's maximum if smaller."""
+    splitter: str = "punctuation"
+    """How text becomes words, each of which is tokenized by itself: as in `train`."""
+    packing: str = "joined"
+    """joined: windows are full, documents stand one after another with a separator between, and attention sees across
+    them; apart: a window never holds more than one document."""
+
+    def find_problems(self) -> list[UserError]:
+        """Every mistake in these settings."""
+        choices = (("splitter", SPLITTERS), ("packing", PACKINGS))
+        return [
+            CorpusError("no such choice", where=f"`encoding.{name}`", rule="one of " + ", ".join(known), value=value)
+            for name, known in choices
+            if (value := getattr(self, name)) not in known
+        ]

@@ -1,0 +1,72 @@
+"""Blocks of raw text to windows: what is held out, and which words are rare."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.corpus.mentions import MentionSources
+from pipelines.corpus.raw_text import NUM_BUCKETS, PackText, count_block
+from pipelines.corpus.records import Record, to_table
+from pipelines.corpus.text_config import TextConfig, TextEncoding
+from pipelines.ner.encoders import load_tokenizer
+from pipelines.ner.units import RARE, WORD
+
+WORDS = ["the", "mayor", "of", "Utrecht", "met", "some", "people", "."]
+
+
+def make_table(texts, split="train"):
+    records = [Record(record_id=f"t:{i}", doc_id=f"t:{i}", source=f"t:{i}", text=text) for i, text in enumerate(texts)]
+    table = to_table(records)
+    return table.append_column("split", pa.array([split] * len(texts), pa.string()))
+
+
+def pack(encoder, table, *, fraction=0.0, packing="apart", rare_count=None, counts=None, window=32):
+    encoding = TextEncoding(packing=packing)
+    packed = PackText(encoder, window, 1, encoding, fraction, MentionSources(), rare_count, counts)(table)
+    return packed.to_pylist()
+
+
+def test_a_share_of_the_documents_is_held_out_by_their_content(tiny_encoder):
+    texts = [f"the mayor of place {number} met some people." for number in range(400)]
+    first = pack(tiny_encoder, make_table(texts + texts[:50]), fraction=0.25)
+    held_out = [row for row in first if row["split"] == "held_out"]
+    assert len(held_out) / len(first) == pytest.approx(0.25, abs=0.06)
+    seen = {tuple(row["input_ids"]) for row in first if row["split"] == "train"}
+    assert not seen & {tuple(row["input_ids"]) for row in held_out}
+    again = pack(tiny_encoder, make_table(texts[::-1]), fraction=0.25)
+    assert {tuple(row["input_ids"]) for row in again if row["split"] == "held_out"} == {
+        tuple(row["input_ids"]) for row in held_out
+    }
+
+
+def test_given_files_are_held_out_whole_and_documents_are_counted_once(tiny_encoder):
+    rows = pack(tiny_encoder, make_table(["one two three"] * 30, "held_out"), packing="joined")
+    assert {row["split"] for row in rows} == {"held_out"}
+    assert len(rows) > 1
+    assert sum(row["num_documents"] for row in rows) == 30
+
+
+def test_windows_leave_room_for_special_tokens_and_hold_all_words(tiny_encoder):
+    text = " ".join(WORDS * 20)
+    rows = pack(tiny_encoder, make_table([text]), packing="joined")
+    assert max(len(row["input_ids"]) for row in rows) <= 30
+    tokenizer = load_tokenizer(tiny_encoder)
+    expected = tokenizer(WORDS * 20, is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    assert [token for row in rows for token in row["input_ids"]] == expected
+    assert sum(len(row["sentence_starts"]) for row in rows) == 20
+
+
+def test_words_met_seldom_are_rare(tiny_encoder):
+    table = make_table(["the mayor met the people", "the people met"])
+    block = count_block(table, "punctuation")
+    counts = np.zeros(NUM_BUCKETS, dtype=np.int64)
+    np.add.at(counts, block["bucket"].to_numpy(), block["count"].to_numpy())
+    assert counts.sum() == 8
+    rows = pack(tiny_encoder, table, rare_count=1, counts=counts)
+    assert [row["unit_kinds"] for row in rows] == [[WORD, RARE, WORD, WORD, WORD], [WORD] * 3]
+
+
+def test_every_mistake_is_told():
+    problems = TextConfig(held_out_fraction=1.0, max_bad_fraction=-1).find_problems()
+    assert [problem.what for problem in problems] == ["no text is given"] + ["a fraction out of range"] * 2
+    assert len(TextEncoding(splitter="x", packing="y").find_problems()) == 2
