@@ -188,7 +188,7 @@ def _save_int8(bundle: Bundle, folder: Path) -> dict[str, Any]:
 
 
 def _drop_new(info: dict[str, Any]) -> dict[str, Any]:
-    """Without the fields that format version 1 does not know, where they say nothing: an older rayner reads the rest."""
+    """Without the fields that format version 1 does not know, where they say nothing: so an older rayner reads it."""
     nothing = {"stored": "fp32", "int8": {}}
     return {name: value for name, value in info.items() if name not in nothing or value != nothing[name]}
 

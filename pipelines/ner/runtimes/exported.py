@@ -13,6 +13,7 @@ from pipelines.ner.casing import compute_logits
 from pipelines.ner.encoding import Window
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.runtime import RuntimeUnavailable, has_fast_bf16, pad_windows
+from pipelines.ner.runtimes.telemetry import silence_telemetry
 
 _FIRST_CALL = Lock()
 OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -112,7 +113,7 @@ def export_graph(model: TokenClassifier, path: Path | None = None) -> Any:
     level = noisy.level
     noisy.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.inference_mode():
+        with warnings.catch_warnings(), torch.inference_mode(), silence_telemetry():
             warnings.simplefilter("ignore")  # the tracer's remarks on transformers' code
             exported = openvino.convert_model(_Logits(model.network).eval(), example_input=example)
     finally:
