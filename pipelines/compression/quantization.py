@@ -11,6 +11,7 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -281,8 +282,9 @@ def _find_fixed(names: Sequence[str], left_out: Sequence[str]) -> list[str]:
         raise QuantizationError(
             "no such layer" if unknown else "no layer would be int8",
             where="`int8.left_out`",
-            rule="parts of names of layers, not of all: " + ", ".join(names),
+            rule="parts of names of layers, not of all",
             value=", ".join(unknown or left_out),
+            remedy="there are " + ", ".join(get_close_matches((unknown or left_out)[0], names, n=4, cutoff=0)),
         )
     return fixed
 
