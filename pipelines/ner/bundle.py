@@ -25,6 +25,7 @@ from pipelines.ner.errors import UserError
 from pipelines.ner.exits import Exits
 from pipelines.ner.labels import LabelScheme, SchemeError
 from pipelines.ner.model import TokenClassifier, get_max_window
+from pipelines.ner.runtimes.runtime import PRECISIONS
 from pipelines.ner.shapes import load_network
 
 BUNDLE_FILE = "bundle.json"
@@ -33,7 +34,10 @@ EXITS_FILE = "exits.safetensors"
 SEEN_FILE = "seen_mentions.safetensors"
 FILE_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
 """Of the files that make a bundle what it is: those its fingerprint covers."""
-FORMAT_VERSION = 1
+INT8_FILES = ("int8/openvino.xml", "int8/openvino.bin")
+"""The int8 form of a bundle that has one: OpenVINO's graph and its weights."""
+FORMAT_VERSION = 2
+"""The newest that is read. Written is the oldest that can say all: 1, or 2 with an int8 form."""
 DEFAULT_WINDOW = 256
 
 logger = logging.getLogger(__name__)
@@ -61,7 +65,11 @@ class BundleInfo:
     training: dict[str, Any] = field(default_factory=dict)
     """The run that made it: encoder, corpus, seed, versions, scores."""
     fingerprint: str = ""
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
+    stored: str = "fp32"
+    """Precision in which model.safetensors holds the weights: fp32, or fp16 beside an int8 form."""
+    int8: dict[str, Any] = field(default_factory=dict)
+    """How its int8 form was made: of which weights, which layers are left out, its scores; empty if it has none."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,8 @@ class Bundle:
     info: BundleInfo
     seen_mentions: frozenset[int] = frozenset()
     """Hashes (`hash_mention`) of the mentions in its training data."""
+    int8: Path | None = None
+    """The graph of its int8 form, in a folder with the graph's weights."""
 
 
 def save_bundle(folder: Path, bundle: Bundle) -> str:
@@ -80,7 +90,7 @@ def save_bundle(folder: Path, bundle: Bundle) -> str:
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    bundle.model.network.save_pretrained(staging)
+    _save_network(bundle.model.network, staging, bundle.info.stored)
     bundle.encoder.tokenizer.save_pretrained(staging)
     if bundle.model.crf is not None:
         scores = {name: value.contiguous() for name, value in bundle.model.crf.state_dict().items()}
@@ -89,8 +99,9 @@ def save_bundle(folder: Path, bundle: Bundle) -> str:
         save_file(bundle.model.exits.state_dict(), staging / EXITS_FILE)
     if bundle.seen_mentions:
         save_file({"hashes": torch.tensor(sorted(bundle.seen_mentions), dtype=torch.int64)}, staging / SEEN_FILE)
-    exits = bundle.model.exits
-    info = asdict(bundle.info) | {"exits": {"layers": exits.layers, "threshold": exits.threshold} if exits else {}}
+    info = asdict(bundle.info) | {"int8": _save_int8(bundle, staging), "exits": _describe_exits(bundle.model)}
+    is_new = info["int8"] or info["exits"] or info["stored"] != "fp32"
+    info["format_version"] = FORMAT_VERSION if is_new else 1
     _write_info(staging, info)
     retired = folder.with_name(f".{folder.name}.retired")
     shutil.rmtree(retired, ignore_errors=True)
@@ -136,12 +147,16 @@ def load_bundle(model: str | Path, *, scheme: str | None = None) -> Bundle:
 
 def compute_fingerprint(folder: Path, info: dict[str, Any]) -> str:
     """A hash of every file of the bundle and of what `bundle.json` says, the fingerprint itself left out."""
-    read_back = json.loads(json.dumps(info | {"fingerprint": ""}))  # a key that is a number becomes a string
+    read_back = json.loads(json.dumps(_drop_new(info) | {"fingerprint": ""}))  # a number as a key becomes a string
     digest = hashlib.sha256(json.dumps(read_back, sort_keys=True).encode())
     for file in sorted(folder.iterdir()):
         if file.suffix in FILE_SUFFIXES and file.name != BUNDLE_FILE:
             digest.update(file.name.encode())
             digest.update(hashlib.sha256(file.read_bytes()).digest())
+    for name in INT8_FILES if info.get("int8") else ():
+        digest.update(name.encode())
+        if (folder / name).is_file():
+            digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
     return digest.hexdigest()[:32]
 
 
@@ -151,10 +166,53 @@ def hash_mention(mention: str, label: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def hash_weights(network: Any) -> str:
+    """A hash of a network's weights alone."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _save_network(network: Any, folder: Path, stored: str) -> None:
+    if stored == "fp32":
+        network.save_pretrained(folder)
+    else:  # `config.json` goes on saying float32: so all tools compute in it
+        dtype = PRECISIONS[stored]
+        network.save_pretrained(
+            folder, state_dict={name: tensor.to(dtype) for name, tensor in network.state_dict().items()}
+        )
+
+
+def _save_int8(bundle: Bundle, folder: Path) -> dict[str, Any]:
+    """Copy the int8 form; gives what bundle.json is to say of it. One that was made of other weights is left out."""
+    if bundle.int8 is None:
+        return {}
+    if bundle.info.int8.get("weights") != hash_weights(bundle.model.network):
+        logger.warning("%s gets no int8 form: the one at hand is of other weights; `rayner compress` makes one", folder)
+        return {}
+    for name in INT8_FILES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(bundle.int8.with_suffix(Path(name).suffix), folder / name)
+    return bundle.info.int8
+
+
+def _drop_new(info: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that format version 1 does not know, where they say nothing: so an older rayner reads it."""
+    nothing = {"stored": "fp32", "int8": {}}
+    return {name: value for name, value in info.items() if name not in nothing or value != nothing[name]}
+
+
+def _describe_exits(model: TokenClassifier) -> dict[str, Any]:
+    exits = model.exits
+    return {} if exits is None else {"layers": exits.layers, "threshold": exits.threshold}
+
+
 def _write_info(folder: Path, info: dict[str, Any]) -> None:
     info["fingerprint"] = compute_fingerprint(folder, info)
     part = folder / f".{BUNDLE_FILE}.partial"
-    part.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(_drop_new(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(folder / BUNDLE_FILE)
 
 
@@ -194,7 +252,7 @@ def _load_own(path: Path) -> Bundle:
         casing=has_cases(network),
     )
     seen = load_file(path / SEEN_FILE)["hashes"].tolist() if (path / SEEN_FILE).is_file() else []
-    return Bundle(model.eval(), encoder, info, frozenset(seen))
+    return Bundle(model.eval(), encoder, info, frozenset(seen), path / INT8_FILES[0] if info.int8 else None)
 
 
 def _fetch_own(name: str) -> Path | None:
@@ -203,7 +261,7 @@ def _fetch_own(name: str) -> Path | None:
         hf_hub_download(name, BUNDLE_FILE)
     except EntryNotFoundError:  # also offline, where it is not in the cache
         return None
-    return Path(snapshot_download(name, allow_patterns=[f"*{suffix}" for suffix in FILE_SUFFIXES]))
+    return Path(snapshot_download(name, allow_patterns=[*(f"*{suffix}" for suffix in FILE_SUFFIXES), *INT8_FILES]))
 
 
 def _load_foreign(name: str, scheme: str | None) -> Bundle:

@@ -31,6 +31,7 @@ from pipelines.ner.runtimes.calibration import (
     find_cache,
     open_runtime,
 )
+from pipelines.ner.runtimes.int8 import explain_no_int8
 from pipelines.ner.runtimes.runtime import PRECISIONS
 from pipelines.ner.streams import PendingEmissions, Streams, start_threads
 from pipelines.ner.words import split_words
@@ -60,8 +61,8 @@ class NerEngine:
     Args:
         device: `cpu`, `cuda`, `cuda:1` …; `auto` takes a GPU if there is one.
         runtime: torch, packed, torch-compiled or openvino; `auto` takes the fastest, measured once on this machine.
-        precision: fp32, bf16 or fp16 for the encoder; `auto` takes bf16 where it is measured to be much faster.
-            Decoding is always in double precision.
+        precision: fp32, bf16, fp16 or, of a bundle that carries it, int8 for the encoder; `auto` takes bf16 where it is
+            measured to be much faster, int8 where it is faster. Decoding is always in double precision.
         max_batch_tokens: sub-tokens in one forward pass; default: the runtime's own. Halved where memory ends.
         num_threads: CPU threads that compute; default: PyTorch's.
         gpu_memory_fraction: the share of the GPU's memory that this process may take.
@@ -89,7 +90,9 @@ class NerEngine:
         self.encoder, self.scheme, self.info = bundle.encoder, bundle.model.scheme, bundle.info
         self.decoder = Decoder(bundle.model.scheme, bundle.model.chain, bundle.info.temperatures)
         self.size_bytes = sum(one.numel() * one.element_size() for one in bundle.model.parameters())
-        place = Place(bundle.model, bundle.encoder, self.device, self.num_threads, exports)
+        place = Place(bundle.model, bundle.encoder, self.device, self.num_threads, exports, bundle.int8)
+        if precision == "int8" and (problem := explain_no_int8(place.int8, place.device, runtime)):
+            raise problem
         self.figures: list[Figure] = []
         if "auto" in (runtime, precision):
             runtime, precision, self.figures = calibrate(runtime, precision, place)

@@ -1,4 +1,4 @@
-"""The model in OpenVINO's form, for CPUs (extra `cpu`): exported once and kept beside the bundle."""
+"""The model in OpenVINO's form, for CPUs (extra `cpu`): exported once and kept beside the bundle, or its int8 form."""
 
 import logging
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from pipelines.ner.casing import compute_logits
 from pipelines.ner.encoding import Window
 from pipelines.ner.model import TokenClassifier
-from pipelines.ner.runtimes.runtime import RuntimeUnavailable, pad_windows, refuse_exits
+from pipelines.ner.runtimes.runtime import RuntimeUnavailable, has_fast_bf16, pad_windows, refuse_exits
+from pipelines.ner.runtimes.telemetry import silence_telemetry
 
 _FIRST_CALL = Lock()
 OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -24,6 +25,7 @@ class OpenVinoRuntime:
     Args:
         cache: where the exported model is kept, or None to keep it nowhere.
         num_threads: CPU threads; each computes a batch of its own.
+        graph: another graph than the model's own, or the file of one: its int8 form.
     """
 
     name = "openvino"
@@ -31,7 +33,14 @@ class OpenVinoRuntime:
     group_tokens = 131_072
 
     def __init__(
-        self, model: TokenClassifier, *, precision: str, pad_id: int, num_threads: int, cache: Path | None
+        self,
+        model: TokenClassifier,
+        *,
+        precision: str,
+        pad_id: int,
+        num_threads: int,
+        cache: Path | None = None,
+        graph: Any = None,
     ) -> None:
         try:
             import openvino
@@ -47,9 +56,12 @@ class OpenVinoRuntime:
         core = openvino.Core()
         path = cache / "openvino.xml" if cache is not None else None
         try:
-            exported = core.read_model(path) if path is not None and path.is_file() else _export(model, path)
+            if graph is not None:
+                exported = core.read_model(graph) if isinstance(graph, Path) else graph
+            else:
+                exported = core.read_model(path) if path is not None and path.is_file() else export_graph(model, path)
             settings = {
-                "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[precision],
+                "INFERENCE_PRECISION_HINT": _find_hint(precision),
                 "NUM_STREAMS": str(num_threads),
                 "INFERENCE_NUM_THREADS": str(num_threads),
             }
@@ -72,6 +84,13 @@ class OpenVinoRuntime:
         return torch.from_numpy(logits_BTK).flatten(0, 1)[places_W].float()
 
 
+def _find_hint(precision: str) -> str:
+    """In what OpenVINO computes the layers that are not int8 themselves."""
+    if precision == "int8":
+        return OPENVINO_PRECISIONS["bf16" if has_fast_bf16(torch.device("cpu")) else "fp32"]
+    return OPENVINO_PRECISIONS[precision]
+
+
 class _Logits(nn.Module):
     """The network with plain tensors in and out, as the exporter wants it."""
 
@@ -84,7 +103,8 @@ class _Logits(nn.Module):
         return compute_logits(self.network, input_ids, attention_mask)
 
 
-def _export(model: TokenClassifier, path: Path | None) -> Any:
+def export_graph(model: TokenClassifier, path: Path | None = None) -> Any:
+    """OpenVINO's graph of a model's logits, in fp32; written to `path` where that is given."""
     import warnings
 
     import openvino
@@ -94,7 +114,7 @@ def _export(model: TokenClassifier, path: Path | None) -> Any:
     level = noisy.level
     noisy.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.inference_mode():
+        with warnings.catch_warnings(), torch.inference_mode(), silence_telemetry():
             warnings.simplefilter("ignore")  # the tracer's remarks on transformers' code
             exported = openvino.convert_model(_Logits(model.network).eval(), example_input=example)
     finally:

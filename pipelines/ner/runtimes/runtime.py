@@ -15,7 +15,8 @@ from pipelines.ner.encoding import Window
 from pipelines.ner.errors import UserError
 from pipelines.ner.model import TokenClassifier
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+"""int8 is of a bundle that carries it, and of OpenVINO: see `int8.py`."""
 IDEEP_KERNELS, ONEDNN_KERNELS = 32, 256
 """Shapes that ideep and oneDNN keep kernels for; by default 1,024, with scratch memory, which grows for hours."""
 SWITCH_INTERVAL = 0.0005

@@ -1,0 +1,328 @@
+"""A bundle's int8 form: calibrated on text, with the layers left out that cost too much F1.
+
+One calibration sets the ranges of all layers. Then each layer alone is made int8, and its effect on the emissions and
+decoded labels of dev text measured: its sensitivity. Then all layers are made int8; where that loses more F1 on dev
+than is allowed, the most sensitive 1, 2, 4 … are left out until it does not, and no more of them than needed (by
+bisection). What is judged is what is published: the same files, computed by the same runtime.
+"""
+
+import copy
+import importlib.metadata
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.compression.int8_graph import (
+    PRESETS,
+    QuantizationError,
+    build_int8_graph,
+    count_int8,
+    find_sites,
+    import_nncf,
+    insert_quantizers,
+)
+from pipelines.compression.sensitivity import Reference, Sensitivity, measure_sensitivity, pick, take
+from pipelines.evaluation.metrics import Scored, Tallies, count, count_documents, scores
+from pipelines.ner.bundle import INT8_FILES, Bundle, hash_weights
+from pipelines.ner.engine import NerEngine
+from pipelines.ner.errors import UserError, raise_all
+from pipelines.ner.runtimes.exported import export_graph
+from pipelines.ner.runtimes.int8 import FLAGS, has_fast_int8
+from pipelines.ner.runtimes.runtime import PRECISIONS
+from pipelines.ner.runtimes.telemetry import silence_telemetry
+
+STORED = ("fp32", "fp16")
+Document = str | Sequence[str]
+"""A text, or a list of words."""
+Accept = Callable[[Mapping[str, Tallies]], bool]
+"""Whether a model with these tallies on dev, by document, is good enough."""
+Tell = Callable[[str, int, int], None]
+"""Progress: what is done, how much of it, of how much."""
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """How a model becomes int8."""
+
+    num_windows: int = 200
+    """Windows of the calibration text that set the ranges of activations."""
+    sensitivity_tokens: int = 2048
+    """Sub-tokens of dev on which each layer alone is measured."""
+    smooth: float | None = 0.95
+    """SmoothQuant: how much of the activations' outliers moves into the weights, 0 to 1; null: nothing."""
+    preset: str = "mixed"
+    """mixed: activations have a range of their own on each side of zero; symmetric: the same on both."""
+    correct_bias: bool = True
+    """Biases make up for what int8 shifts in the mean."""
+    left_out: tuple[str, ...] = ()
+    """Layers that stay in higher precision whatever they show: all whose name contains one of these."""
+    stored: str = "fp16"
+    """Precision of the weights that stay beside the int8 form, for whom it cannot be computed: fp32 or fp16."""
+
+    def find_problems(self) -> list[UserError]:
+        """Every mistake in these settings."""
+        checks = [
+            ("num_windows", "at least 1", self.num_windows >= 1),
+            ("sensitivity_tokens", "at least 1", self.sensitivity_tokens >= 1),
+            ("smooth", "0 to 1, or null", self.smooth is None or 0 <= self.smooth <= 1),
+            ("preset", "one of " + ", ".join(PRESETS), self.preset in PRESETS),
+            ("stored", "one of " + ", ".join(STORED), self.stored in STORED),
+        ]
+        return [
+            QuantizationError("a value out of range", where=f"`int8.{name}`", rule=rule, value=getattr(self, name))
+            for name, rule, holds in checks
+            if not holds
+        ]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A choice of layers, and what it showed on dev."""
+
+    left_out: int
+    """So many of the most sensitive layers are not int8."""
+    f1: float
+    f1_loss: float
+    """In points, against the model given."""
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What came of it."""
+
+    bundle: Bundle | None
+    """The model with its int8 form, to be saved by `save_bundle`; None where no choice of layers is good enough."""
+    layers: list[Sensitivity]
+    """Every layer, the most sensitive first."""
+    left_out: list[str]
+    """The layers that are not int8."""
+    attempts: list[Attempt]
+    f1: float
+    """Strict micro F1 on dev of the model given."""
+    num_bytes: int
+    """Of the int8 form's files; 0 where there is none."""
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a report, without the model."""
+        names = ("left_out", "f1", "num_bytes", "seconds")
+        listed = {name: [asdict(one) for one in getattr(self, name)] for name in ("layers", "attempts")}
+        return {name: getattr(self, name) for name in names} | listed
+
+
+def quantize_bundle(
+    bundle: Bundle,
+    calibration: Sequence[Document],
+    dev: Sequence[Scored],
+    *,
+    max_f1_loss: float,
+    folder: Path,
+    config: QuantizationConfig | None = None,
+    accept: Accept | None = None,
+    tell: Tell | None = None,
+) -> Quantized:
+    """Give a bundle an int8 form that loses no more F1 on dev than allowed.
+
+    Args:
+        calibration: texts or lists of words like those that the model will read; labels are not needed.
+        dev: gold, what it is judged by; what is predicted there is not looked at.
+        max_f1_loss: points of strict micro F1; of the difference found, without its interval.
+        folder: where the int8 form is written.
+        accept: judges in place of `max_f1_loss`.
+
+    Raises:
+        QuantizationError: nothing to calibrate or judge by, packages or instructions missing.
+    """
+    config = config or QuantizationConfig()
+    started = time.monotonic()
+    windows = take(calibration, config.num_windows, bundle.encoder)
+    raise_all(_find_problems(bundle, windows, dev, max_f1_loss, config))
+    nncf_version = import_nncf().__version__
+    original, bundle = bundle, _store(bundle, config.stored)
+    base = export_graph(bundle.model)
+    told = tell or (lambda what, done, total: None)
+    told("calibrating", 0, 1)
+    quantized = insert_quantizers(
+        base,
+        windows,
+        bundle.encoder.pad_id,
+        preset=config.preset,
+        smooth=config.smooth,
+        correct_bias=config.correct_bias,
+    )
+    names = [site.name for site in find_sites(quantized)]
+    fixed = _find_fixed(names, config.left_out)
+    reference = Reference.measure(
+        original, pick([one.content for one in dev], bundle.encoder, config.sensitivity_tokens)
+    )
+    layers = measure_sensitivity(reference, quantized, base, told)
+    search = _Search(original, bundle, dev, max_f1_loss, accept, folder, quantized, base)
+    order = fixed + [layer.name for layer in layers if layer.name not in fixed]
+    number = search.find_fewest(order, len(fixed), told)
+    left_out = order if number is None else order[:number]
+    finished = None
+    if number is not None:
+        facts = {
+            "left_out": left_out,
+            "num_layers": len(names),
+            "dev_f1": search.f1,
+            "dev_f1_loss": search.found[number].f1_loss,
+            "settings": asdict(config),
+            "versions": {"openvino": importlib.metadata.version("openvino"), "nncf": nncf_version},
+        }
+        finished = search.publish(left_out, facts)
+    size = sum((folder / name).stat().st_size for name in INT8_FILES) if finished else 0
+    attempts = list(search.found.values())
+    return Quantized(finished, layers, left_out, attempts, search.f1, size, round(time.monotonic() - started, 1))
+
+
+class _Search:
+    """How few of the most sensitive layers have to be left out."""
+
+    def __init__(
+        self,
+        original: Bundle,
+        bundle: Bundle,
+        dev: Sequence[Scored],
+        max_f1_loss: float,
+        accept: Accept | None,
+        folder: Path,
+        quantized: Any,
+        base: Any,
+    ) -> None:
+        self.bundle, self.dev, self.max_f1_loss, self.accept, self.folder = bundle, dev, max_f1_loss, accept, folder
+        self.quantized, self.base = quantized, base
+        self.names = [site.name for site in find_sites(quantized)]
+        self.f1 = _score(NerEngine(original, device="cpu", runtime="openvino", precision="fp32"), dev)[0]
+        self.found: dict[int, Attempt] = {}
+
+    def find_fewest(self, order: Sequence[str], least: int, tell: Tell) -> int | None:
+        """How many of the layers in this order; None if all but one are too few."""
+        low, high, step = least, least, 1
+        while not self._try(order, high, tell):
+            if high >= len(order) - 1:
+                return None
+            low, high, step = high + 1, min(least + step, len(order) - 1), step * 2
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._try(order, middle, tell) else (middle + 1, high)
+        return high
+
+    def publish(self, left_out: Sequence[str], facts: dict[str, Any]) -> Bundle:
+        """The model with the form that leaves these layers out."""
+        made = self._write(left_out)
+        return replace(made, info=replace(made.info, int8=made.info.int8 | facts))
+
+    def _try(self, order: Sequence[str], number: int, tell: Tell) -> bool:
+        if number not in self.found:
+            tell("judging", len(self.found), len(self.found) + 1)
+            made = self._write(order[:number])
+            f1, documents = _score(NerEngine(made, device="cpu", runtime="openvino", precision="int8"), self.dev)
+            loss = round(100 * (self.f1 - f1), 4)
+            good = loss <= self.max_f1_loss if self.accept is None else self.accept(documents)
+            self.found[number] = Attempt(number, f1, loss, good)
+        return self.found[number].accepted
+
+    def _write(self, left_out: Sequence[str]) -> Bundle:
+        import openvino
+
+        graph = build_int8_graph(self.quantized, self.base, set(self.names) - set(left_out))
+        path = self.folder / INT8_FILES[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for name in INT8_FILES:  # a new file, for a graph that is in use has the old one mapped
+            (self.folder / name).unlink(missing_ok=True)
+        with silence_telemetry():
+            openvino.save_model(graph, path, compress_to_fp16=False)
+        facts = {"weights": hash_weights(self.bundle.model.network), "num_int8": count_int8(graph)}
+        return replace(self.bundle, int8=path, info=replace(self.bundle.info, int8=facts))
+
+
+def _score(engine: NerEngine, dev: Sequence[Scored]) -> tuple[float, dict[str, Tallies]]:
+    """Strict micro F1 on dev, and the tallies of each document."""
+    try:
+        predicted = engine.predict_documents([one.content for one in dev])
+    finally:
+        engine.close()
+    scored = [replace(one, predicted=spans) for one, spans in zip(dev, predicted, strict=True)]
+    return float(scores(count(scored))["strict"]["micro"]["f1"]), count_documents(scored)
+
+
+def _store(bundle: Bundle, stored: str) -> Bundle:
+    """The bundle with its weights rounded as they will be stored: the int8 form is made of those."""
+    info = replace(bundle.info, stored=stored)
+    if stored == "fp32":
+        return replace(bundle, info=info)
+    model = copy.deepcopy(bundle.model)
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            rounded = parameter.to(PRECISIONS[stored]).to(parameter.dtype)
+            if not torch.isfinite(rounded).all():
+                raise QuantizationError(
+                    f"the model's weights do not fit {stored}",
+                    where="`int8.stored`",
+                    rule=f"at most {torch.finfo(PRECISIONS[stored]).max:g}",
+                    value=f"{float(parameter.abs().max()):g}",
+                    remedy="`--int8.stored fp32`",
+                )
+            parameter.copy_(rounded)
+    return replace(bundle, model=model, info=info)
+
+
+def _find_fixed(names: Sequence[str], left_out: Sequence[str]) -> list[str]:
+    """The layers that are left out whatever they show."""
+    unknown = [part for part in left_out if not any(part in name for name in names)]
+    fixed = [name for name in names if any(part in name for part in left_out)]
+    if unknown or len(fixed) == len(names):
+        raise QuantizationError(
+            "no such layer" if unknown else "no layer would be int8",
+            where="`int8.left_out`",
+            rule="parts of names of layers, not of all",
+            value=", ".join(unknown or left_out),
+            remedy="there are " + ", ".join(get_close_matches((unknown or left_out)[0], names, n=4, cutoff=0)),
+        )
+    return fixed
+
+
+def _find_problems(
+    bundle: Bundle, windows: Sequence[Any], dev: Sequence[Scored], max_f1_loss: float, config: QuantizationConfig
+) -> list[UserError]:
+    problems = config.find_problems()
+    if not windows:
+        problems.append(
+            QuantizationError(
+                "the calibration text is empty",
+                where="step `int8`",
+                rule="documents with at least one word, like those that the model will read",
+                remedy="give training or other text; a few hundred sentences are enough",
+            )
+        )
+    if not any(one.gold_strict for one in dev):
+        problems.append(
+            QuantizationError(
+                "dev has no entities to judge by",
+                where="step `int8`",
+                rule="a labelled dev set",
+                value=f"{len(dev)} documents",
+                remedy="give one by `--corpus.dev`",
+            )
+        )
+    if not max_f1_loss >= 0:
+        rule = "points of F1, at least 0"
+        problems.append(QuantizationError("a value out of range", where="`max_f1_loss`", rule=rule, value=max_f1_loss))
+    if not has_fast_int8(torch.device("cpu")):
+        problems.append(
+            QuantizationError(
+                "this CPU has no int8 products, so the int8 form could not be measured",
+                where="step `int8`",
+                rule="one of " + ", ".join(sorted(FLAGS)),
+                value=torch.backends.cpu.get_cpu_capability(),
+                remedy="run it on a machine with VNNI or AMX, or leave the step out",
+            )
+        )
+    return problems

@@ -1,0 +1,79 @@
+"""Where a model's int8 form can be computed, and why not elsewhere.
+
+The form itself is made by `pipelines.compression.quantization` and lies in the bundle (`BundleInfo.int8`), beside the
+weights from which every other precision is computed: a machine without int8 products loses speed, never the model.
+"""
+
+import importlib.util
+import platform
+from pathlib import Path
+
+import torch
+
+from pipelines.ner.runtimes.runtime import RuntimeUnavailable
+
+FLAGS = {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm"}
+"""As `/proc/cpuinfo` calls what multiplies bytes into 32-bit sums (x86: VNNI, AMX; ARM: dot products)."""
+_CPU_FLAGS = Path("/proc/cpuinfo")
+
+
+def has_fast_int8(device: torch.device) -> bool:
+    """Whether int8 products are the hardware's own.
+
+    Elsewhere OpenVINO adds up pairs in 16 bits, which overflow: other entities, and no speed to speak of.
+    """
+    if device.type != "cpu":
+        return False
+    if torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported():
+        return True
+    try:
+        lines = _CPU_FLAGS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux: Apple's chips, on which OpenVINO computes f16
+        return False
+    names = next((line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return bool(FLAGS & set(names.split()))
+
+
+def explain_no_int8(form: Path | None, device: torch.device, runtime: str = "auto") -> RuntimeUnavailable | None:
+    """Why `precision: int8` cannot be had here; None where it can.
+
+    Args:
+        form: the model's int8 form, as the bundle has it.
+    """
+    where = "precision `int8`"
+    if form is None:
+        return RuntimeUnavailable(
+            "the model has no int8 form",
+            where=where,
+            rule="a bundle that `rayner compress` made with the step `int8`: it is measured and gated then",
+            remedy="make one: `rayner compress --steps int8`; or use the precision `auto`",
+        )
+    if device.type != "cpu":
+        rule, value = "a CPU", str(device)
+        return RuntimeUnavailable(
+            "int8 is computed on CPUs only", where=where, rule=rule, value=value, remedy="use bf16, fp16 or `auto`"
+        )
+    if runtime not in ("auto", "openvino"):
+        return RuntimeUnavailable(
+            "int8 is computed by OpenVINO only",
+            where=where,
+            rule="the runtime `openvino` or `auto`",
+            value=f"runtime `{runtime}`",
+            remedy="use that, or another precision: the bundle has the weights of all",
+        )
+    if importlib.util.find_spec("openvino") is None:
+        return RuntimeUnavailable(
+            "OpenVINO is not installed",
+            where=where,
+            rule="the package `openvino`",
+            remedy="pip install 'rayner[cpu]', or use the precision `auto`, which takes another",
+        )
+    if not has_fast_int8(device):
+        return RuntimeUnavailable(
+            "this CPU has no int8 products",
+            where=where,
+            rule="VNNI or AMX (x86), dot products (ARM): one of " + ", ".join(sorted(FLAGS)),
+            value=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+            remedy="use the precision `auto`: it takes the bundle's other weights",
+        )
+    return None

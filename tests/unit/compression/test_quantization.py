@@ -1,0 +1,372 @@
+"""Int8 forms: near the model they are made of, judged layer by layer, kept whole, refused where they cannot be had."""
+
+import importlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import openvino
+import pytest
+import torch
+from transformers import AutoModelForTokenClassification
+
+from pipelines.compression.int8_graph import (
+    QuantizationError,
+    build_int8_graph,
+    count_int8,
+    find_sites,
+    insert_quantizers,
+)
+from pipelines.compression.quantization import QuantizationConfig, _find_fixed, quantize_bundle
+from pipelines.compression.sensitivity import Reference, measure_sensitivity, take
+from pipelines.evaluation.metrics import Scored
+from pipelines.ner.bundle import BUNDLE_FILE, INT8_FILES, Bundle, BundleError, load_bundle, save_bundle
+from pipelines.ner.casing import add_cases
+from pipelines.ner.encoding import Encoder
+from pipelines.ner.engine import NerEngine
+from pipelines.ner.errors import UserError
+from pipelines.ner.runtimes import calibration, int8
+from pipelines.ner.runtimes.calibration import Figure
+from pipelines.ner.runtimes.exported import OpenVinoRuntime, export_graph
+from pipelines.ner.runtimes.runtime import RuntimeUnavailable
+from pipelines.ner.runtimes.telemetry import silence_telemetry
+from tests.conftest import EXACT, SAMPLE, make_bundle
+
+INT8 = {"device": "cpu", "runtime": "openvino", "precision": "int8"}
+TEXTS = [json.loads(line)["text"] for line in (SAMPLE / "en-dev.jsonl").open(encoding="utf-8")][:16]
+WORDS = [text.split() for text in TEXTS]
+FAST = QuantizationConfig(num_windows=24, sensitivity_tokens=256)
+LAYER = "bert.encoder.layer.0.intermediate.dense"
+
+pytestmark = pytest.mark.skipif(not int8.has_fast_int8(torch.device("cpu")), reason="this CPU has no int8 products")
+
+
+def label_by(bundle: Bundle, documents=WORDS) -> list[Scored]:
+    """Documents whose gold is what the model itself finds: its F1 is 1."""
+    found = NerEngine(bundle, **EXACT).predict_words(documents)
+    return [
+        Scored(str(index), f"dev:{index}", spans, spans, [], words=words)
+        for index, (words, spans) in enumerate(zip(documents, found, strict=True))
+    ]
+
+
+def quantize(bundle: Bundle, folder: Path, documents=WORDS, **settings):
+    settings = {"max_f1_loss": 100.0, "folder": folder, "config": FAST} | settings
+    return quantize_bundle(bundle, TEXTS, label_by(bundle, documents), **settings)
+
+
+def emissions_of(bundle: Bundle, engine=INT8, documents=WORDS) -> list[torch.Tensor]:
+    opened = NerEngine(bundle, **engine)
+    return opened.compute_emissions([bundle.encoder.encode_words(words) for words in documents])
+
+
+def list_edges(spans) -> set:
+    return {(index, span.start, span.end, span.label) for index, found in enumerate(spans) for span in found}
+
+
+@pytest.fixture(scope="module")
+def source(tiny_encoder, tmp_path_factory) -> Bundle:
+    return load_bundle(make_bundle(tiny_encoder, tmp_path_factory.mktemp("source") / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def made(source, tmp_path_factory):
+    return quantize(source, tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="module")
+def saved(made, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "bundle"
+    save_bundle(folder, made.bundle)
+    return folder
+
+
+def test_int8_emissions_are_near_fp32_and_entities_nearly_the_same(source, made):
+    found, expected = torch.cat(emissions_of(made.bundle)), torch.cat(emissions_of(source, EXACT))
+    assert not torch.equal(found, expected)
+    assert (found - expected).square().mean().sqrt() < 0.05 * expected.std()
+    ours = list_edges(NerEngine(made.bundle, **INT8).predict_words(WORDS))
+    theirs = list_edges(NerEngine(source, **EXACT).predict_words(WORDS))
+    assert len(theirs) > 100
+    assert len(ours & theirs) > 0.95 * len(ours | theirs)
+    assert [one.left_out for one in made.attempts] == [0]
+    assert 95 < 100 * made.f1 - made.attempts[0].f1_loss <= 100
+
+
+def test_crf_and_cases_live_in_an_int8_bundle_too(tiny_encoder, tmp_path):
+    bundle = load_bundle(make_bundle(tiny_encoder, tmp_path / "source", head="crf"))
+    add_cases(bundle.model.network)
+    with torch.no_grad():
+        bundle.model.network.bert.embeddings.token_type_embeddings.weight.normal_(0, 0.1)
+    old = bundle.encoder
+    encoder = Encoder(old.tokenizer, window=old.window, stride=old.stride, splitter=old.splitter, casing=True)
+    bundle = replace(bundle, encoder=encoder)
+    save_bundle(tmp_path / "saved", quantize(bundle, tmp_path / "made").bundle)
+    loaded = load_bundle(tmp_path / "saved")
+    assert loaded.encoder.casing
+    assert all(map(torch.equal, loaded.model.chain.transitions_KK, bundle.model.chain.transitions_KK))
+    found, expected = torch.cat(emissions_of(loaded)), torch.cat(emissions_of(bundle, EXACT))
+    assert (found - expected).square().mean().sqrt() < 0.05 * expected.std()
+    (lower,) = emissions_of(loaded, documents=[[word.lower() for word in WORDS[0]]])
+    assert not torch.allclose(lower, emissions_of(loaded, documents=[WORDS[0]])[0], atol=0.1 * float(lower.std()))
+
+
+def test_a_document_has_the_same_int8_emissions_in_any_batch(made):
+    together = emissions_of(made.bundle)
+    for words, expected in list(zip(WORDS, together, strict=True))[:5]:
+        (alone,) = emissions_of(made.bundle, documents=[words])
+        torch.testing.assert_close(alone, expected, atol=1e-3 * float(expected.std()), rtol=0)
+
+
+def test_saved_bundle_gives_the_same_int8_emissions_and_is_read_by_transformers(made, saved, tmp_path):
+    again = load_bundle(saved)
+    assert again.info.format_version == 2
+    assert again.info.int8["num_int8"]["weights"] == count_int8(read_graph(saved))["weights"] > 10
+    assert all(map(torch.equal, emissions_of(again), emissions_of(made.bundle)))
+    copied = save_bundle(tmp_path / "again", again)
+    assert copied == again.info.fingerprint
+    assert all(map(torch.equal, emissions_of(load_bundle(tmp_path / "again")), emissions_of(again)))
+    network = AutoModelForTokenClassification.from_pretrained(saved)
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    assert all(map(torch.equal, network.parameters(), again.model.network.parameters()))
+
+
+def test_weights_beside_it_are_those_given_rounded_to_half_their_bytes(source, saved):
+    half = (saved / "model.safetensors").stat().st_size
+    assert half < 0.6 * sum(4 * one.numel() for one in source.model.network.parameters())
+    assert (saved / INT8_FILES[1]).stat().st_size < 0.6 * half
+    found, expected = torch.cat(emissions_of(load_bundle(saved), EXACT)), torch.cat(emissions_of(source, EXACT))
+    assert (found - expected).square().mean().sqrt() < 2e-3 * expected.std()
+
+
+@pytest.mark.parametrize("damage", ["weights", "graph", "missing"])
+def test_fingerprint_notices_a_damaged_int8_form(saved, tmp_path, damage):
+    folder = Path(shutil.copytree(saved, tmp_path / "bundle"))
+    file = folder / INT8_FILES[damage == "weights"]
+    if damage == "missing":
+        file.unlink()
+    else:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(BundleError, match="not those it was saved with"):
+        load_bundle(folder)
+
+
+def test_bundle_without_int8_is_written_as_before(source, tmp_path):
+    folder = tmp_path / "plain"
+    save_bundle(folder, source)
+    info = json.loads((folder / BUNDLE_FILE).read_text())
+    assert info["format_version"] == 1
+    assert not {"int8", "stored"} & info.keys()
+    assert not (folder / "int8").exists()
+    (folder / "int8").mkdir()
+    (folder / INT8_FILES[1]).write_bytes(b"of an earlier bundle in this place")
+    assert load_bundle(folder).int8 is None
+
+
+def test_form_of_other_weights_is_not_saved(made, tmp_path, caplog):
+    bundle = replace(made.bundle, model=load_bundle_again(made.bundle, tmp_path).model)
+    with torch.no_grad():
+        bundle.model.network.classifier.bias.add_(1)
+    with caplog.at_level(logging.WARNING):
+        save_bundle(tmp_path / "changed", bundle)
+    assert "of other weights" in caplog.text
+    assert load_bundle(tmp_path / "changed").int8 is None
+
+
+def load_bundle_again(bundle: Bundle, folder: Path) -> Bundle:
+    save_bundle(folder / "copy", bundle)
+    return load_bundle(folder / "copy")
+
+
+def test_auto_measures_the_int8_form_and_takes_it_only_where_it_is_faster(saved):
+    told = NerEngine.load(saved, device="cpu").describe()
+    (figure,) = [one for one in told["candidates"] if one["precision"] == "int8"]
+    assert figure["runtime"] == "openvino"
+    assert not figure["problem"]
+    assert figure["tokens_per_s"] > 0
+    slow = [Figure("packed", "fp32", 100), Figure("openvino", "int8", 99), Figure("packed", "bf16", 110)]
+    fast = [Figure("packed", "fp32", 100), Figure("openvino", "int8", 105), Figure("packed", "bf16", 110)]
+    assert calibration._choose(slow) == slow[0]
+    assert calibration._choose(fast) == fast[1]
+    asked = NerEngine.load(saved, device="cpu", precision="int8").describe()
+    assert (asked["runtime"], asked["precision"]) == ("openvino", "int8")
+    exact = NerEngine.load(saved, device="cpu", precision="fp32").describe()
+    assert "int8" not in {one["precision"] for one in exact["candidates"]}
+
+
+def test_int8_is_refused_where_the_bundle_has_none_or_another_runtime_is_asked_for(source, saved):
+    with pytest.raises(RuntimeUnavailable, match="has no int8 form"):
+        NerEngine(source, device="cpu", precision="int8")
+    with pytest.raises(RuntimeUnavailable, match="by OpenVINO only"):
+        NerEngine.load(saved, device="cpu", runtime="packed", precision="int8")
+
+
+@pytest.mark.parametrize("lack", ["openvino", "instructions"])
+def test_machine_without_int8_refuses_it_by_name_and_auto_takes_the_other_weights(saved, monkeypatch, tmp_path, lack):
+    if lack == "openvino":
+        monkeypatch.setattr(int8.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(calibration, "_is_installed", lambda name: name != "openvino")
+    else:
+        (tmp_path / "cpuinfo").write_text("flags\t\t: fpu sse2 avx2\n")
+        monkeypatch.setattr(int8, "_CPU_FLAGS", tmp_path / "cpuinfo")
+        monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    told = {"openvino": "OpenVINO is not installed", "instructions": "this CPU has no int8 products"}[lack]
+    with pytest.raises(RuntimeUnavailable, match=told):
+        NerEngine.load(saved, device="cpu", precision="int8")
+    engine = NerEngine.load(saved, device="cpu")
+    (figure,) = [one for one in engine.describe()["candidates"] if one["precision"] == "int8"]
+    assert figure["problem"] == told
+    assert engine.describe()["precision"] == "fp32"
+    assert sum(len(one.entities) for one in engine.predict(TEXTS[:3])) > 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags\t\t: fpu avx512f avx512_vnni\n", True),
+        ("flags : avx2 avx_vnni\n", True),
+        ("Features\t: fp asimd asimddp\n", True),
+        ("flags : avx2 avx512f vnni_like\n", False),
+    ],
+)
+def test_int8_products_are_read_off_the_cpus_flags(monkeypatch, tmp_path, flags, expected):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}")
+    monkeypatch.setattr(int8, "_CPU_FLAGS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert int8.has_fast_int8(torch.device("cpu")) is expected
+    assert not int8.has_fast_int8(torch.device("cuda"))
+
+
+def read_graph(folder: Path):
+    return openvino.Core().read_model(folder / INT8_FILES[0])
+
+
+def test_layers_left_out_are_not_int8_in_the_file_and_a_tolerance_leaves_out_the_worst(made, tmp_path):
+    given = replace(made.bundle, int8=None)
+    config = replace(FAST, left_out=("layer.1.output.dense", LAYER))
+    tried = []
+
+    def accept(documents):  # not before four layers are left out
+        tried.append(documents)
+        return len(documents) == len(WORDS) and count_int8(read_graph(tmp_path))["weights"] <= whole - 4
+
+    whole = made.bundle.info.int8["num_int8"]["weights"]
+    found = quantize(given, tmp_path, config=config, accept=accept)
+    assert found.left_out[:2] == [LAYER, "bert.encoder.layer.1.output.dense"]
+    sensitive = [one.name for one in found.layers if one.name not in found.left_out[:2]]
+    assert found.left_out[2:] == sensitive[: len(found.left_out) - 2]
+    fewer = [one for one in found.attempts if one.left_out < len(found.left_out)]
+    assert [one.accepted for one in found.attempts if one.left_out == len(found.left_out)] == [True]
+    assert fewer
+    assert not any(one.accepted for one in fewer)
+    assert max(one.left_out for one in fewer) == len(found.left_out) - 1
+    graph = read_graph(tmp_path)
+    assert not find_int8_layers(graph) & set(found.left_out)
+    assert len(find_int8_layers(graph)) == count_int8(graph)["weights"]
+    assert count_int8(graph) == found.bundle.info.int8["num_int8"]
+    assert found.bundle.info.int8["left_out"] == found.left_out
+
+
+def find_int8_layers(graph) -> set[str]:
+    """Layers with a table of bytes, by the names of the products that read them."""
+    found = set()
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() in ("MatMul", "Gather"):
+            for port in node.inputs():
+                chain = [port.get_source_output().get_node()]
+                while chain[-1].get_type_name() in ("Multiply", "Subtract", "Convert"):
+                    chain.append(chain[-1].input_value(0).get_node())
+                if chain[-1].get_type_name() == "Constant" and chain[-1].get_element_type().get_type_name() == "i8":
+                    found.add(node.get_friendly_name().split("/")[0].removeprefix("__module.network."))
+    return found
+
+
+def test_nothing_is_published_where_no_choice_of_layers_is_good_enough(source, tmp_path):
+    config = replace(FAST, num_windows=4, sensitivity_tokens=32)
+    found = quantize(source, tmp_path, WORDS[:2], config=config, accept=lambda documents: False)
+    assert found.bundle is None
+    assert found.num_bytes == 0
+    assert not any(one.accepted for one in found.attempts)
+    assert max(one.left_out for one in found.attempts) == len(found.layers) - 1
+    json.dumps(found.to_dict())
+
+
+def test_one_outlier_channel_is_found_by_the_sensitivity_and_mended_by_smoothing(tiny_encoder, tmp_path):
+    """One of the numbers between two layers is a thousand times as large as the others, as in real encoders."""
+    bundle = load_bundle(make_bundle(tiny_encoder, tmp_path / "bundle"))
+    layer = bundle.model.network.bert.encoder.layer[1]
+    with torch.no_grad():
+        layer.output.dense.weight[:, 7] /= 1000
+        layer.intermediate.dense.weight[7] *= 1000
+        layer.intermediate.dense.bias[7] += 50
+    windows = take(TEXTS, 12, bundle.encoder)
+    graph = export_graph(bundle.model)
+    reference = Reference.measure(bundle, windows[:6])
+    settings = {"preset": "mixed", "correct_bias": True}
+    rough = insert_quantizers(graph, windows, bundle.encoder.pad_id, smooth=None, **settings)
+    found = measure_sensitivity(reference, rough, graph, lambda what, done, total: None)
+    worst = next(one for one in found if one.kind == "linear")
+    assert worst.name == "bert.encoder.layer.1.output.dense"
+    smooth = insert_quantizers(graph, windows, bundle.encoder.pad_id, smooth=0.95, **settings)
+    (site,) = [one for one in find_sites(smooth) if one.name == worst.name]
+    mended = reference.compare(site, build_int8_graph(smooth, graph, {worst.name}))
+    assert mended.error < worst.error / 3
+
+
+def test_no_layer_int8_is_the_model_itself(source):
+    windows = take(TEXTS, 8, source.encoder)
+    graph = export_graph(source.model)
+    quantized = insert_quantizers(
+        graph, windows, source.encoder.pad_id, preset="symmetric", smooth=0.5, correct_bias=True
+    )
+    assert find_sites(quantized)
+    taken_back = build_int8_graph(quantized, graph, set())
+    assert count_int8(taken_back) == {"weights": 0, "activations": 0}
+    one, other = (
+        OpenVinoRuntime(source.model, precision="fp32", pad_id=source.encoder.pad_id, num_threads=1, graph=each)
+        for each in (graph, taken_back)
+    )
+    expected = one.compute(windows)
+    torch.testing.assert_close(other.compute(windows), expected, atol=1e-5 * float(expected.std()), rtol=1e-5)
+
+
+def test_every_mistake_is_told_at_once_before_anything_is_computed(source, tmp_path):
+    config = QuantizationConfig(smooth=2, preset="int4", stored="int8", num_windows=1)
+    with pytest.raises(UserError) as told:
+        quantize_bundle(source, ["", " \n"], [], max_f1_loss=-1, folder=tmp_path / "int8", config=config)
+    for part in (
+        "calibration text is empty",
+        "no entities to judge",
+        "`max_f1_loss`",
+        "`int8.smooth`",
+        "`int8.stored`",
+    ):
+        assert part in str(told.value)
+    assert not (tmp_path / "int8").exists()
+
+
+def test_unknown_layers_are_refused_with_the_nearest_names(source, tmp_path):
+    with pytest.raises(QuantizationError, match="no such layer") as told:
+        quantize(source, tmp_path, config=replace(FAST, num_windows=2, left_out=("layer.9.intermediate",)))
+    assert LAYER in str(told.value)
+    with pytest.raises(QuantizationError, match="no layer would be int8"):
+        _find_fixed([LAYER], ["dense"])
+    assert not (tmp_path / "int8").exists()
+
+
+def test_nothing_tells_intel_who_uses_it(monkeypatch):
+    monkeypatch.setenv("CI", "false")
+    with silence_telemetry():
+        assert (os.environ["CI"], os.environ["NNCF_CI"]) == ("true", "1")
+        checker = importlib.import_module("openvino_telemetry.utils.opt_in_checker")
+        assert checker.OptInChecker().check(False, disable_in_ci=True) == checker.ConsentCheckResult.DECLINED
+    assert os.environ["CI"] == "false"
+    assert "NNCF_CI" not in os.environ
+    assert type(importlib.import_module("nncf.telemetry").telemetry).__name__ == "MagicMock"
