@@ -26,6 +26,7 @@ from pipelines.compression.config import (
     Tolerance,
 )
 from pipelines.compression.page import describe, render_html, render_markdown
+from pipelines.compression.quantization import QuantizationConfig
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
@@ -68,8 +69,9 @@ class CompressConfig:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     steps: list[str] = field(default_factory=lambda: list(DEFAULT_STEPS))
     """What is done, in this order. distill: a student with fewer layers; prune: the attention heads and feed-forward
-    columns go that matter least; vocabulary: sub-tokens go that the corpus does not use; early_exit, the last: windows
-    leave the network as soon as it is sure of all their words."""
+    columns go that matter least; vocabulary: sub-tokens go that the corpus does not use; as the last one either int8:
+    products of bytes, but for layers that it would harm; or early_exit: windows leave the network as soon as it is sure
+    of all their words."""
     max_f1_loss: float = 1.0
     """Points of strict F1 that a variant may lose on dev against the model given: its loss must be shown to be less, by
     the 95 % interval of a paired bootstrap over documents."""
@@ -77,6 +79,7 @@ class CompressConfig:
     """Points that a label may lose; a variant is refused if one of them is shown to lose more."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
+    int8: QuantizationConfig = field(default_factory=QuantizationConfig)
     early_exit: EarlyExitConfig = field(default_factory=EarlyExitConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
@@ -119,7 +122,7 @@ def run(config: CompressConfig) -> int:
             if is_new:
                 print_shards(info, shards)
         bench = Bench(folder, _keep_start(config, bundle, folder), shards, info, recipe, record)
-        variants = _make_variants(bench, config.steps, config.price_per_hour)
+        variants, not_made = _make_variants(bench, config.steps, config.price_per_hour)
     chosen = max(
         (one for one in variants if not one["verdict"] or one["verdict"]["passes"]), key=lambda one: one["tokens_per_s"]
     )
@@ -127,6 +130,7 @@ def run(config: CompressConfig) -> int:
         "start": START,
         "chosen": chosen["name"],
         "variants": variants,
+        "not_made": not_made,
         "facts": _collect_facts(config, info, bundle),
     }
     write_json(folder / "compression.json", result)
@@ -148,17 +152,24 @@ def run(config: CompressConfig) -> int:
     return 0
 
 
-def _make_variants(bench: Bench, steps: Sequence[str], price_per_hour: float | None) -> list[dict[str, Any]]:
-    """The start and a variant of each step, scored, judged and measured."""
+def _make_variants(
+    bench: Bench, steps: Sequence[str], price_per_hour: float | None
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The start and a variant of each step, scored, judged and measured; and why there is none of a step."""
     start = bench.folder / "variants" / START
     start.mkdir(parents=True, exist_ok=True)
     scored = {START: bench.score(start, bench.start)}
     bundles: dict[str, Path] = {START: bench.start}
     verdicts: dict[str, Any] = {START: None}
-    last_good = bench.start
+    last_good, not_made = bench.start, dict[str, str]()
     for number, step in enumerate(steps, 1):
         name = f"{number}-{step}"
-        made = bench.make(name, step, last_good)
+        try:
+            made = bench.make(name, step, last_good)
+        except CompressionError as error:
+            not_made[name] = "; ".join(str(fact) for fact in (error.what, error.value) if fact is not None)
+            console.print(f"{escape(name)}: [red]not made[/] {escape(not_made[name])}")
+            continue
         bundles[name] = made / "bundle"
         scored[name] = bench.score(made, bundles[name])
         verdicts[name] = bench.judge(scored[START]["documents"], scored[name]["documents"])
@@ -174,7 +185,7 @@ def _make_variants(bench: Bench, steps: Sequence[str], price_per_hour: float | N
             last_good = bundles[name]
             annotate_bundle(last_good, {"compression": {"steps": list(steps[:number]), "from": str(bench.start)}})
     figures = bench.measure(list(bundles.values()), price_per_hour)
-    return [
+    variants = [
         {
             "name": name,
             "f1": scored[name]["f1"],
@@ -185,6 +196,7 @@ def _make_variants(bench: Bench, steps: Sequence[str], price_per_hour: float | N
         }
         for name, one in zip(bundles, figures, strict=True)
     ]
+    return variants, not_made
 
 
 def _get_shards(
@@ -227,6 +239,7 @@ def _build_recipe(config: CompressConfig) -> Recipe:
         layers=config.distillation.layers,
         pruning=config.pruning,
         early_exit=config.early_exit,
+        int8=config.int8,
         teacher_share=config.distillation.teacher_share,
         temperature=config.distillation.temperature,
         training=config.training,
@@ -254,6 +267,7 @@ def _find_idle(config: CompressConfig) -> list[str]:
     given = {
         "distillation.layers": config.distillation.layers is not None and "distill" not in config.steps,
         "pruning": config.pruning != PruningConfig() and "prune" not in config.steps,
+        "int8": config.int8 != QuantizationConfig() and "int8" not in config.steps,
         "early_exit": config.early_exit != EarlyExitConfig() and "early_exit" not in config.steps,
     }
     return [f"`{name}` has no effect: the step is not among `--steps`" for name, idle in given.items() if idle]
@@ -292,6 +306,7 @@ def _find_problems(config: CompressConfig) -> list[UserError]:
         *config.distillation.find_problems(),
         *config.pruning.find_problems(),
         *config.early_exit.find_problems(),
+        *config.int8.find_problems(),
         *config.training.find_problems(),
         *find_contradictions(ModelConfig(), config.training, ParallelConfig()),
         *config.resources.find_problems(),

@@ -13,11 +13,18 @@ import ray
 import ray.data
 
 from pipelines.cluster import list_node_cpus
-from pipelines.compression.config import CompressionError, EarlyExitConfig, PruningConfig, Tolerance
+from pipelines.compression.config import (
+    LAST_STEPS,
+    CompressionError,
+    EarlyExitConfig,
+    PruningConfig,
+    Tolerance,
+)
 from pipelines.compression.early_exit import choose_exits, choose_threshold, train_exits
 from pipelines.compression.gate import judge
 from pipelines.compression.layers import choose_layers, find_stack, keep_layers
 from pipelines.compression.pruning import find_parts, measure_importance, prune
+from pipelines.compression.quantization import QuantizationConfig, check_quantizable, quantize_bundle
 from pipelines.compression.speed import compare_speeds, count_tokens, repeat_documents
 from pipelines.compression.vocabulary import prune_vocabulary, read_state
 from pipelines.corpus.inference import (
@@ -34,6 +41,7 @@ from pipelines.evaluation.calibration import fit_temperatures, gather_scores, jo
 from pipelines.evaluation.metrics import Scored, Tallies
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import write_json
+from pipelines.job import find_mistake
 from pipelines.ner.bundle import Bundle, annotate_bundle, load_bundle, save_bundle
 from pipelines.ner.encoding import fingerprint_tokenizer
 from pipelines.ner.model import ModelConfig
@@ -50,9 +58,8 @@ from pipelines.training.trainer import fit
 
 START = "start"
 VARIANT_FILE = "variant.json"
-EXITS_FILE = "exits.json"
-UNTRAINED = ("early_exit",)
-"""Steps after which nothing is left to train."""
+DETAILS_FILE = "details.json"
+"""What a step found on its way: F1 and time by threshold of the exits, or the sensitivity of layers to int8."""
 IMPORTANCE_WINDOWS = 512
 """Training windows by which the importance of a model's parts is measured."""
 BATCH_WINDOWS = 16
@@ -67,6 +74,7 @@ class Recipe:
     layers: int | None
     pruning: PruningConfig
     early_exit: EarlyExitConfig
+    int8: QuantizationConfig
     teacher_share: float
     temperature: float
     training: TrainingConfig
@@ -101,8 +109,12 @@ class Bench:
             with self.record.phase(f"{name}: cut", f"{name}: cutting"):
                 lessons = self._write_lessons(source)
                 plan = replace(self._plan_actors(), num_cpus=max(list_cores(), default=1))
-                _in_actor(plan, _cut, step, source, work / "bundle", lessons, self.recipe, self._read_dev())
-        if step in UNTRAINED:
+                gold = self._read_gold("train"), self._read_gold("dev")
+                try:
+                    _in_actor(plan, _cut, step, source, work / "bundle", lessons, self.recipe, *gold)
+                except ray.exceptions.RayTaskError as error:
+                    raise find_mistake(error) or error from error
+        if step in LAST_STEPS:
             (work / "bundle").rename(folder / "bundle")
             shutil.rmtree(work, ignore_errors=True)
             return folder
@@ -167,7 +179,7 @@ class Bench:
     def measure(self, bundles: Sequence[Path], price_per_hour: float | None) -> list[dict[str, Any]]:
         """Speed in turns, memory, size and cost of bundles."""
         inference = self.recipe.inference
-        documents = [record.content for record in self._read_dev()]
+        documents = [record.content for record in self._read_gold("dev")]
         plan = replace(self._plan_actors(), num_cpus=max(list_cores(), default=1))
         names = [str(bundle) for bundle in bundles]
         with self.record.phase("measure", "measuring speed, memory and size"):
@@ -184,8 +196,8 @@ class Bench:
             for bundle, speed, peak in zip(bundles, speeds, memory, strict=True)
         ]
 
-    def _read_dev(self) -> list[Scored]:
-        return [Scored.from_row(row, self.info.corpus_scheme) for row in read_rows(self.shards, "dev")]
+    def _read_gold(self, split: str) -> list[Scored]:
+        return [Scored.from_row(row, self.info.corpus_scheme) for row in read_rows(self.shards, split)]
 
     def _predict_dev(self, bundle: Path) -> list[Scored]:
         records = ray.data.from_arrow(read_split(self.shards, "dev").sort_by("record_id"))
@@ -223,22 +235,27 @@ def check_steps(steps: Sequence[str], bundle: Bundle, recipe: Recipe) -> None:
         find_stack(bundle.model.network)
     if "prune" in steps:
         find_parts(bundle.model)
-    if "early_exit" in steps:
-        _check_exits(steps, bundle, recipe)
+    _check_last(steps, bundle, recipe)
     if "vocabulary" in steps:
         read_state(bundle.encoder.tokenizer)
 
 
-def _check_exits(steps: Sequence[str], bundle: Bundle, recipe: Recipe) -> None:
-    if steps[-1] != "early_exit" or bundle.info.head != "linear":
+def _check_last(steps: Sequence[str], bundle: Bundle, recipe: Recipe) -> None:
+    if set(steps[:-1]) & set(LAST_STEPS):
         raise CompressionError(
-            "early exits that cannot be made",
+            "a step after which there can be no other",
             where="`steps`",
-            rule="`early_exit` is the last step, and the model has a linear head",
-            value=f"{', '.join(steps)}; head {bundle.info.head}",
+            rule="one of " + ", ".join(LAST_STEPS) + " at most, as the last step",
+            value=", ".join(steps),
         )
-    kept = len(_choose_layers(bundle, recipe)) if "distill" in steps else bundle.model.network.config.num_hidden_layers
-    choose_exits(kept, recipe.early_exit.layers)
+    if steps[-1] == "early_exit":
+        if bundle.info.head != "linear":
+            rule, value = "a model with a linear head", bundle.info.head
+            raise CompressionError("early exits that cannot be made", where="`steps`", rule=rule, value=value)
+        layers = bundle.model.network.config.num_hidden_layers
+        choose_exits(len(_choose_layers(bundle, recipe)) if "distill" in steps else layers, recipe.early_exit.layers)
+    if steps[-1] == "int8":
+        check_quantizable()
 
 
 def _choose_layers(bundle: Bundle, recipe: Recipe) -> list[int]:
@@ -246,7 +263,15 @@ def _choose_layers(bundle: Bundle, recipe: Recipe) -> list[int]:
     return choose_layers(num_layers, recipe.layers or max(1, num_layers // 2))
 
 
-def _cut(step: str, source: Path, target: Path, lessons: Path, recipe: Recipe, dev: Sequence[Scored]) -> None:
+def _cut(
+    step: str,
+    source: Path,
+    target: Path,
+    lessons: Path,
+    recipe: Recipe,
+    train: Sequence[Scored],
+    dev: Sequence[Scored],
+) -> None:
     """Write what training begins with, or what needs none."""
     bundle = load_bundle(source)
     bundle.model.exits = None  # of other layers, and of other weights
@@ -259,7 +284,26 @@ def _cut(step: str, source: Path, target: Path, lessons: Path, recipe: Recipe, d
         layers = choose_exits(bundle.model.network.config.num_hidden_layers, recipe.early_exit.layers)
         with_exits = train_exits(bundle, TrainingWindows(table), layers, recipe.training.seed)
         small, points = choose_threshold(with_exits, dev, recipe.early_exit.max_f1_loss)
-        write_json(target.parents[1] / EXITS_FILE, [asdict(point) for point in points])
+        write_json(target.parents[1] / DETAILS_FILE, [asdict(point) for point in points])
+    elif step == "int8":
+        found = quantize_bundle(
+            bundle,
+            [record.content for record in train],
+            dev,
+            max_f1_loss=recipe.tolerance.f1,
+            folder=target.with_name("int8"),
+            config=recipe.int8,
+        )
+        write_json(target.parents[1] / DETAILS_FILE, found.to_dict())
+        if found.bundle is None:
+            raise CompressionError(
+                "no choice of int8 layers is good enough",
+                where="step `int8`",
+                rule=f"a loss of at most {recipe.tolerance.f1:g} points of strict F1 on dev",
+                value=f"{found.attempts[-1].f1_loss:g} with {found.attempts[-1].left_out} layers left out",
+                remedy="allow more by `--max_f1_loss`, or leave `int8` out of `--steps`",
+            )
+        small = found.bundle
     else:
         small = prune_vocabulary(bundle, set(table["input_ids"].combine_chunks().flatten().to_numpy().tolist()))
     save_bundle(target, small)

@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 
 from pipelines.ner.errors import UserError
 
-STEPS = ("distill", "prune", "vocabulary", "early_exit")
-DEFAULT_STEPS = STEPS[:3]
+STEPS = ("distill", "prune", "vocabulary", "int8", "early_exit")
+LAST_STEPS = ("int8", "early_exit")
+"""Nothing can be trained after them; only one of them at a time."""
+DEFAULT_STEPS = ("distill", "prune", "vocabulary", "int8")
 
 
 class CompressionError(UserError):

@@ -28,7 +28,7 @@ def render_html(result: Mapping[str, Any], title: str) -> str:
         summary=describe(result),
         tables=[table_variants(result["variants"]), table_labels(result["variants"])],
         pictures=[Markup(_draw(result, name, label)) for name, label in PLOTS],
-        refused=[(variant["name"], variant["verdict"]["reasons"]) for variant in list_refused(result)],
+        refused=_list_refused(result),
         facts=[(name, str(value)) for name, value in result["facts"].items()],
     )
 
@@ -38,7 +38,7 @@ def render_markdown(result: Mapping[str, Any], title: str) -> str:
     parts = [f"# {title}", describe(result)]
     for name, header, rows in (table_variants(result["variants"]), table_labels(result["variants"])):
         parts += [f"## {name}", render_markdown_table(header, rows)]
-    refused = [[one["name"], "; ".join(one["verdict"]["reasons"])] for one in list_refused(result)]
+    refused = [[name, "; ".join(reasons)] for name, reasons in _list_refused(result)]
     parts += ["## Not good enough", render_markdown_table(["", "why"], refused, num_text=2)] if refused else []
     facts = [[name, str(value)] for name, value in result["facts"].items()]
     return "\n\n".join([*parts, "## Notes", render_markdown_table(["", ""], facts, num_text=2)]) + "\n"
@@ -60,9 +60,11 @@ def find_variant(result: Mapping[str, Any], name: str) -> Variant:
     return next(variant for variant in result["variants"] if variant["name"] == name)
 
 
-def list_refused(result: Mapping[str, Any]) -> list[Variant]:
-    """The variants that the gate has stopped."""
-    return [variant for variant in result["variants"] if variant["verdict"] and not variant["verdict"]["passes"]]
+def _list_refused(result: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """(variant, reasons) of those that the gate has stopped, or that could not be made."""
+    judged = [one for one in result["variants"] if one["verdict"] and not one["verdict"]["passes"]]
+    stopped = [(one["name"], list(one["verdict"]["reasons"])) for one in judged]
+    return stopped + [(name, [f"not made: {reason}"]) for name, reason in result["not_made"].items()]
 
 
 def find_front(variants: Sequence[Variant], name: str = "tokens_per_s") -> list[int]:

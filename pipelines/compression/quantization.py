@@ -182,6 +182,19 @@ def quantize_bundle(
     return Quantized(finished, layers, left_out, attempts, search.f1, size, round(time.monotonic() - started, 1))
 
 
+def check_quantizable() -> None:
+    """Raise QuantizationError where packages or instructions for int8 are missing."""
+    import_nncf()
+    if not has_fast_int8(torch.device("cpu")):
+        raise QuantizationError(
+            "this CPU has no int8 products, so the int8 form could not be measured",
+            where="step `int8`",
+            rule="one of " + ", ".join(sorted(FLAGS)),
+            value=torch.backends.cpu.get_cpu_capability(),
+            remedy="run it on a machine with VNNI or AMX, or leave the step out",
+        )
+
+
 class _Search:
     """How few of the most sensitive layers have to be left out."""
 
@@ -315,14 +328,8 @@ def _find_problems(
     if not max_f1_loss >= 0:
         rule = "points of F1, at least 0"
         problems.append(QuantizationError("a value out of range", where="`max_f1_loss`", rule=rule, value=max_f1_loss))
-    if not has_fast_int8(torch.device("cpu")):
-        problems.append(
-            QuantizationError(
-                "this CPU has no int8 products, so the int8 form could not be measured",
-                where="step `int8`",
-                rule="one of " + ", ".join(sorted(FLAGS)),
-                value=torch.backends.cpu.get_cpu_capability(),
-                remedy="run it on a machine with VNNI or AMX, or leave the step out",
-            )
-        )
+    try:
+        check_quantizable()
+    except QuantizationError as error:
+        problems.append(error)
     return problems

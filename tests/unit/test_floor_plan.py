@@ -96,6 +96,7 @@ FRAME = {
         "pipelines.compression",
         "pipelines.cluster",
         "pipelines.folders",
+        "pipelines.job",
         "pipelines.run_record",
         "pipelines.runs",
         "pipelines.terminal",
