@@ -1,6 +1,7 @@
 """What every door shares: exit codes and messages, logging, terminal output."""
 
 import errno
+import gc
 import logging
 import os
 import re
@@ -38,6 +39,19 @@ def run_door(
 
     0: done, or the code that the run returned; 1: the run failed; 2: the user's mistake; 130: stopped by the user.
     """
+    code = _run_door(verb, config_class, run, description, argv)
+    if code:
+        gc.collect()  # what failed refers to itself, and to actors: in a driver that lives on, they would too
+    return code
+
+
+def _run_door(
+    verb: str,
+    config_class: type[Config],
+    run: Callable[[Config], int | None],
+    description: str,
+    argv: Sequence[str] | None,
+) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     set_up_logging(debug)

@@ -111,8 +111,7 @@ def fit_slots(
     size = float(cpus) if sum(natural) == concurrent else _size_slot(declared, cpus, concurrent)
     if size is None:
         return Slots(num_workers, cpus, gpus, concurrent, must_count=True)
-    filler = math.floor((size - cpus) / GRAIN + 1e-3) * GRAIN
-    return Slots(num_workers, cpus, gpus, concurrent, round(filler, 4))
+    return Slots(num_workers, cpus, gpus, concurrent, round(size - cpus, 4))
 
 
 def _count_places(cpus_there: float, gpus_there: float, cpus: int, gpus: float) -> int:
@@ -138,10 +137,14 @@ def _choose_cpus(nodes: Sequence[Mapping[str, Any]], cores: Sequence[int], gpus:
 
 
 def _size_slot(declared: list[float], cpus: int, concurrent: int) -> float | None:
-    """The fewest CPUs, from `cpus` on, of which exactly so many slots fit on the nodes; None if none does."""
-    sizes = {cpus, *(there / count for there in declared for count in range(1, int(there // cpus) + 1))}
-    for size in sorted(size for size in sizes if size >= cpus):
-        fitting = sum(math.floor(there / size + 1e-6) for there in declared)
+    """The fewest CPUs, from `cpus` on, of which exactly so many slots fit on the nodes; None if none does.
+
+    No more than that: a cluster on which something else holds a CPU would have no room for a slot that takes all.
+    """
+    counts = [(there, count) for there in declared for count in range(1, int(there // cpus) + 1)]
+    just_more = (round((math.floor(there / count / GRAIN + 1e-6) + 1) * GRAIN, 4) for there, count in counts)
+    for size in sorted({float(cpus), *(size for size in just_more if size >= cpus)}):
+        fitting = sum(math.floor(there / size + 1e-9) for there in declared)
         if fitting <= concurrent:
             return size if fitting == concurrent else None
     return None

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.dataset as pds
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from pipelines import predict
 from pipelines.corpus.formats.files import read_records
@@ -29,6 +30,7 @@ from tests.integration.engines import (
     load_touchy,
 )
 from tests.integration.labelling import build_command, read_rows, read_success, run_predict, write_rows
+from tests.integration.processes import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -304,6 +306,7 @@ def test_engine_that_fails_for_every_document_is_not_the_documents_fault(bundle,
     assert run_with(load_failing, *command) == 1
     assert "the device is gone" in capsys.readouterr().err
     assert count_parts(tmp_path / "out") == 0
+    wait_until(lambda: ray.available_resources().get("CPU") == 8, "the actors of a job that failed are gone")
     assert run_with(load_engine, *command) == 0
 
 

@@ -56,6 +56,14 @@ def test_no_more_at_a_time_than_there_are_trials_or_as_asked():
     assert count_fitting([64], plan([{"CPU": 64}], max_concurrent=2)) == 2
 
 
+def test_slot_takes_no_more_than_keeps_others_out_so_that_a_busy_cluster_has_room():
+    one = plan([{"CPU": 8}], [2], max_concurrent=1)
+    assert (one.concurrent, count_fitting([8], one)) == (1, 1)
+    assert one.cpus + one.filler_cpus < 4.01
+    two = plan([{"CPU": 1000}], max_concurrent=2)
+    assert (count_fitting([1000], two), two.cpus + two.filler_cpus < 334) == (2, True)
+
+
 def test_cluster_that_grows_is_counted_by_what_it_may_become():
     assert plan([{"CPU": 1}], growth=[({"CPU": 4}, 2)], cpus_per_trial=1).concurrent == 9
     assert plan([{"CPU": 1}], growth=[({"CPU": 4}, 2)], cpus_per_trial=2).concurrent == 4
