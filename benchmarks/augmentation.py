@@ -44,7 +44,7 @@ from pipelines.train import TrainConfig
 RESULTS = Path(__file__).parent / "results" / "augmentation.json"
 PLOT = RESULTS.with_suffix(".svg")
 CORPUS = "wnut17"
-NONE, PRESET = "none", "preset `augmented`"
+NONE, PRESET = "none", "preset augmented"
 CHINESE = ("width_forms", "script_forms")
 RECIPES: dict[str, list[str]] = {
     NONE: [],
@@ -56,7 +56,7 @@ PASSES = {1: (40, 256), 5: (16, 256), 25: (8, 512), 100: (4, 1024)}
 """Percent of the train documents → passes over them without siblings, and sub-tokens of a step."""
 NUM_SCORINGS = 4
 """About how often dev is scored in a run."""
-STYLE = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
+STYLE = "<style>svg{color:#1f2328;font-family:sans-serif}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
 
 
 def main() -> None:

@@ -195,7 +195,7 @@ def _check(config: TuneConfig, recipe: Recipe) -> Space:
             problems += check_population(space)
     except UserError as error:
         problems += getattr(error, "errors", [error])
-    raise_all(problems)
+    raise_all(list({str(one): one for one in problems}.values()))  # augmentation is of the corpus, and of the recipe
     return space
 
 

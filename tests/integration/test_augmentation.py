@@ -45,7 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def prepare(folder: Path, encoder: str, train: list[str], num_actors: int = 1, **augmentation: object) -> ShardsInfo:
-    held = ["sample:en-dev.jsonl"]
+    held = ["sample:en-dev.jsonl"] if len(train) > 1 else train
     corpus = CorpusConfig(train=train, dev=held, test=held, augmentation=AugmentationConfig(**augmentation))
     model = ModelConfig(encoder=encoder)
     return prepare_shards(corpus, EncodingConfig(window=64), model, folder, seed=1, num_actors=num_actors)
@@ -146,13 +146,14 @@ def test_the_siblings_are_the_same_with_other_actors_and_files_in_another_order(
 def test_what_has_no_effect_is_noted_and_what_cannot_be_leaves_nothing(files, tiny_encoder, tmp_path):
     words, names = files[-1:], tmp_path / "names.tsv"
     names.write_text("Oslo\tLOC\nRay\tCITY\n", encoding="utf-8")
-    rates = {"mention_replacement": 2.0, "width_forms": 1.0, "gazetteer": [str(names)]}
+    rates = {"mention_replacement": 10.0, "width_forms": 1.0, "strength": 1.0, "gazetteer": [str(names)]}
     info = prepare(tmp_path / "shards", tiny_encoder, words, **rates)
     assert info.augmentation.siblings == {"mention_replacement": 4, "width_forms": 0}
     assert info.augmentation.notes[0] == "labels of the gazetteer that train lacks, left out: `CITY`"
     assert "`corpus.augmentation.width_forms` has made no sibling" in info.augmentation.notes[1]
-    mentions = {tuple(row["words"]) for row in read_rows(tmp_path / "shards", AUGMENTED)}
-    assert ("Oslo", "is", "large") in mentions
+    made = {tuple(row["words"]) for row in read_rows(tmp_path / "shards", AUGMENTED)}
+    expected = [("Angela", "Merkel", "visited", name, ".") for name in ("Bern", "Oslo")]
+    assert made == {*expected, *((name, "is", "large") for name in ("Utrecht", "Oslo"))}
     names.write_text("Ray\tCITY\n", encoding="utf-8")
     with pytest.raises(CorpusError, match="no label of the gazetteer is one of the corpus"):
         prepare(tmp_path / "other", tiny_encoder, words, **rates)

@@ -11,7 +11,7 @@ from pipelines.settings import parse_settings
 from pipelines.train import TrainConfig
 from pipelines.training.config import TrainingConfig
 from pipelines.trial_jobs import Recipe, list_encodings, read_base_values
-from pipelines.tune import TuneConfig
+from pipelines.tune import TuneConfig, _check
 from pipelines.tuning.config import SearchConfig
 from pipelines.tuning.domains import Domain
 from pipelines.tuning.space import check_ends, parse_space, resolve_space
@@ -97,6 +97,14 @@ def test_a_space_may_hold_augmentation_and_no_other_setting_of_the_corpus():
         parse_space({"corpus.augmentation.maskin": ["0", "0.5"]}, config)
     with pytest.raises(UserError, match="the same for all trials"):
         parse_space({"corpus.dev_fraction": ["0.1", "0.2"]}, config)
+
+
+def test_a_mistake_in_augmentation_is_told_once():
+    flags = ["--corpus.train", "a", "--corpus.augmentation.masking", "-1", "--space.model.dropout", "0", "0.1"]
+    config = parse_settings("tune", TuneConfig, flags, "")
+    with pytest.raises(UserError, match="a value out of range") as refused:
+        _check(config, Recipe(config.corpus))
+    assert str(refused.value).count("`corpus.augmentation.masking`") == 1
 
 
 def test_the_preset_of_augmentation_is_one_for_any_training():
