@@ -102,6 +102,8 @@ def prepare_text(
     summary = summarize(raw)
     summary.ledger.check(corpus.max_bad_fraction)
     records = keep_records(raw)
+    if encoding.splitter == "auto":
+        encoding = replace(encoding, splitter="punctuation" if summary.num_texts else "unicode")
     with stage_folder(folder) as staging:
         name = encoder
         if encoder == SCRATCH:

@@ -53,15 +53,16 @@ class TextEncoding:
 
     window: int | None = None
     """Sub-tokens of a window, special tokens included; default 256, or the encoder's maximum if smaller."""
-    splitter: str = "punctuation"
-    """How text becomes words, each of which is tokenized by itself: as in `train`."""
+    splitter: str = "auto"
+    """How text becomes words, each of which is tokenized by itself: unicode, punctuation, whitespace, bert; auto takes,
+    as `train` does, punctuation for texts and unicode for words."""
     packing: str = "joined"
     """joined: windows are full, documents stand one after another with a separator between, and attention sees across
     them; apart: a window never holds more than one document."""
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
-        choices = (("splitter", SPLITTERS), ("packing", PACKINGS))
+        choices = (("splitter", ("auto", *SPLITTERS)), ("packing", PACKINGS))
         return [
             CorpusError("no such choice", where=f"`encoding.{name}`", rule="one of " + ", ".join(known), value=value)
             for name, known in choices

@@ -21,7 +21,7 @@ def make_table(texts, split="train"):
 
 
 def pack(encoder, table, *, fraction=0.0, packing="apart", rare_count=None, counts=None, window=32):
-    encoding = TextEncoding(packing=packing)
+    encoding = TextEncoding(splitter="punctuation", packing=packing)
     packed = PackText(encoder, window, 1, encoding, fraction, MentionSources(), rare_count, counts)(table)
     return packed.to_pylist()
 
