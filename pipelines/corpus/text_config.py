@@ -1,11 +1,13 @@
 """What a user says of raw text."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.packing import PACKINGS
+from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.records import CorpusError
-from pipelines.ner.errors import UserError
+from pipelines.ner.errors import UserError, UserErrors
 from pipelines.ner.words import SPLITTERS
 
 SPLITS = ("train", "held_out")
@@ -45,6 +47,21 @@ class TextConfig:
     def list_patterns(self) -> dict[str, list[str]]:
         """Split → what stands for its files."""
         return {split: getattr(self, split) for split in SPLITS}
+
+    def find_file_problems(self) -> list[UserError]:
+        """Files that are not there, and local ones that are empty."""
+        try:
+            files = find_all_files(self.list_patterns())
+        except UserErrors as errors:
+            return errors.errors
+        except UserError as error:
+            return [error]
+        paths = [Path(file["path"]) for file in files]
+        return [
+            CorpusError("the file is empty", where=str(path), rule="a file holds at least one document")
+            for path in paths
+            if path.is_file() and not path.stat().st_size
+        ]
 
 
 @dataclass(frozen=True)
