@@ -17,7 +17,6 @@ from transformers import AutoConfig
 from pipelines.cluster import ClusterConfig, connect, find_address
 from pipelines.corpus.mentions import MentionSources
 from pipelines.corpus.raw_text import TextInfo, load_text_info, prepare_text, read_text_windows
-from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.text_config import TextConfig, TextEncoding
 from pipelines.encoder_folder import write_encoder
 from pipelines.folders import check_resumable, prepare_output_dir
@@ -25,7 +24,7 @@ from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import DEFAULT_WINDOW
 from pipelines.ner.encoders import SCRATCH, find_encoder, load_tokenizer
 from pipelines.ner.encoding import Encoder, EncodingError
-from pipelines.ner.errors import UserError, UserErrors, raise_all
+from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelError, get_max_window
 from pipelines.planning.running_cluster import read_running_cluster
 from pipelines.pretraining_report import collect_facts, list_notes, print_text, write_report
@@ -94,12 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: PretrainConfig) -> None:
     """Pretrain as configured, or go on with the run that is in the output folder."""
     mentions = MentionSources(tuple(config.masking.gazetteer), config.masking.bundle)
-    problems = [*_find_problems(config), *mentions.find_problems(), *_find_encoder_problems(config)]
-    try:
-        find_all_files(config.corpus.list_patterns())
-    except UserError as error:
-        problems += error.errors if isinstance(error, UserErrors) else [error]
-    raise_all(problems)
+    problems = [*_find_problems(config), *config.corpus.find_file_problems(), *mentions.find_problems()]
+    raise_all(problems + _find_encoder_problems(config))
     folder = prepare_output_dir(config.output_dir)
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     if check_resumable(folder, settings, config.fresh):

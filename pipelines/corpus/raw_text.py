@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pds
-import ray
 import ray.data
 
 from pipelines.corpus.formats.options import NO_COLUMN
@@ -33,6 +32,7 @@ from pipelines.ner.units import ENTITY, RARE, SEPARATOR, measure_units
 from pipelines.ner.words import split_pieces, split_words
 
 TEXT_FILE = "text.json"
+COUNTS_FILE = "word_counts.npy"
 NUM_BUCKETS = 1 << 20
 """Into which words are counted; two words in one bucket make a rare one look frequent, never the other way round."""
 _INTEGERS = pa.list_(pa.int32())
@@ -102,11 +102,13 @@ def prepare_text(
     summary = summarize(raw)
     summary.ledger.check(corpus.max_bad_fraction)
     records = keep_records(raw)
+    if encoding.splitter == "auto":
+        encoding = replace(encoding, splitter="punctuation" if summary.num_texts else "unicode")
     with stage_folder(folder) as staging:
         name = encoder
         if encoder == SCRATCH:
             encoder = build_scratch_encoder(_iterate_texts(records), staging / SCRATCH, seed)
-        settings = {
+        settings: dict[str, Any] = {
             "encoder": encoder,
             "window": window or 256,
             "num_segments": num_segments,
@@ -114,8 +116,11 @@ def prepare_text(
             "held_out_fraction": 0.0 if corpus.held_out else corpus.held_out_fraction,
             "mentions": mentions,
             "rare_count": rare_count,
-            "counts": None if rare_count is None else ray.put(count_words(records, encoding.splitter)),
+            "counts": None,
         }
+        if rare_count is not None:
+            settings["counts"] = str(staging / COUNTS_FILE)
+            np.save(staging / COUNTS_FILE, count_words(records, encoding.splitter))
         packed = records.map_batches(
             PackText,
             fn_constructor_kwargs=settings,
@@ -124,6 +129,7 @@ def prepare_text(
             batch_format="pyarrow",
         )
         packed.write_parquet(str(staging / "windows"), partition_cols=["split"])
+        (staging / COUNTS_FILE).unlink(missing_ok=True)
         summary.ledger.write_parquet(staging / "ledger.parquet")
         info = _describe(staging, name, window or 256, summary.ledger.counts())
         (staging / TEXT_FILE).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
@@ -142,12 +148,12 @@ class PackText:
         held_out_fraction: float,
         mentions: MentionSources,
         rare_count: int | None,
-        counts: Any,
+        counts: str | Path | None,
     ) -> None:
         """Take the settings of `prepare_text`.
 
         Args:
-            counts: how often the words of each bucket occur, or where Ray keeps that; None where no word is rare.
+            counts: file that tells how often the words of each bucket occur; None where no word is rare.
         """
         tokenizer = load_tokenizer(encoder)
         self.encoder = Encoder(tokenizer, window=window, stride=0, splitter=encoding.splitter)
@@ -157,7 +163,7 @@ class PackText:
         self.packing, self.held_out_fraction = encoding.packing, held_out_fraction
         self.finder = mentions.open(encoding.splitter)
         self.rare_count = rare_count
-        self.counts = ray.get(counts) if isinstance(counts, ray.ObjectRef) else counts
+        self.counts = None if counts is None else np.load(counts)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The windows of a block of records."""

@@ -1,11 +1,13 @@
 """What a user says of raw text."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.packing import PACKINGS
+from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.records import CorpusError
-from pipelines.ner.errors import UserError
+from pipelines.ner.errors import UserError, UserErrors
 from pipelines.ner.words import SPLITTERS
 
 SPLITS = ("train", "held_out")
@@ -46,6 +48,21 @@ class TextConfig:
         """Split → what stands for its files."""
         return {split: getattr(self, split) for split in SPLITS}
 
+    def find_file_problems(self) -> list[UserError]:
+        """Files that are not there, and local ones that are empty."""
+        try:
+            files = find_all_files(self.list_patterns())
+        except UserErrors as errors:
+            return errors.errors
+        except UserError as error:
+            return [error]
+        paths = [Path(file["path"]) for file in files]
+        return [
+            CorpusError("the file is empty", where=str(path), rule="a file holds at least one document")
+            for path in paths
+            if path.is_file() and not path.stat().st_size
+        ]
+
 
 @dataclass(frozen=True)
 class TextEncoding:
@@ -53,15 +70,16 @@ class TextEncoding:
 
     window: int | None = None
     """Sub-tokens of a window, special tokens included; default 256, or the encoder's maximum if smaller."""
-    splitter: str = "punctuation"
-    """How text becomes words, each of which is tokenized by itself: as in `train`."""
+    splitter: str = "auto"
+    """How text becomes words, each of which is tokenized by itself: unicode, punctuation, whitespace, bert; auto takes,
+    as `train` does, punctuation for texts and unicode for words."""
     packing: str = "joined"
     """joined: windows are full, documents stand one after another with a separator between, and attention sees across
     them; apart: a window never holds more than one document."""
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
-        choices = (("splitter", SPLITTERS), ("packing", PACKINGS))
+        choices = (("splitter", ("auto", *SPLITTERS)), ("packing", PACKINGS))
         return [
             CorpusError("no such choice", where=f"`encoding.{name}`", rule="one of " + ", ".join(known), value=value)
             for name, known in choices

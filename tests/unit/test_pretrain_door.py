@@ -47,6 +47,15 @@ def test_no_text_is_told(capfd, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_empty_files_are_told(refuse, tmp_path):
+    (tmp_path / "texts").mkdir()
+    for name in ("a.txt", "b.jsonl"):
+        (tmp_path / "texts" / name).touch()
+    told = refuse(text=tmp_path / "texts")
+    assert "2 mistakes" in told
+    assert told.count("the file is empty") == 2
+
+
 def test_gazetteer_without_a_name_is_refused(refuse, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("\n \n")

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch.nn import functional
-from transformers import AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 from pipelines.ner.casing import split_cases
 from pipelines.ner.encoders import load_tokenizer
@@ -196,3 +196,30 @@ def test_every_strategy_trains_as_one_worker_does(frame, tiny_encoder, training_
             model = build_masked_model(tiny_encoder, tells_order=True)
             model.load_state_dict(weights)
             assert score == pytest.approx(held_out.score(model), rel=1e-3), strategy
+
+
+SMALL = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+OTHERS = {
+    "roberta": SMALL,
+    "electra": SMALL | {"embedding_size": 8},
+    "albert": SMALL | {"embedding_size": 8},
+    "deberta-v2": SMALL,
+    "modernbert": SMALL | {"pad_token_id": 0},
+    "distilbert": {"vocab_size": 60, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_heads_of_other_architectures_are_computed_at_the_places_alone(kind, tmp_path):
+    config = AutoConfig.for_model(kind, **OTHERS[kind])
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    assert has_masked_head(str(tmp_path))
+    model = build_masked_model(str(tmp_path), dropout=0.0).eval()
+    ids_BT, places_BW = torch.arange(5, 17).view(2, 6), torch.tensor([[1, 4], [0, 5]])
+    mask_BT = torch.ones_like(ids_BT)
+    with torch.no_grad():
+        found_BWV = model(ids_BT, mask_BT, places_BW)
+        model.network.base_model._forward_hooks.clear()
+        whole_BTV = model.network(input_ids=ids_BT, attention_mask=mask_BT).logits
+    expected_BWV = whole_BTV.gather(1, places_BW[:, :, None].expand(-1, -1, whole_BTV.shape[2]))
+    torch.testing.assert_close(found_BWV, expected_BWV)
