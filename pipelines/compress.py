@@ -25,8 +25,8 @@ from pipelines.compression.config import (
     PruningConfig,
     Tolerance,
 )
+from pipelines.compression.int8_settings import QuantizationConfig
 from pipelines.compression.page import describe, render_html, render_markdown
-from pipelines.compression.quantization import QuantizationConfig
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files

@@ -22,9 +22,10 @@ from pipelines.compression.config import (
 )
 from pipelines.compression.early_exit import choose_exits, choose_threshold, train_exits
 from pipelines.compression.gate import judge
+from pipelines.compression.int8_settings import QuantizationConfig, check_quantizable
 from pipelines.compression.layers import choose_layers, find_stack, keep_layers
 from pipelines.compression.pruning import find_parts, measure_importance, prune
-from pipelines.compression.quantization import QuantizationConfig, check_quantizable, quantize_bundle
+from pipelines.compression.quantization import quantize_bundle
 from pipelines.compression.speed import compare_speeds, count_tokens, repeat_documents
 from pipelines.compression.vocabulary import prune_vocabulary, read_state
 from pipelines.corpus.inference import (

@@ -59,7 +59,7 @@ class Arguments(BaseModel):
 
     device: str = Field("auto", description="cpu, cuda, or auto: a GPU where the replica has a share of one.")
     runtime: str = Field("auto", description="How emissions are computed; auto measures.")
-    precision: str = Field("auto", description="fp32, bf16, fp16 or auto.")
+    precision: str = Field("auto", description="fp32, bf16, fp16, int8 (of a bundle that has it) or auto.")
     num_cpus: float = Field(1.0, gt=0, description="CPUs of a replica: so many threads compute.")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of a replica; a fraction caps its share of the memory too.")
 

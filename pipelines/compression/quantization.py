@@ -11,14 +11,12 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipelines.compression.int8_graph import (
-    PRESETS,
     QuantizationError,
     build_int8_graph,
     count_int8,
@@ -26,58 +24,22 @@ from pipelines.compression.int8_graph import (
     import_nncf,
     insert_quantizers,
 )
+from pipelines.compression.int8_settings import QuantizationConfig, find_left_out, find_problems
 from pipelines.compression.sensitivity import Reference, Sensitivity, measure_sensitivity, pick, take
 from pipelines.evaluation.metrics import Scored, Tallies, count, count_documents, scores
 from pipelines.ner.bundle import INT8_FILES, Bundle, hash_weights
 from pipelines.ner.engine import NerEngine
-from pipelines.ner.errors import UserError, raise_all
+from pipelines.ner.errors import raise_all
 from pipelines.ner.runtimes.exported import export_graph
-from pipelines.ner.runtimes.int8 import FLAGS, has_fast_int8
 from pipelines.ner.runtimes.runtime import PRECISIONS
 from pipelines.ner.runtimes.telemetry import silence_telemetry
 
-STORED = ("fp32", "fp16")
 Document = str | Sequence[str]
 """A text, or a list of words."""
 Accept = Callable[[Mapping[str, Tallies]], bool]
 """Whether a model with these tallies on dev, by document, is good enough."""
 Tell = Callable[[str, int, int], None]
 """Progress: what is done, how much of it, of how much."""
-
-
-@dataclass(frozen=True)
-class QuantizationConfig:
-    """How a model becomes int8."""
-
-    num_windows: int = 200
-    """Windows of the calibration text that set the ranges of activations."""
-    sensitivity_tokens: int = 2048
-    """Sub-tokens of dev on which each layer alone is measured."""
-    smooth: float | None = 0.95
-    """SmoothQuant: how much of the activations' outliers moves into the weights, 0 to 1; null: nothing."""
-    preset: str = "mixed"
-    """mixed: activations have a range of their own on each side of zero; symmetric: the same on both."""
-    correct_bias: bool = True
-    """Biases make up for what int8 shifts in the mean."""
-    left_out: tuple[str, ...] = ()
-    """Layers that stay in higher precision whatever they show: all whose name contains one of these."""
-    stored: str = "fp16"
-    """Precision of the weights that stay beside the int8 form, for whom it cannot be computed: fp32 or fp16."""
-
-    def find_problems(self) -> list[UserError]:
-        """Every mistake in these settings."""
-        checks = [
-            ("num_windows", "at least 1", self.num_windows >= 1),
-            ("sensitivity_tokens", "at least 1", self.sensitivity_tokens >= 1),
-            ("smooth", "0 to 1, or null", self.smooth is None or 0 <= self.smooth <= 1),
-            ("preset", "one of " + ", ".join(PRESETS), self.preset in PRESETS),
-            ("stored", "one of " + ", ".join(STORED), self.stored in STORED),
-        ]
-        return [
-            QuantizationError("a value out of range", where=f"`int8.{name}`", rule=rule, value=getattr(self, name))
-            for name, rule, holds in checks
-            if not holds
-        ]
 
 
 @dataclass(frozen=True)
@@ -142,7 +104,7 @@ def quantize_bundle(
     config = config or QuantizationConfig()
     started = time.monotonic()
     windows = take(calibration, config.num_windows, bundle.encoder)
-    raise_all(_find_problems(bundle, windows, dev, max_f1_loss, config))
+    raise_all(find_problems(windows, dev, max_f1_loss, config))
     nncf_version = import_nncf().__version__
     original, bundle = bundle, _store(bundle, config.stored)
     base = export_graph(bundle.model)
@@ -157,7 +119,7 @@ def quantize_bundle(
         correct_bias=config.correct_bias,
     )
     names = [site.name for site in find_sites(quantized)]
-    fixed = _find_fixed(names, config.left_out)
+    fixed = find_left_out(names, config.left_out)
     reference = Reference.measure(
         original, pick([one.content for one in dev], bundle.encoder, config.sensitivity_tokens)
     )
@@ -180,19 +142,6 @@ def quantize_bundle(
     size = sum((folder / name).stat().st_size for name in INT8_FILES) if finished else 0
     attempts = list(search.found.values())
     return Quantized(finished, layers, left_out, attempts, search.f1, size, round(time.monotonic() - started, 1))
-
-
-def check_quantizable() -> None:
-    """Raise QuantizationError where packages or instructions for int8 are missing."""
-    import_nncf()
-    if not has_fast_int8(torch.device("cpu")):
-        raise QuantizationError(
-            "this CPU has no int8 products, so the int8 form could not be measured",
-            where="step `int8`",
-            rule="one of " + ", ".join(sorted(FLAGS)),
-            value=torch.backends.cpu.get_cpu_capability(),
-            remedy="run it on a machine with VNNI or AMX, or leave the step out",
-        )
 
 
 class _Search:
@@ -285,51 +234,3 @@ def _store(bundle: Bundle, stored: str) -> Bundle:
                 )
             parameter.copy_(rounded)
     return replace(bundle, model=model, info=info)
-
-
-def _find_fixed(names: Sequence[str], left_out: Sequence[str]) -> list[str]:
-    """The layers that are left out whatever they show."""
-    unknown = [part for part in left_out if not any(part in name for name in names)]
-    fixed = [name for name in names if any(part in name for part in left_out)]
-    if unknown or len(fixed) == len(names):
-        raise QuantizationError(
-            "no such layer" if unknown else "no layer would be int8",
-            where="`int8.left_out`",
-            rule="parts of names of layers, not of all",
-            value=", ".join(unknown or left_out),
-            remedy="there are " + ", ".join(get_close_matches((unknown or left_out)[0], names, n=4, cutoff=0)),
-        )
-    return fixed
-
-
-def _find_problems(
-    bundle: Bundle, windows: Sequence[Any], dev: Sequence[Scored], max_f1_loss: float, config: QuantizationConfig
-) -> list[UserError]:
-    problems = config.find_problems()
-    if not windows:
-        problems.append(
-            QuantizationError(
-                "the calibration text is empty",
-                where="step `int8`",
-                rule="documents with at least one word, like those that the model will read",
-                remedy="give training or other text; a few hundred sentences are enough",
-            )
-        )
-    if not any(one.gold_strict for one in dev):
-        problems.append(
-            QuantizationError(
-                "dev has no entities to judge by",
-                where="step `int8`",
-                rule="a labelled dev set",
-                value=f"{len(dev)} documents",
-                remedy="give one by `--corpus.dev`",
-            )
-        )
-    if not max_f1_loss >= 0:
-        rule = "points of F1, at least 0"
-        problems.append(QuantizationError("a value out of range", where="`max_f1_loss`", rule=rule, value=max_f1_loss))
-    try:
-        check_quantizable()
-    except QuantizationError as error:
-        problems.append(error)
-    return problems

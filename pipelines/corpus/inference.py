@@ -31,7 +31,8 @@ class InferenceConfig:
     runtime: str = "auto"
     """torch, packed, torch-compiled, openvino, or auto: the fastest, measured once on the machine."""
     precision: str = "auto"
-    """fp32, bf16, fp16, or auto: as the hardware is good at it. fp32 gives the same entities on every machine."""
+    """fp32, bf16, fp16, int8 (of a bundle that has it), or auto: as the hardware is good at it. fp32 gives the same
+    entities on every machine."""
     device: str = "auto"
     """cpu, cuda, or auto: a GPU where the actor has one."""
     max_batch_tokens: int | None = None

@@ -33,7 +33,7 @@ from pipelines.ner.runtimes.padded import CompiledRuntime, TorchRuntime
 from pipelines.ner.runtimes.runtime import Runtime, RuntimeUnavailable, has_fast_bf16
 
 RUNTIMES = ("auto", "torch", "packed", "torch-compiled", "openvino")
-MAX_ERROR = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02, "int8": 0.5}
+MAX_ERROR = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02, "int8": 0.3}
 """Largest root-mean-square difference of emissions from fp32 PyTorch, as a share of their deviation. That of int8 only
 tells a machine that computes it wrongly: on real text it was gated by F1 when it was made, and this sample is random
 sub-tokens, unlike any text that its ranges were set for."""

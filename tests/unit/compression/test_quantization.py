@@ -20,7 +20,8 @@ from pipelines.compression.int8_graph import (
     find_sites,
     insert_quantizers,
 )
-from pipelines.compression.quantization import QuantizationConfig, _find_fixed, quantize_bundle
+from pipelines.compression.int8_settings import QuantizationConfig, find_left_out
+from pipelines.compression.quantization import quantize_bundle
 from pipelines.compression.sensitivity import Reference, measure_sensitivity, take
 from pipelines.evaluation.metrics import Scored
 from pipelines.ner.bundle import BUNDLE_FILE, INT8_FILES, Bundle, BundleError, load_bundle, save_bundle
@@ -357,7 +358,7 @@ def test_unknown_layers_are_refused_with_the_nearest_names(source, tmp_path):
         quantize(source, tmp_path, config=replace(FAST, num_windows=2, left_out=("layer.9.intermediate",)))
     assert LAYER in str(told.value)
     with pytest.raises(QuantizationError, match="no layer would be int8"):
-        _find_fixed([LAYER], ["dense"])
+        find_left_out([LAYER], ["dense"])
     assert not (tmp_path / "int8").exists()
 
 

@@ -1,0 +1,112 @@
+"""The settings of int8, and what has to be there for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+
+from pipelines.compression.int8_graph import PRESETS, QuantizationError, import_nncf
+from pipelines.evaluation.metrics import Scored
+from pipelines.ner.errors import UserError
+from pipelines.ner.runtimes.int8 import FLAGS, has_fast_int8
+
+STORED = ("fp32", "fp16")
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """How a model becomes int8."""
+
+    num_windows: int = 200
+    """Windows of the calibration text that set the ranges of activations."""
+    sensitivity_tokens: int = 2048
+    """Sub-tokens of dev on which each layer alone is measured."""
+    smooth: float | None = 0.95
+    """SmoothQuant: how much of the activations' outliers moves into the weights, 0 to 1; null: nothing."""
+    preset: str = "mixed"
+    """mixed: activations have a range of their own on each side of zero; symmetric: the same on both."""
+    correct_bias: bool = True
+    """Biases make up for what int8 shifts in the mean."""
+    left_out: tuple[str, ...] = ()
+    """Layers that stay in higher precision whatever they show: all whose name contains one of these."""
+    stored: str = "fp16"
+    """Precision of the weights that stay beside the int8 form, for whom it cannot be computed: fp32 or fp16."""
+
+    def find_problems(self) -> list[UserError]:
+        """Every mistake in these settings."""
+        checks = [
+            ("num_windows", "at least 1", self.num_windows >= 1),
+            ("sensitivity_tokens", "at least 1", self.sensitivity_tokens >= 1),
+            ("smooth", "0 to 1, or null", self.smooth is None or 0 <= self.smooth <= 1),
+            ("preset", "one of " + ", ".join(PRESETS), self.preset in PRESETS),
+            ("stored", "one of " + ", ".join(STORED), self.stored in STORED),
+        ]
+        return [
+            QuantizationError("a value out of range", where=f"`int8.{name}`", rule=rule, value=getattr(self, name))
+            for name, rule, holds in checks
+            if not holds
+        ]
+
+
+def find_left_out(names: Sequence[str], left_out: Sequence[str]) -> list[str]:
+    """The layers that are left out whatever they show."""
+    unknown = [part for part in left_out if not any(part in name for name in names)]
+    fixed = [name for name in names if any(part in name for part in left_out)]
+    if unknown or len(fixed) == len(names):
+        raise QuantizationError(
+            "no such layer" if unknown else "no layer would be int8",
+            where="`int8.left_out`",
+            rule="parts of names of layers, not of all",
+            value=", ".join(unknown or left_out),
+            remedy="there are " + ", ".join(get_close_matches((unknown or left_out)[0], names, n=4, cutoff=0)),
+        )
+    return fixed
+
+
+def find_problems(
+    windows: Sequence[Any], dev: Sequence[Scored], max_f1_loss: float, config: QuantizationConfig
+) -> list[UserError]:
+    """Every reason for which there can be no int8 form, before anything is computed."""
+    problems = config.find_problems()
+    if not windows:
+        problems.append(
+            QuantizationError(
+                "the calibration text is empty",
+                where="step `int8`",
+                rule="documents with at least one word, like those that the model will read",
+                remedy="give training or other text; a few hundred sentences are enough",
+            )
+        )
+    if not any(one.gold_strict for one in dev):
+        problems.append(
+            QuantizationError(
+                "dev has no entities to judge by",
+                where="step `int8`",
+                rule="a labelled dev set",
+                value=f"{len(dev)} documents",
+                remedy="give one by `--corpus.dev`",
+            )
+        )
+    if not max_f1_loss >= 0:
+        rule = "points of F1, at least 0"
+        problems.append(QuantizationError("a value out of range", where="`max_f1_loss`", rule=rule, value=max_f1_loss))
+    try:
+        check_quantizable()
+    except QuantizationError as error:
+        problems.append(error)
+    return problems
+
+
+def check_quantizable() -> None:
+    """Raise QuantizationError where packages or instructions for int8 are missing."""
+    import_nncf()
+    if not has_fast_int8(torch.device("cpu")):
+        raise QuantizationError(
+            "this CPU has no int8 products, so the int8 form could not be measured",
+            where="step `int8`",
+            rule="one of " + ", ".join(sorted(FLAGS)),
+            value=torch.backends.cpu.get_cpu_capability(),
+            remedy="run it on a machine with VNNI or AMX, or leave the step out",
+        )
