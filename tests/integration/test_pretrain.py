@@ -18,7 +18,7 @@ from pipelines.training.masked_model import has_masked_head
 from tests.conftest import SAMPLE
 from tests.integration.processes import kill, list_descendants, wait_until
 
-pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(250)]
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
