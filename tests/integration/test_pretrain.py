@@ -18,7 +18,7 @@ from pipelines.training.masked_model import has_masked_head
 from tests.conftest import SAMPLE
 from tests.integration.processes import kill, list_descendants, wait_until
 
-pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(250)]
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     rows = [json.loads(line) for line in (SAMPLE / "en-train.jsonl").open(encoding="utf-8")]
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows[::2]))
     (folder / "b.txt").write_text("".join(" ".join(row["text"].split()) + "\n" for row in rows[1::2]))
-    names = {row["text"][span["start"] : span["end"]] for row in rows for span in row["entities"]}
+    names = {row["text"][start:end] for row in rows for start, end, _ in row["entities"]}
     (folder / "names").write_text("\n".join(sorted(names)))
     return [
         *("--corpus.train", str(folder), "--corpus.held_out_fraction", "0.2", "--model.encoder", "scratch"),
