@@ -118,7 +118,6 @@ def run(config: CompressConfig) -> int:
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():
             shards, info, is_new = _get_shards(config, bundle, folder, record)
-            _check_labels(bundle, info)
             if is_new:
                 print_shards(info, shards)
         bench = Bench(folder, _keep_start(config, bundle, folder), shards, info, recipe, record)
@@ -210,7 +209,14 @@ def _get_shards(
     model = ModelConfig(str(config.model), bundle.info.head, bundle.info.scheme, casing=encoder.casing or None)
     if corpus.shards:
         encoding, model = EncodingConfig(), ModelConfig()
-    return get_shards(corpus, encoding, model, config.training.seed, folder / SHARDS_FOLDER, record, NEEDED)
+    found = get_shards(corpus, encoding, model, config.training.seed, folder / SHARDS_FOLDER, record, NEEDED)
+    try:
+        _check_labels(bundle, found[1])
+    except CompressionError:
+        if found[2]:
+            shutil.rmtree(found[0])
+        raise
+    return found
 
 
 def _check_labels(bundle: Bundle, info: ShardsInfo) -> None:

@@ -193,7 +193,7 @@ def _check_splits(corpus: Corpus, needed: Sequence[str]) -> None:
         if not num_records.get(split):
             raise CorpusError(
                 f"the {split} split is empty",
-                rule=f"{', '.join(needed)}: each has at least one record",
+                rule=f"{', '.join(needed[:-1])} and {needed[-1]} each have at least one record",
                 value=", ".join(f"{name}: {num_records.get(name, 0)}" for name in SPLITS),
                 remedy=f"give files as `--corpus.{split}`, or more documents as `--corpus.train`",
             )

@@ -66,21 +66,11 @@ def test_harmful_step_is_stopped_and_the_last_good_bundle_stands(teacher: Path, 
     folder = tmp_path / "small"
     command = ["--model", str(teacher), *FILES, *QUICK, "--training.num_epochs", "1", "--output_dir", str(folder)]
     command += ["--training.optimizer.learning_rate", "1e-8", "--training.optimizer.head_learning_rate", "1e-8"]
-    command += [
-        "--steps",
-        "prune",
-        "distill",
-        "--pruning.heads",
-        "0.75",
-        "--pruning.feed_forward",
-        "0.95",
-        "--max_f1_loss",
-        "0.5",
-    ]
+    command += ["--steps", "prune", "--pruning.heads", "0.75", "--pruning.feed_forward", "0.95", "--max_f1_loss", "0.5"]
     assert compress.main(command) == 1
     found = read(folder)
     assert found["chosen"] == "start"
-    assert [one["name"] for one in found["variants"]] == ["start", "1-distill"]
+    assert [one["name"] for one in found["variants"]] == ["start", "1-prune"]
     verdict = found["variants"][1]["verdict"]
     assert not verdict["passes"]
     assert verdict["overall"]["low"] < -0.5
