@@ -47,6 +47,7 @@ bench: $(STAMP)  ## quality on the real corpora and speeds (some hours); writes 
 	$(BIN)/python -m benchmarks.plan_scale
 	$(BIN)/python -m benchmarks.tune
 	$(BIN)/python -m benchmarks.augmentation
+	$(BIN)/python -m benchmarks.pretrain
 
 image:          ## build the CPU image of deploy/Dockerfile; `make image TARGET=gpu` the other
 	docker build -f deploy/Dockerfile --target $(TARGET) -t rayner:0.1.0-$(TARGET) .
