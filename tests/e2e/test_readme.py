@@ -57,7 +57,7 @@ def is_ready(url: str) -> bool:
         return False
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_every_command_of_the_readme_works(tmp_path: Path):
     if not (Path(sys.prefix) / ".installed").exists():
         pytest.skip("the environment was not made by `make install`")
