@@ -24,6 +24,7 @@ from pipelines.compression.config import (
     EarlyExitConfig,
     PruningConfig,
     Tolerance,
+    VocabularyConfig,
 )
 from pipelines.compression.int8_settings import QuantizationConfig
 from pipelines.compression.page import describe, render_html, render_markdown
@@ -53,6 +54,7 @@ IDENTITY = (
     "max_label_loss",
     "distillation",
     "pruning",
+    "vocabulary",
     "early_exit",
     "training",
 )
@@ -79,6 +81,7 @@ class CompressConfig:
     """Points that a label may lose; a variant is refused if one of them is shown to lose more."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     int8: QuantizationConfig = field(default_factory=QuantizationConfig)
     early_exit: EarlyExitConfig = field(default_factory=EarlyExitConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -244,6 +247,7 @@ def _build_recipe(config: CompressConfig) -> Recipe:
     return Recipe(
         layers=config.distillation.layers,
         pruning=config.pruning,
+        vocabulary=config.vocabulary,
         early_exit=config.early_exit,
         int8=config.int8,
         teacher_share=config.distillation.teacher_share,
@@ -273,6 +277,7 @@ def _find_idle(config: CompressConfig) -> list[str]:
     given = {
         "distillation.layers": config.distillation.layers is not None and "distill" not in config.steps,
         "pruning": config.pruning != PruningConfig() and "prune" not in config.steps,
+        "vocabulary": config.vocabulary != VocabularyConfig() and "vocabulary" not in config.steps,
         "int8": config.int8 != QuantizationConfig() and "int8" not in config.steps,
         "early_exit": config.early_exit != EarlyExitConfig() and "early_exit" not in config.steps,
     }
@@ -311,6 +316,7 @@ def _find_problems(config: CompressConfig) -> list[UserError]:
         *config.corpus.find_problems(),
         *config.distillation.find_problems(),
         *config.pruning.find_problems(),
+        *config.vocabulary.find_problems(),
         *config.early_exit.find_problems(),
         *config.int8.find_problems(),
         *config.training.find_problems(),

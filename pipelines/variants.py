@@ -19,6 +19,7 @@ from pipelines.compression.config import (
     EarlyExitConfig,
     PruningConfig,
     Tolerance,
+    VocabularyConfig,
 )
 from pipelines.compression.early_exit import choose_exits, choose_threshold, train_exits
 from pipelines.compression.gate import judge
@@ -74,6 +75,7 @@ class Recipe:
 
     layers: int | None
     pruning: PruningConfig
+    vocabulary: VocabularyConfig
     early_exit: EarlyExitConfig
     int8: QuantizationConfig
     teacher_share: float
@@ -306,7 +308,8 @@ def _cut(
             )
         small = found.bundle
     else:
-        small = prune_vocabulary(bundle, set(table["input_ids"].combine_chunks().flatten().to_numpy().tolist()))
+        used = set(table["input_ids"].combine_chunks().flatten().to_numpy().tolist())
+        small = prune_vocabulary(bundle, used, recipe.vocabulary.least)
     save_bundle(target, small)
 
 

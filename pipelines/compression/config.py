@@ -65,6 +65,19 @@ class PruningConfig:
 
 
 @dataclass(frozen=True)
+class VocabularyConfig:
+    """Which sub-tokens stay."""
+
+    least: int = 12_000
+    """So many at least: those that the corpus uses, then the tokenizer's first ones, which are the frequent ones. A
+    small corpus lacks most words that a model will meet."""
+
+    def find_problems(self) -> list[UserError]:
+        """Every mistake in these settings."""
+        return _check("vocabulary", [("least", self.least, "at least 0", self.least >= 0)])
+
+
+@dataclass(frozen=True)
 class EarlyExitConfig:
     """Where windows may leave the network, and how sure it must be of all their words."""
 

@@ -22,14 +22,17 @@ from pipelines.ner.encoding import Encoder
 from pipelines.ner.model import TokenClassifier
 
 
-def prune_vocabulary(bundle: Bundle, used: Iterable[int]) -> Bundle:
+def prune_vocabulary(bundle: Bundle, used: Iterable[int], least: int = 0) -> Bundle:
     """A copy of a bundle that knows only these of its sub-tokens (ids, with or without their case), and the letters.
+
+    Args:
+        least: so many stay, if need be of those that are not used: the first ones of the vocabulary.
 
     Raises CompressionError for a tokenizer that is not WordPiece: merges of pairs would need pieces that go.
     """
     tokenizer = bundle.encoder.tokenizer
     state = read_state(tokenizer)
-    kept = choose_pieces(state, {number % CASE_STEP for number in used})
+    kept = choose_pieces(state, {number % CASE_STEP for number in used}, least)
     encoder = bundle.encoder
     return replace(
         bundle,
@@ -60,15 +63,17 @@ def read_state(tokenizer: Any) -> dict[str, Any]:
     return state
 
 
-def choose_pieces(state: dict[str, Any], used: set[int]) -> list[int]:
-    """The ids to keep, in their order: special ones, pieces of one character, and those used."""
+def choose_pieces(state: dict[str, Any], used: set[int], least: int = 0) -> list[int]:
+    """The ids to keep, in their order: special ones, pieces of one character, those used, and the first others."""
     prefix = state["model"]["continuing_subword_prefix"]
     special = {token["id"] for token in state["added_tokens"]}
-    return sorted(
+    needed = {
         number
         for piece, number in state["model"]["vocab"].items()
         if number in special or number in used or len(piece.removeprefix(prefix)) == 1
-    )
+    }
+    others = sorted(set(state["model"]["vocab"].values()) - needed)
+    return sorted([*needed, *others[: max(0, least - len(needed))]])
 
 
 def _renumber(tokenizer: Any, state: dict[str, Any], kept: list[int]) -> Any:

@@ -157,6 +157,16 @@ def test_word_whose_pieces_went_is_spelled_not_unknown(bundle):
     assert len(ids) > len(bundle.encoder.encode_words(["visited", "Utrecht"]).windows[0].input_ids)
 
 
+def test_vocabulary_is_filled_up_with_its_first_pieces(bundle):
+    fewest = len(prune_vocabulary(bundle, []).encoder.tokenizer)
+    more = prune_vocabulary(bundle, [], least=fewest + 25).encoder.tokenizer
+    assert len(more) == fewest + 25
+    before = bundle.encoder.tokenizer.convert_ids_to_tokens(range(len(bundle.encoder.tokenizer)))
+    gone = [piece for piece in before if piece not in more.get_vocab()]
+    assert gone == before[-len(gone) :]
+    assert len(prune_vocabulary(bundle, [], least=10**6).encoder.tokenizer) == len(before)
+
+
 def test_parts_of_an_unknown_architecture_and_merged_vocabularies_are_refused(bundle):
     config = RobertaConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=9
