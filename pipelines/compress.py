@@ -55,6 +55,7 @@ IDENTITY = (
     "distillation",
     "pruning",
     "vocabulary",
+    "int8",
     "early_exit",
     "training",
 )
