@@ -4,14 +4,17 @@
 
 In one run, on the same texts and threads: the `Trainer` in fp32 with random batches of 32; the `Trainer` in bf16 with
 fused AdamW and batches grouped by length; and our loop with its defaults. On the sentences of WNUT-17, and on documents
-made of ten of them. Each trains all-MiniLM-L6-v2 from the same start for some steps; the first few, in which kernels
-are made, do not count. Rates count the real sub-tokens that a step reads, special tokens included. Writes
-`benchmarks/results/train-DEVICE.json` and the table of README.md.
+made of ten of them. Each trains all-MiniLM-L6-v2 from the same start for some steps, in a process of its own, ours set
+up as a worker of `rayner train` is; the first few steps, in which kernels are made, do not count. Rates count the real
+sub-tokens that a step reads, special tokens included. Writes `benchmarks/results/train-DEVICE.json` and the table of
+README.md.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -34,12 +37,14 @@ from pipelines.run_record import read_git_revision, read_versions
 from pipelines.training.batches import TrainingWindows
 from pipelines.training.config import TrainingConfig
 from pipelines.training.loop import train
+from pipelines.training.process import prepare_process
 
 RESULTS = Path(__file__).parent / "results"
 ENCODER = "all-MiniLM-L6-v2"
 WINDOW, STRIDE = 256, 64
 WARMUP_STEPS = 5
-ROUNDS = 2
+ROUNDS = 3
+CORPORA = ("sentences", "documents")
 SENTENCES_PER_DOCUMENT = 10
 NUM_TOKENS = 60_000
 PEERS: dict[str, dict[str, Any]] = {
@@ -58,7 +63,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--render", action="store_true", help="run nothing; only put the table into README.md")
+    parser.add_argument("--one", nargs=2, metavar=("CORPUS", "CANDIDATE"), help="one measurement; prints its result")
     arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure_one(arguments.data, arguments.device, *arguments.one)))
+        return
     path = RESULTS / f"train-{arguments.device}.json"
     if not arguments.render:
         results = measure(arguments.data, arguments.device)
@@ -70,9 +79,6 @@ def main() -> None:
 
 def measure(data: Path, device: str) -> dict[str, Any]:
     """Rates of both peers and of our loop in both precisions, in turns."""
-    samples = list(read_samples(data / "wnut17" / "train.conll"))
-    labels = sorted({tag[2:] for _, tags in samples for tag in tags if tag != "O"})
-    scheme = LabelScheme.from_labels(labels)
     results: dict[str, Any] = {
         "versions": read_versions(),
         "git_revision": read_git_revision(),
@@ -80,19 +86,35 @@ def measure(data: Path, device: str) -> dict[str, Any]:
         "bf16_gflop_per_s": measure_roof(device),
         "corpora": {},
     }
-    for name, texts in (("sentences", samples), ("documents", join_samples(samples))):
+    for corpus in CORPORA:
         rates: dict[str, list[float]] = {candidate: [] for candidate in (*PEERS, *OURS)}
         shares: dict[str, dict[str, float]] = {}
         for _ in range(ROUNDS):
-            for candidate, settings in PEERS.items():
-                rates[candidate].append(measure_peer(texts, scheme, settings, device))
-            for candidate, precision in OURS.items():
-                rate, shares[candidate] = measure_ours(texts, scheme, precision, device)
+            for candidate in rates:
+                command = [sys.executable, "-m", "benchmarks.train", "--one", corpus, candidate]
+                command += ["--data", str(data), "--device", device]
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                rate, parts = json.loads(done.stdout.splitlines()[-1])
                 rates[candidate].append(rate)
-            print(name, rates, flush=True)
+                if parts:
+                    shares[candidate] = parts
+            print(corpus, rates, flush=True)
         middle = {candidate: statistics.median(found) for candidate, found in rates.items()}
-        results["corpora"][name] = {"tokens_per_s": middle, "rounds": rates, "shares": shares}
+        results["corpora"][corpus] = {"tokens_per_s": middle, "rounds": rates, "shares": shares}
     return results
+
+
+def measure_one(data: Path, device: str, corpus: str, candidate: str) -> tuple[float, dict[str, float]]:
+    """Sub-tokens per second, and of our loop the share of each part in a step."""
+    samples = list(read_samples(data / "wnut17" / "train.conll"))
+    if corpus == "documents":
+        samples = join_samples(samples)
+    labels = sorted({tag[2:] for _, tags in samples for tag in tags if tag != "O"})
+    scheme = LabelScheme.from_labels(labels)
+    if candidate in PEERS:
+        return measure_peer(samples, scheme, PEERS[candidate], device), {}
+    prepare_process()
+    return measure_ours(samples, scheme, OURS[candidate], device)
 
 
 def read_samples(path: Path) -> Iterator[Sample]:
@@ -232,7 +254,7 @@ def render_table(results: dict[str, Any]) -> str:
     lines = ["| sub-tokens/s in training | sentences | ratio | documents | ratio |", "|---|---|---|---|---|"]
     for name in corpora["sentences"]["tokens_per_s"]:
         cells = [name]
-        for corpus in ("sentences", "documents"):
+        for corpus in CORPORA:
             rates = corpora[corpus]["tokens_per_s"]
             cells += [f"{rates[name]:,.0f}", f"{rates[name] / rates[next(iter(PEERS))]:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")

@@ -21,6 +21,16 @@ def describe_device(device: torch.device) -> str:
     return f"CPU, {torch.backends.cpu.get_cpu_capability()}"
 
 
+def settle_vector_math() -> None:
+    """Have MKL's vector functions choose their code now, in one thread.
+
+    Two threads that are the first to call one can get other last bits than later calls do: of one seed, one run in ten
+    took another course.
+    """
+    for function in (torch.sqrt, torch.exp, torch.log):
+        function(torch.ones(64))
+
+
 class Stopwatch:
     """The seconds of a step, and on a CPU of its parts: a GPU works on after a call has returned."""
 

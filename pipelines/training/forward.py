@@ -22,10 +22,14 @@ from pipelines.ner.casing import split_cases
 from pipelines.ner.errors import UserError
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import Architecture, Layer, read_architecture
-from pipelines.ner.runtimes.packed import ACTIVATIONS, Groups, fill_rows, lay_out
+from pipelines.ner.runtimes.packed import ACTIVATIONS, Groups, fill_rows, has_fused_linear, lay_out
 from pipelines.training.batches import Batch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+SHORT_WINDOW = 64
+"""Windows below this have their attention in fp32: of 16-bit floats, PyTorch takes short rows of weights element by
+element, and oneDNN compiles each product anew for every number of windows."""
 
 
 class ForwardError(UserError):
@@ -138,7 +142,7 @@ class PackedForward(Forward):
         x_NH = self._drop(F.layer_norm(x_NH, norm.normalized_shape, norm.weight, norm.bias, norm.eps), found.dropout)
         x_NH = x_NH.to(self.dtype)
         if found.projection is not None:
-            x_NH = self._project(x_NH, found.projection)
+            x_NH = _project(x_NH, found.projection)
         for layer in found.layers[:-1]:
             x_NH = self._run_layer(x_NH, layer, groups, None)
         x_VH = self._run_layer(x_NH, found.layers[-1], groups, places_V)
@@ -156,22 +160,17 @@ class PackedForward(Forward):
         return self._compute_layer(x_NH, layer, groups, wanted_V)
 
     def _compute_layer(self, x_NH: Tensor, layer: Layer, groups: Groups, wanted_V: Tensor | None) -> Tensor:
-        parts = (layer.query, layer.key, layer.value)
-        weight, bias = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias"))
-        qkv_N3H = F.linear(x_NH, weight.to(self.dtype), bias.to(self.dtype))
+        qkv_N3H = _project(x_NH, layer.query, layer.key, layer.value)
         dropout = layer.weights_dropout if self.training else 0.0
         context_NH = _Attention.apply(qkv_N3H, groups, self.found.head_size, dropout)
         if wanted_V is not None:
             context_NH, x_NH = context_NH[wanted_V], x_NH[wanted_V]
-        attended_NH = self._drop(self._project(context_NH, layer.attention_out), layer.attention_dropout)
+        attended_NH = self._drop(_project(context_NH, layer.attention_out), layer.attention_dropout)
         x_NH = self._norm(x_NH + attended_NH, layer.attention_norm)
         _, activate = ACTIVATIONS[self.found.activation]
-        hidden_NI = activate(self._project(x_NH, layer.feed_in))
-        fed_NH = self._drop(self._project(hidden_NI, layer.feed_out), layer.feed_dropout)
+        hidden_NI = activate(_project(x_NH, layer.feed_in))
+        fed_NH = self._drop(_project(hidden_NI, layer.feed_out), layer.feed_dropout)
         return self._norm(x_NH + fed_NH, layer.feed_norm)
-
-    def _project(self, x_NI: Tensor, linear: nn.Linear) -> Tensor:
-        return F.linear(x_NI, linear.weight.to(self.dtype), linear.bias.to(self.dtype))
 
     def _norm(self, x_NH: Tensor, norm: nn.LayerNorm) -> Tensor:
         return F.layer_norm(x_NH, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
@@ -202,33 +201,74 @@ def pack(batch: Batch, first_position: int) -> tuple[Tensor, Tensor, Tensor, Ten
     return *rows, is_word_BW, layout.groups
 
 
+def _project(x_NI: Tensor, *linears: nn.Linear) -> Tensor:
+    """`x W + b` of layers side by side, `[N, O]`."""
+    projected: Tensor = _Linear.apply(x_NI, *(part for linear in linears for part in (linear.weight, linear.bias)))
+    return projected
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer whose weights are rounded to the precision of its input, and whose gradients are not."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, *parts: Tensor) -> Tensor:
+        """`x W + b`, of weights and biases in turn."""
+        weight_OI, bias_O = (_join([part.to(x_NI.dtype) for part in parts[start::2]]) for start in (0, 1))
+        ctx.save_for_backward(x_NI, weight_OI)
+        ctx.sizes, ctx.dtype = [len(weight) for weight in parts[::2]], parts[0].dtype
+        if x_NI.dtype != torch.float32 and has_fused_linear():
+            y_NO: Tensor = torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
+            return y_NO
+        return F.linear(x_NI, weight_OI, bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_NO: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of input, weights and biases, of those that train."""
+        x_NI, weight_OI = ctx.saved_tensors
+        for_x = gradient_NO @ weight_OI if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[1:]):
+            return for_x, *(None for _ in ctx.needs_input_grad[1:])
+        for_weights = (gradient_NO.t() @ x_NI).to(ctx.dtype).split(ctx.sizes)
+        for_biases = gradient_NO.sum(dim=0).to(ctx.dtype).split(ctx.sizes)
+        return for_x, *(part for pair in zip(for_weights, for_biases, strict=True) for part in pair)
+
+
+def _join(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
 class _Dropout(torch.autograd.Function):
     """Dropout (Srivastava et al. 2014) with a byte of randomness an element: its probability is a multiple of 1/256."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
         """Draw a mask, and keep it for the backward pass."""
-        keep, ctx.scale = draw_mask(x.shape, probability)
-        ctx.save_for_backward(keep)
-        return (x * keep).mul_(ctx.scale)
+        mask = draw_mask(x.shape, probability, x.dtype)
+        ctx.save_for_backward(mask)
+        return x * mask
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """The gradient under the same mask; none for the probability."""
-        [keep] = ctx.saved_tensors
-        return (gradient * keep).mul_(ctx.scale), None
+        [mask] = ctx.saved_tensors
+        return gradient * mask, None
 
 
-def draw_mask(shape: tuple[int, ...], probability: float) -> tuple[Tensor, float]:
-    """Which elements stay, and the factor that makes up for the others.
+def draw_mask(shape: tuple[int, ...], probability: float, dtype: torch.dtype) -> Tensor:
+    """Zero where an element is dropped, and elsewhere the factor that makes up for those.
 
-    Eight elements share one draw of the generator, whose draws cannot be shared between threads.
+    The probability is moved a little, by 0.4 % of what stays at the most, to one whose factor a 16-bit float can hold.
+    Four elements share one draw of the generator, whose draws cannot be shared between threads.
     """
     count = int(np.prod(shape))
-    limit = max(1, round(probability * 256))
-    numbers = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None)
-    return (numbers.view(torch.uint8)[:count] >= limit).view(shape), 256 / (256 - limit)
+    factor = torch.tensor(1 / (1 - probability), dtype=dtype if dtype.itemsize == 2 else torch.bfloat16)
+    first_kept = round((1 - 1 / factor.item()) * 2**16) - 2**15
+    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
+    kept = draws.clamp_(first_kept - 1, first_kept).sub_(first_kept - 1)
+    mask = kept.mul_(factor.view(torch.int16)).view(factor.dtype)  # the factor's bits, or none
+    return mask.to(dtype).view(shape)
 
 
 class _Attention(torch.autograd.Function):
@@ -243,16 +283,16 @@ class _Attention(torch.autograd.Function):
         num_rows, width = qkv_N3H.shape
         context_NH = qkv_N3H.new_zeros(num_rows, width // 3)
         saved: list[Tensor | None] = []
-        ctx.groups, ctx.size, ctx.scale, at = groups, size, 1.0, 0
+        ctx.groups, ctx.size, at = groups, size, 0
         for count, length in groups:
             rows = slice(at, at + count * length)
-            q_bTd, k_bTd, v_bTd = _split_heads(qkv_N3H[rows], count, 3, size)
-            scores_bTT = torch.bmm(q_bTd * q_bTd.shape[2] ** -0.5, k_bTd.transpose(1, 2))
-            weights_bTT = torch.softmax(scores_bTT, dim=2)
-            keep, ctx.scale = draw_mask(weights_bTT.shape, dropout) if dropout else (None, 1.0)
-            used_bTT = weights_bTT if keep is None else (weights_bTT * keep).mul_(ctx.scale)
+            q_bTd, k_bTd, v_bTd = _split_heads(qkv_N3H[rows], count, 3, size, _widen(length, qkv_N3H.dtype))
+            q_bTd = q_bTd * size**-0.5
+            weights_bTT = torch.bmm(q_bTd, k_bTd.transpose(1, 2)).softmax(dim=2)
+            mask = draw_mask(weights_bTT.shape, dropout, weights_bTT.dtype) if dropout else None
+            used_bTT = weights_bTT if mask is None else weights_bTT * mask
             context_NH[rows] = _join_heads(torch.bmm(used_bTT, v_bTd)[None], count)
-            saved += (q_bTd, k_bTd, v_bTd, weights_bTT, used_bTT, keep)
+            saved += (q_bTd, k_bTd, v_bTd, weights_bTT, used_bTT, mask)
             at = rows.stop
         ctx.save_for_backward(*saved)
         return context_NH
@@ -265,26 +305,31 @@ class _Attention(torch.autograd.Function):
         at = 0
         saved = ctx.saved_tensors
         for group, (count, length) in enumerate(ctx.groups):
-            q_bTd, k_bTd, v_bTd, weights_bTT, used_bTT, keep = saved[6 * group : 6 * group + 6]
+            q_bTd, k_bTd, v_bTd, weights_bTT, used_bTT, mask = saved[6 * group : 6 * group + 6]
             rows = slice(at, at + count * length)
-            [gradient_bTd] = _split_heads(gradient_NH[rows], count, 1, ctx.size)
+            [gradient_bTd] = _split_heads(gradient_NH[rows], count, 1, ctx.size, q_bTd.dtype)
             for_weights_bTT = torch.bmm(gradient_bTd, v_bTd.transpose(1, 2))
-            if keep is not None:
-                for_weights_bTT = (for_weights_bTT * keep).mul_(ctx.scale)
+            if mask is not None:
+                for_weights_bTT *= mask
             for_scores_bTT = torch._softmax_backward_data(for_weights_bTT, weights_bTT, 2, weights_bTT.dtype)
-            for_scores_bTT *= q_bTd.shape[2] ** -0.5
-            for_q, for_k = torch.bmm(for_scores_bTT, k_bTd), torch.bmm(for_scores_bTT.transpose(1, 2), q_bTd)
+            for_q = torch.bmm(for_scores_bTT, k_bTd).mul_(ctx.size**-0.5)
+            for_k = torch.bmm(for_scores_bTT.transpose(1, 2), q_bTd)
             for_v = torch.bmm(used_bTT.transpose(1, 2), gradient_bTd)
-            gradient_N3H[rows] = _join_heads(torch.stack([for_q, for_k, for_v]), count)
+            gradient_N3H[rows] = _join_heads(torch.stack([for_q, for_k, for_v]).to(gradient_NH.dtype), count)
             at = rows.stop
         return gradient_N3H, None, None, None
 
 
-def _split_heads(rows: Tensor, count: int, parts: int, size: int) -> Tensor:
+def _widen(length: int, dtype: torch.dtype) -> torch.dtype:
+    """What the attention of a window of this length is computed in."""
+    return torch.float32 if length < SHORT_WINDOW else dtype
+
+
+def _split_heads(rows: Tensor, count: int, parts: int, size: int, dtype: torch.dtype) -> Tensor:
     """`[count * T, parts * H]` to `[parts, count * h, T, d]`."""
     num_heads = rows.shape[1] // (parts * size)
     split = rows.view(count, -1, parts, num_heads, size).permute(2, 0, 3, 1, 4)
-    return split.reshape(parts, count * num_heads, -1, size)
+    return split.reshape(parts, count * num_heads, -1, size).to(dtype)
 
 
 def _join_heads(heads: Tensor, count: int) -> Tensor:

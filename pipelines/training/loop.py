@@ -20,7 +20,7 @@ from pipelines.training.adversarial import Adversary
 from pipelines.training.averaging import Average
 from pipelines.training.batches import BatchPlan, Windows
 from pipelines.training.config import TrainingConfig, TrainingError
-from pipelines.training.devices import Stopwatch, describe_device, resolve_precision
+from pipelines.training.devices import Stopwatch, describe_device, resolve_precision, settle_vector_math
 from pipelines.training.freezing import Freezing
 from pipelines.training.optimizer import Optimizer
 from pipelines.training.parallel import ParallelConfig
@@ -80,6 +80,7 @@ class _Run:
     ) -> None:
         if not len(windows.usable):
             raise TrainingError("the training corpus has no words", remedy="check the files given as `--corpus.train`")
+        settle_vector_math()
         self.windows, self.config, self.pad_id, self.device = windows, config, pad_id, device
         self.listener, self.state = listener, state
         self.precision = resolve_precision(config.precision, device)

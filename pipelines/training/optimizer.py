@@ -113,8 +113,9 @@ class Optimizer:
         moved = [one for group in self.groups for one in group["params"] if one.grad is not None]
         gradients = [_open_gradient(parameter) for parameter in moved]
         norm = self.strategy.measure_norm(gradients, moved) * unscale
-        factor = (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) * unscale
-        torch._foreach_mul_(gradients, factor)
+        factor = float((self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)) * unscale
+        if factor != 1.0:
+            torch._foreach_mul_(gradients, factor)
         return norm
 
     def list_moments(self) -> list[Tensor]:

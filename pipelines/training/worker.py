@@ -1,6 +1,5 @@
 """One worker of a training: the loop with what it reads, writes and scores, and its agreement with the others."""
 
-import os
 import resource
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,11 +12,9 @@ from pipelines.training.checkpoints import load_state
 from pipelines.training.config import TrainingError
 from pipelines.training.job import Job, Task
 from pipelines.training.loop import train
+from pipelines.training.process import prepare_process
 from pipelines.training.recorder import CHECKPOINTS, Order, Recorder
 from pipelines.training.state import TrainingState
-
-KERNEL_CACHES = {"LRU_CACHE_CAPACITY": 32, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": 64}
-"""Shapes that ideep and oneDNN keep kernels for; by default 1,024, each with scratch memory: gigabytes in an hour."""
 
 
 class Group:
@@ -67,8 +64,7 @@ def run_worker(
         patience_s: for storage that cannot be written.
         on_epoch: told by the first worker, as in `fit_here`.
     """
-    for name, shapes in KERNEL_CACHES.items():
-        os.environ.setdefault(name, str(shapes))
+    prepare_process()
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     recorder = Recorder(output_dir, patience_s) if group.rank == 0 else None
     state = _load_last(recorder, group)
