@@ -38,7 +38,7 @@ from pipelines.training.job import TrainingJob
 from pipelines.training.parallel import STRATEGIES, ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, list_cores, plan_workers
-from pipelines.training.strategies import find_misfits
+from pipelines.training.strategies import KINDS, find_misfits
 from pipelines.training.trainer import fit
 
 IDENTITY = ("corpus", "model", "encoding", "training", "parallel", "num_steps", "use_gpu")
@@ -211,14 +211,19 @@ def _fix_model(config: ScaleConfig) -> ModelConfig:
 
 
 def _fix_training(config: ScaleConfig, case: Case) -> TrainingConfig:
-    """One epoch without checkpoints, with dense gradients, which all strategies can do."""
+    """One epoch without checkpoints, the same for all cases: with dense gradients where one of them needs those."""
+    is_sparse = config.parallel.gradient_compression == "none" and all(
+        KINDS[name].may_be_sparse and KINDS[name].may_pack for name in config.strategies
+    )
     return replace(
         config.training,
         num_epochs=1,
         patience=None,
         checkpoint_every_steps=sys.maxsize,
         batch_tokens=config.training.batch_tokens * case.growth,
-        optimizer=replace(config.training.optimizer, sparse_embeddings=False),
+        optimizer=replace(
+            config.training.optimizer, sparse_embeddings=config.training.optimizer.sparse_embeddings and is_sparse
+        ),
     )
 
 

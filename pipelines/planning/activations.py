@@ -3,13 +3,14 @@
 Counted operator by operator: what each saves (`pipelines.training.forward` without padding, transformers' modules with
 it), in bytes. Of a sub-token and a unit of the hidden size a layer without padding keeps the query, key and value, the
 attention's context, and input and output of two norms; of a sub-token and a unit between, what is before and after the
-activation; of a pair of sub-tokens and a head, its weight before and after dropout.
+activation; of a pair of sub-tokens and a head, its weight before and after dropout. The attention of short windows is in
+fp32, and masks of dropout are 16-bit floats.
 """
 
 from dataclasses import dataclass
 
 from pipelines.planning.architecture import Architecture
-from pipelines.planning.cost import Load, TrainingSetup
+from pipelines.planning.cost import SHORT_WINDOW, Load, TrainingSetup
 
 WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 """Bytes of a number."""
@@ -45,16 +46,17 @@ def count_activations(architecture: Architecture, setup: TrainingSetup, load: Lo
     last = _count_layer(architecture, setup, load, words, is_packed)
     inputs = tokens * hidden * (width if is_packed else 4)
     scratch = tokens * width * (inner * (2 if architecture.is_gated else 1) + 3 * hidden)
-    pairs = architecture.num_heads * load.largest_group * width
+    attended = 4 * load.short_tokens + width * (tokens - load.short_tokens) if is_packed else tokens * width
+    pairs = architecture.num_heads * load.largest_group * (4 if is_packed and load.longest < SHORT_WINDOW else width)
     writes_pairs = (setup.device == "cpu" and (architecture.drops_weights or is_packed)) or architecture.relative_terms
-    attention = 3 * tokens * hidden * width + (2 * pairs if writes_pairs else 0)
-    within = 12 * tokens * hidden * width + (3 * pairs if writes_pairs else 0)
+    attention = 3 * attended * hidden + (2 * pairs if writes_pairs else 0)
+    within = 12 * attended * hidden + (3 * pairs if writes_pairs else 0)
     layers: tuple[float, ...] = (*(every,) * (architecture.num_layers - 1), last)
     if setup.gradient_checkpointing:
         layers = (0.0, *(inputs,) * (architecture.num_layers - 1))  # the first layer's input is the embeddings
         scratch, within = scratch + every, within + attention
     embedding = architecture.embedding_size
-    masks = architecture.drops_hidden * (1 if is_packed or setup.device == "cuda" else 4)
+    masks = architecture.drops_hidden * (2 if is_packed else 1 if setup.device == "cuda" else 4)
     embedded = tokens * embedding * (4 + masks) + inputs
     if embedding != hidden or (is_packed and width < 4):
         embedded += 4 * tokens * embedding
@@ -70,10 +72,13 @@ def _count_layer(architecture: Architecture, setup: TrainingSetup, load: Load, e
     masks = architecture.drops_hidden * (1 + architecture.has_attention_dropout)
     in_between = (1 + architecture.activation_products) * width
     if is_packed:
-        pairs = 2 * width + 1 if architecture.drops_weights else width
         weights = 12 * hidden**2 if width == 4 else 2 * (4 * hidden**2 + 2 * hidden * inner)
-        kept = 3 * width * hidden * load.num_tokens + ends * (hidden * (5 * width + masks) + 16 + 2 * inner * width)
-        return kept + architecture.num_heads * pairs * load.sum_of_squares + weights
+        kept = ends * (hidden * (5 * width + 2 * masks) + 16 + 2 * inner * width) + weights
+        long = load.num_tokens - load.short_tokens, load.sum_of_squares - load.short_squares
+        for (tokens, squares), each in (((load.short_tokens, load.short_squares), 4), (long, width)):
+            pairs = 2 * each + 2 if architecture.drops_weights else each
+            kept += 3 * each * hidden * tokens + architecture.num_heads * pairs * squares
+        return kept
     on_gpu, is_reduced = setup.device == "cuda", width < 4
     is_projected = architecture.embedding_size != hidden or architecture.family == "albert"
     of_hidden = 32

@@ -8,6 +8,9 @@ from pipelines.ner.runtimes.packed import LEAST_ROW_STEP, MOST_ROW_STEP
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.lengths import Lengths
 
+SHORT_WINDOW = 64
+"""Windows below this have their attention in fp32 where there is no padding (`pipelines.training.forward`)."""
+
 
 @dataclass(frozen=True)
 class TrainingSetup:
@@ -108,6 +111,10 @@ class Load:
     num_words: float
     largest_group: float = 0.0
     """Squared lengths of the windows whose attention is computed together."""
+    short_tokens: float = 0.0
+    """Sub-tokens of windows whose attention is in fp32 whatever the precision."""
+    short_squares: float = 0.0
+    """Squared lengths of those."""
 
     @classmethod
     def of(cls, lengths: np.ndarray, words_per_token: float, is_packed: bool, copies: int = 1) -> "Load":
@@ -117,8 +124,18 @@ class Load:
         if is_packed:
             each, counts = np.unique(lengths, return_counts=True)
             pairs = each.astype(np.int64) ** 2 * counts * copies
-            most = int(pairs.max())
-            return cls(_fill(real), windows, int(pairs.sum()), len(each), longest, _fill(round(words)), most)
+            is_short = each < SHORT_WINDOW
+            return cls(
+                num_tokens=_fill(real),
+                num_windows=windows,
+                sum_of_squares=int(pairs.sum()),
+                num_groups=len(each),
+                longest=longest,
+                num_words=_fill(round(words)),
+                largest_group=int(pairs.max()),
+                short_tokens=int((each * counts)[is_short].sum()) * copies,
+                short_squares=int(pairs[is_short].sum()),
+            )
         squares = windows * longest**2
         return cls(windows * longest, windows, squares, 1, longest, words, squares)
 

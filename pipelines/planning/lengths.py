@@ -103,15 +103,25 @@ class Steps:
         return max(1, round(len(self.steps) / self.share))
 
     def deal(self, num_hands: int) -> Iterator[np.ndarray]:
-        """Of each step the lengths that the first of several hands gets."""
-        for step in self.steps:
-            turns = np.arange(len(step)) % (2 * num_hands)
-            yield step[(turns == 0) | (turns == 2 * num_hands - 1)]
+        """Of each step the lengths that one of several hands gets, each in its turn."""
+        for number, step in enumerate(self.steps):
+            yield divide_step(step, num_hands)[number % num_hands]
 
     @cached_property
     def heaviest(self) -> np.ndarray:
         """The step with most attention to compute, which has the longest windows."""
         return max(self.steps, key=lambda step: (int((step**2).sum()), int(step.sum())))
+
+
+def divide_step(step: np.ndarray, num_hands: int) -> list[np.ndarray]:
+    """Lengths for each of several hands: neighbours, about as many sub-tokens for each, as the training loop does.
+
+    A hand that would have none computes one window, to no effect.
+    """
+    ends = np.cumsum(step)
+    owners = (ends - step / 2) * num_hands // ends[-1]
+    hands = np.split(step, np.searchsorted(owners, np.arange(1, num_hands)))
+    return [hand if len(hand) else step[:1] for hand in hands]
 
 
 @lru_cache(maxsize=256)

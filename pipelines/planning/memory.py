@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pipelines.planning.activations import WIDTHS, Activations, count_activations
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.cost import Load, TrainingSetup, count_parameters
-from pipelines.planning.lengths import Lengths, draw_steps
+from pipelines.planning.lengths import Lengths, divide_step, draw_steps
 
 MIB = 2**20
 PROCESS_BYTES = 620 * MIB
@@ -50,7 +50,9 @@ def estimate_training_memory(
     is_pipeline = setup.strategy == "pipeline" and not setup.is_alone
     if is_pipeline:
         num_hands = max(setup.micro_batches, setup.num_workers, setup.accumulation)
-    hand = steps.heaviest[:: max(1, num_hands)]  # dealt to and fro, which comes to the same
+        hand = steps.heaviest[::num_hands]  # dealt to and fro, which comes to the same
+    else:
+        hand = max(divide_step(steps.heaviest, num_hands), key=lambda lengths: int((lengths**2).sum()))
     load = Load.of(hand, lengths.words_per_token, setup.is_packed(architecture), setup.num_copies)
     held = _divide(count_activations(architecture, setup, load), architecture, setup)
     if is_pipeline:  # the first worker, which has most micro-batches under way
@@ -63,9 +65,6 @@ def estimate_training_memory(
     if setup.slices_weights:
         block = max(architecture.num_layer_parameters, architecture.num_embedding_parameters)
         activations += block * (4 + (0 if setup.precision == "fp32" else WIDTHS[setup.precision])) * 2
-    if not setup.is_alone and setup.strategy == "ddp":
-        dense = parameters - architecture.num_word_parameters * setup.is_sparse(architecture)
-        gradients += 4 * dense  # buckets
     copies = 1.0 + setup.has_average
     if not on_gpu:
         copies += (setup.num_epochs > 1) * (1 if setup.num_slices == 1 else setup.num_slices)  # the best epoch's

@@ -54,7 +54,8 @@ class Adversary:
             compute: adds the gradients of the loss at the present weights.
         """
         climbs = [_Climb(target) for target in self.targets if target.grad is not None]
-        plain = [parameter.grad for parameter in self.parameters]
+        # copies: data-parallel training writes the next gradients to the same places
+        plain = [None if parameter.grad is None else parameter.grad.clone() for parameter in self.parameters]
         try:
             for _ in range(self.steps):
                 for climb in climbs:

@@ -141,13 +141,28 @@ class BatchPlan:
     def share(self, step: np.ndarray, rank: int, world_size: int) -> list[list[int]]:
         """A worker's micro-batches of a step; the same number for every worker, some perhaps empty.
 
-        Balanced by sub-tokens: windows are dealt in the order of their lengths, to and fro.
+        Each is of neighbours in length, so that little is padded and windows of one length stay together, and of about
+        the same number of sub-tokens.
         """
         longest = int(self.num_tokens[step].max())
-        per_pass = max(1, self.device_batch_tokens // longest)
-        rounds = -(-len(step) // (per_pass * world_size))
-        num_micro = rounds * world_size
-        return [deal(step, num_micro, micro) for micro in range(rank, num_micro, world_size)]
+        rounds = -(-len(step) // (max(1, self.device_batch_tokens // longest) * world_size))
+        hands = _divide(step, self.num_tokens[step], rounds * world_size)
+        while max(map(self._pad, hands)) > self.device_batch_tokens:
+            rounds += 1
+            most = rounds * world_size
+            hands = _divide(step, self.num_tokens[step] if most < len(step) else np.ones(len(step)), most)
+        return [hand.tolist() for hand in hands[rank::world_size]]
+
+    def _pad(self, windows: np.ndarray) -> int:
+        """Sub-tokens of windows as one batch, with padding; of one alone, whatever its length, none too many."""
+        return len(windows) * int(self.num_tokens[windows].max()) if len(windows) > 1 else 0
+
+
+def _divide(step: np.ndarray, lengths: np.ndarray, num_hands: int) -> list[np.ndarray]:
+    """Consecutive windows for each of several hands, about as many sub-tokens for each."""
+    ends = np.cumsum(lengths)
+    owners = (ends - lengths / 2) * num_hands // ends[-1]
+    return np.split(step, np.searchsorted(owners, np.arange(1, num_hands)))
 
 
 def deal(step: np.ndarray, num_hands: int, hand: int) -> list[int]:

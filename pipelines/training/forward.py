@@ -246,18 +246,18 @@ class _Dropout(torch.autograd.Function):
         """Draw a mask, and keep it for the backward pass."""
         mask = draw_mask(x.shape, probability, x.dtype)
         ctx.save_for_backward(mask)
-        return x * mask
+        return x * mask.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """The gradient under the same mask; none for the probability."""
         [mask] = ctx.saved_tensors
-        return gradient * mask, None
+        return gradient * mask.to(gradient.dtype), None
 
 
 def draw_mask(shape: tuple[int, ...], probability: float, dtype: torch.dtype) -> Tensor:
-    """Zero where an element is dropped, and elsewhere the factor that makes up for those.
+    """Zero where an element is dropped, and elsewhere the factor that makes up for those, as 16-bit floats.
 
     The probability is moved a little, by 0.4 % of what stays at the most, to one whose factor a 16-bit float can hold.
     Four elements share one draw of the generator, whose draws cannot be shared between threads.
@@ -267,8 +267,7 @@ def draw_mask(shape: tuple[int, ...], probability: float, dtype: torch.dtype) ->
     first_kept = round((1 - 1 / factor.item()) * 2**16) - 2**15
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
     kept = draws.clamp_(first_kept - 1, first_kept).sub_(first_kept - 1)
-    mask = kept.mul_(factor.view(torch.int16)).view(factor.dtype)  # the factor's bits, or none
-    return mask.to(dtype).view(shape)
+    return kept.mul_(factor.view(torch.int16)).view(factor.dtype).view(shape)  # the factor's bits, or none
 
 
 class _Attention(torch.autograd.Function):
@@ -287,10 +286,11 @@ class _Attention(torch.autograd.Function):
         for count, length in groups:
             rows = slice(at, at + count * length)
             q_bTd, k_bTd, v_bTd = _split_heads(qkv_N3H[rows], count, 3, size, _widen(length, qkv_N3H.dtype))
-            q_bTd = q_bTd * size**-0.5
-            weights_bTT = torch.bmm(q_bTd, k_bTd.transpose(1, 2)).softmax(dim=2)
+            nothing = q_bTd.new_empty(1, 1, 1)
+            scores_bTT = torch.baddbmm(nothing, q_bTd, k_bTd.transpose(1, 2), beta=0, alpha=size**-0.5)
+            weights_bTT = scores_bTT.softmax(dim=2)
             mask = draw_mask(weights_bTT.shape, dropout, weights_bTT.dtype) if dropout else None
-            used_bTT = weights_bTT if mask is None else weights_bTT * mask
+            used_bTT = weights_bTT if mask is None else weights_bTT * mask.to(weights_bTT.dtype)
             context_NH[rows] = _join_heads(torch.bmm(used_bTT, v_bTd)[None], count)
             saved += (q_bTd, k_bTd, v_bTd, weights_bTT, used_bTT, mask)
             at = rows.stop
@@ -310,10 +310,11 @@ class _Attention(torch.autograd.Function):
             [gradient_bTd] = _split_heads(gradient_NH[rows], count, 1, ctx.size, q_bTd.dtype)
             for_weights_bTT = torch.bmm(gradient_bTd, v_bTd.transpose(1, 2))
             if mask is not None:
-                for_weights_bTT *= mask
+                for_weights_bTT *= mask.to(for_weights_bTT.dtype)
             for_scores_bTT = torch._softmax_backward_data(for_weights_bTT, weights_bTT, 2, weights_bTT.dtype)
-            for_q = torch.bmm(for_scores_bTT, k_bTd).mul_(ctx.size**-0.5)
-            for_k = torch.bmm(for_scores_bTT.transpose(1, 2), q_bTd)
+            scale = ctx.size**-0.5
+            for_q = torch.bmm(for_scores_bTT, k_bTd).mul_(scale)
+            for_k = torch.bmm(for_scores_bTT.transpose(1, 2), q_bTd).mul_(scale)
             for_v = torch.bmm(used_bTT.transpose(1, 2), gradient_bTd)
             gradient_N3H[rows] = _join_heads(torch.stack([for_q, for_k, for_v]).to(gradient_NH.dtype), count)
             at = rows.stop

@@ -210,7 +210,11 @@ class DataParallel(Strategy):
         self.may_be_sparse = config.gradient_compression == "none"  # the hooks take no sparse gradients
 
     def _wrap(self, objective: Objective) -> nn.Module:
-        wrapped = nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False)  # they are constants
+        wrapped = nn.parallel.DistributedDataParallel(
+            objective,
+            broadcast_buffers=False,  # they are constants
+            gradient_as_bucket_view=True,  # sent from where they are
+        )
         if self.config.gradient_compression == "bf16":
             wrapped.register_comm_hook(None, _send_bf16)
         elif self.config.gradient_compression == "powersgd":

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForTokenClassification
 
+from pipelines.planning import cost, lengths
 from pipelines.planning.architecture import convert_config, read_architecture
 from pipelines.planning.cost import Load, TrainingSetup, count_forward_flops
 from pipelines.planning.lengths import Lengths, divide_batch, draw_steps
+from pipelines.training import batches, forward
 from pipelines.training.batches import BatchPlan
 
 histograms = st.dictionaries(st.integers(3, 256), st.integers(1, 40), min_size=1, max_size=30)
@@ -62,6 +64,10 @@ def test_division_of_a_batch_is_that_of_the_loop():
     passes = plan.share(plan.plan_epoch(0)[0], 0, 2)
     tokens, accumulation = divide_batch(Lengths.from_counts({128: 64}), 4096, 1024, 2)
     assert (accumulation, tokens) == (len(passes), 128 * len(passes[0]))
+
+
+def test_constants_are_those_of_the_training_loop():
+    assert (lengths.POOL_BATCHES, cost.SHORT_WINDOW) == (batches.POOL_BATCHES, forward.SHORT_WINDOW)
 
 
 def test_records_longer_than_a_window_become_several():

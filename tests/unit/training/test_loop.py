@@ -401,7 +401,7 @@ def run_rank(rank, room, encoder, folder):
 def test_two_processes_train_as_one_does_also_when_one_is_idle(training_room, tiny_encoder, tmp_path):
     windows = TrainingWindows(training_room.make_table(4))
     plan = BatchPlan(windows.num_tokens, windows.usable, batch_tokens=1, device_batch_tokens=4096, seed=1)
-    assert {tuple(map(len, plan.share(step, 1, 2))) for step in plan.plan_epoch(0)} == {(0,)}
+    assert {tuple(map(len, plan.share(step, 0, 2))) for step in plan.plan_epoch(0)} == {(0,)}
     torch.multiprocessing.spawn(run_rank, (training_room, tiny_encoder, str(tmp_path)), nprocs=2)
     alone = run_distributed_cases(training_room, tiny_encoder)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
