@@ -42,6 +42,7 @@ bench: $(STAMP)  ## quality on the real corpora and speeds (some hours); writes 
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.serve
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.plan_scale

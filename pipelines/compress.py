@@ -17,8 +17,6 @@ from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect
 from pipelines.compression.config import (
-    DEFAULT_STEPS,
-    STEPS,
     CompressionError,
     DistillationConfig,
     EarlyExitConfig,
@@ -28,6 +26,7 @@ from pipelines.compression.config import (
 )
 from pipelines.compression.int8_settings import QuantizationConfig
 from pipelines.compression.page import describe, render_html, render_markdown
+from pipelines.compression.steps import DEFAULT_STEPS, Recipe
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
@@ -44,7 +43,7 @@ from pipelines.terminal import print_shards, print_variants
 from pipelines.training.config import TrainingConfig, find_contradictions
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.resources import ResourcesConfig
-from pipelines.variants import START, Bench, Recipe, check_steps
+from pipelines.variants import START, Bench
 
 IDENTITY = (
     "model",
@@ -107,13 +106,13 @@ def run(config: CompressConfig) -> int:
     raise_all(_find_problems(config))
     folder = prepare_output_dir(config.output_dir)
     bundle, recipe = load_bundle(str(config.model)), _build_recipe(config)
-    check_steps(config.steps, bundle, recipe)
+    recipe.check(bundle)
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     settings["fingerprint"] = bundle.info.fingerprint
     if check_resumable(folder, settings, config.fresh):
         console.print(f"this run is finished: {escape(str(folder / 'report.html'))}; [bold]--fresh[/] starts it over")
         return 0 if (folder / "bundle").is_dir() else EXIT_FAILED
-    warn_of_idle(config.corpus.find_idle() + _find_idle(config))
+    warn_of_idle(config.corpus.find_idle() + recipe.find_idle())
     record = RunRecord("compress", config)
     can_forget = build_guard(folder)
     with can_forget():
@@ -124,7 +123,17 @@ def run(config: CompressConfig) -> int:
             shards, info, is_new = _get_shards(config, bundle, folder, record)
             if is_new:
                 print_shards(info, shards)
-        bench = Bench(folder, _keep_start(config, bundle, folder), shards, info, recipe, record)
+        bench = Bench(
+            folder=folder,
+            start=_keep_start(config, bundle, folder),
+            shards=shards,
+            info=info,
+            recipe=recipe,
+            training=config.training,
+            resources=config.resources,
+            inference=config.inference,
+            record=record,
+        )
         variants, not_made = _make_variants(bench, config.steps, config.price_per_hour)
     chosen = max(
         (one for one in variants if not one["verdict"] or one["verdict"]["passes"]), key=lambda one: one["tokens_per_s"]
@@ -246,17 +255,14 @@ def _keep_start(config: CompressConfig, bundle: Bundle, folder: Path) -> Path:
 
 def _build_recipe(config: CompressConfig) -> Recipe:
     return Recipe(
-        layers=config.distillation.layers,
+        steps=config.steps,
+        tolerance=Tolerance(config.max_f1_loss, config.max_label_loss),
+        distillation=config.distillation,
         pruning=config.pruning,
         vocabulary=config.vocabulary,
-        early_exit=config.early_exit,
         int8=config.int8,
-        teacher_share=config.distillation.teacher_share,
-        temperature=config.distillation.temperature,
-        training=config.training,
-        resources=config.resources,
-        inference=config.inference,
-        tolerance=Tolerance(config.max_f1_loss, config.max_label_loss),
+        early_exit=config.early_exit,
+        seed=config.training.seed,
     )
 
 
@@ -273,31 +279,10 @@ def _collect_facts(config: CompressConfig, info: ShardsInfo, bundle: Bundle) -> 
     }
 
 
-def _find_idle(config: CompressConfig) -> list[str]:
-    """Settings given that change nothing in this run, each with its reason."""
-    given = {
-        "distillation.layers": config.distillation.layers is not None and "distill" not in config.steps,
-        "pruning": config.pruning != PruningConfig() and "prune" not in config.steps,
-        "vocabulary": config.vocabulary != VocabularyConfig() and "vocabulary" not in config.steps,
-        "int8": config.int8 != QuantizationConfig() and "int8" not in config.steps,
-        "early_exit": config.early_exit != EarlyExitConfig() and "early_exit" not in config.steps,
-    }
-    return [f"`{name}` has no effect: the step is not among `--steps`" for name, idle in given.items() if idle]
-
-
 def _find_problems(config: CompressConfig) -> list[UserError]:
     problems: list[UserError] = []
     if not config.model:
         problems.append(CompressionError("no model is given", remedy="`--model out/run/bundle`"))
-    if not config.steps or not set(config.steps) <= set(STEPS):
-        rule, value = "some of " + ", ".join(STEPS), ", ".join(config.steps) or "none"
-        problems.append(CompressionError("no such steps", where="`steps`", rule=rule, value=value))
-    for name in ("max_f1_loss", "max_label_loss"):
-        if not 0 <= getattr(config, name) <= 100:
-            value = getattr(config, name)
-            problems.append(
-                CompressionError("a value out of range", where=f"`{name}`", rule="0 to 100 points", value=value)
-            )
     if config.price_per_hour is not None and config.price_per_hour < 0:
         price = config.price_per_hour
         problems.append(
@@ -315,11 +300,7 @@ def _find_problems(config: CompressConfig) -> list[UserError]:
     return [
         *problems,
         *config.corpus.find_problems(),
-        *config.distillation.find_problems(),
-        *config.pruning.find_problems(),
-        *config.vocabulary.find_problems(),
-        *config.early_exit.find_problems(),
-        *config.int8.find_problems(),
+        *_build_recipe(config).find_problems(),
         *config.training.find_problems(),
         *find_contradictions(ModelConfig(), config.training, ParallelConfig()),
         *config.resources.find_problems(),

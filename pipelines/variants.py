@@ -2,33 +2,19 @@
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.data
 
 from pipelines.cluster import list_node_cpus
-from pipelines.compression.config import (
-    LAST_STEPS,
-    CompressionError,
-    EarlyExitConfig,
-    PruningConfig,
-    Tolerance,
-    VocabularyConfig,
-)
-from pipelines.compression.early_exit import choose_exits, choose_threshold, train_exits
 from pipelines.compression.gate import judge
-from pipelines.compression.int8_settings import QuantizationConfig, check_quantizable
-from pipelines.compression.layers import choose_layers, find_stack, keep_layers
-from pipelines.compression.pruning import find_parts, measure_importance, prune
-from pipelines.compression.quantization import quantize_bundle
 from pipelines.compression.speed import compare_speeds, count_tokens, repeat_documents
-from pipelines.compression.vocabulary import prune_vocabulary, read_state
+from pipelines.compression.steps import LAST_STEPS, Recipe
 from pipelines.corpus.inference import (
     ActorPlan,
     ActorResources,
@@ -44,13 +30,12 @@ from pipelines.evaluation.metrics import Scored, Tallies
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import write_json
 from pipelines.job import find_mistake
-from pipelines.ner.bundle import Bundle, annotate_bundle, load_bundle, save_bundle
+from pipelines.ner.bundle import annotate_bundle, load_bundle, save_bundle
 from pipelines.ner.encoding import fingerprint_tokenizer
 from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord, read_peak_memory_mib
 from pipelines.runs import build_job, write_bundle
 from pipelines.terminal import watch_training
-from pipelines.training.batches import TrainingWindows
 from pipelines.training.config import TrainingConfig
 from pipelines.training.history import MetricsTail, read_metrics, summarize_usage
 from pipelines.training.parallel import ParallelConfig
@@ -62,28 +47,8 @@ START = "start"
 VARIANT_FILE = "variant.json"
 DETAILS_FILE = "details.json"
 """What a step found on its way: F1 and time by threshold of the exits, or the sensitivity of layers to int8."""
-IMPORTANCE_WINDOWS = 512
-"""Training windows by which the importance of a model's parts is measured."""
-BATCH_WINDOWS = 16
 SPEED_TOKENS = 20_000
 SPEED_ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How variants are made and trained."""
-
-    layers: int | None
-    pruning: PruningConfig
-    vocabulary: VocabularyConfig
-    early_exit: EarlyExitConfig
-    int8: QuantizationConfig
-    teacher_share: float
-    temperature: float
-    training: TrainingConfig
-    resources: ResourcesConfig
-    inference: InferenceConfig
-    tolerance: Tolerance
 
 
 @dataclass(frozen=True)
@@ -96,6 +61,9 @@ class Bench:
     shards: Path
     info: ShardsInfo
     recipe: Recipe
+    training: TrainingConfig
+    resources: ResourcesConfig
+    inference: InferenceConfig
     record: RunRecord
 
     def make(self, name: str, step: str, source: Path) -> Path:
@@ -113,8 +81,9 @@ class Bench:
                 lessons = self._write_lessons(source)
                 plan = replace(self._plan_actors(), num_cpus=max(list_cores(), default=1))
                 gold = self._read_gold("train"), self._read_gold("dev")
+                start = self.score(self.folder / "variants" / START, self.start)["documents"]
                 try:
-                    _in_actor(plan, _cut, step, source, work / "bundle", lessons, self.recipe, *gold)
+                    _in_actor(plan, _cut, step, source, work / "bundle", lessons, self.recipe, *gold, start)
                 except ray.exceptions.RayTaskError as error:
                     raise find_mistake(error) or error from error
         if step in LAST_STEPS:
@@ -129,7 +98,7 @@ class Bench:
                 self.info,
                 str(work / "bundle"),
                 ModelConfig(str(work / "bundle"), teacher.info.head, teacher.info.scheme),
-                self.recipe.training,
+                self.training,
                 ParallelConfig(),
                 load_windows=partial(read_targets, lessons),
             ),
@@ -140,7 +109,7 @@ class Bench:
             self.record.phase(f"{name}: train", f"{name}: training"),
             watch_training(MetricsTail(work / METRICS_FILE).read),
         ):
-            result = fit(job, self.recipe.resources, work)
+            result = fit(job, self.resources, work)
         precision = summarize_usage(read_metrics(work / METRICS_FILE))["precision"]
         write_bundle(folder / "bundle", job, self.info, result, self.shards, precision)
         shutil.rmtree(work, ignore_errors=True)
@@ -181,7 +150,7 @@ class Bench:
 
     def measure(self, bundles: Sequence[Path], price_per_hour: float | None) -> list[dict[str, Any]]:
         """Speed in turns, memory, size and cost of bundles."""
-        inference = self.recipe.inference
+        inference = self.inference
         documents = [record.content for record in self._read_gold("dev")]
         plan = replace(self._plan_actors(), num_cpus=max(list_cores(), default=1))
         names = [str(bundle) for bundle in bundles]
@@ -204,7 +173,7 @@ class Bench:
 
     def _predict_dev(self, bundle: Path) -> list[Scored]:
         records = ray.data.from_arrow(read_split(self.shards, "dev").sort_by("record_id"))
-        predicted = predict_records(records, str(bundle), self.recipe.inference, self._plan_actors())
+        predicted = predict_records(records, str(bundle), self.inference, self._plan_actors())
         return [
             Scored.from_row(row, self.info.corpus_scheme)
             for batch in predicted.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -223,47 +192,12 @@ class Bench:
             return folder
         staging = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(staging, ignore_errors=True)
-        recipe = self.recipe
-        lesson = Lesson(str(self.start), str(student), recipe.teacher_share, recipe.temperature)
+        taught = self.recipe.distillation
+        lesson = Lesson(str(self.start), str(student), taught.teacher_share, taught.temperature)
         records = ray.data.from_arrow(read_split(self.shards, "train").sort_by("record_id"))
-        write_targets(records, lesson, recipe.inference, self._plan_actors(), staging)
+        write_targets(records, lesson, self.inference, self._plan_actors(), staging)
         staging.rename(folder)
         return folder
-
-
-def check_steps(steps: Sequence[str], bundle: Bundle, recipe: Recipe) -> None:
-    """Raise CompressionError for a step that this model cannot take."""
-    if "distill" in steps:
-        _choose_layers(bundle, recipe)
-        find_stack(bundle.model.network)
-    if "prune" in steps:
-        find_parts(bundle.model)
-    _check_last(steps, bundle, recipe)
-    if "vocabulary" in steps:
-        read_state(bundle.encoder.tokenizer)
-
-
-def _check_last(steps: Sequence[str], bundle: Bundle, recipe: Recipe) -> None:
-    if set(steps[:-1]) & set(LAST_STEPS):
-        raise CompressionError(
-            "a step after which there can be no other",
-            where="`steps`",
-            rule="one of " + ", ".join(LAST_STEPS) + " at most, as the last step",
-            value=", ".join(steps),
-        )
-    if steps[-1] == "early_exit":
-        if bundle.info.head != "linear":
-            rule, value = "a model with a linear head", bundle.info.head
-            raise CompressionError("early exits that cannot be made", where="`steps`", rule=rule, value=value)
-        layers = bundle.model.network.config.num_hidden_layers
-        choose_exits(len(_choose_layers(bundle, recipe)) if "distill" in steps else layers, recipe.early_exit.layers)
-    if steps[-1] == "int8":
-        check_quantizable()
-
-
-def _choose_layers(bundle: Bundle, recipe: Recipe) -> list[int]:
-    num_layers = bundle.model.network.config.num_hidden_layers
-    return choose_layers(num_layers, recipe.layers or max(1, num_layers // 2))
 
 
 def _cut(
@@ -274,52 +208,21 @@ def _cut(
     recipe: Recipe,
     train: Sequence[Scored],
     dev: Sequence[Scored],
+    start: Mapping[str, Tallies],
 ) -> None:
     """Write what training begins with, or what needs none."""
-    bundle = load_bundle(source)
-    bundle.model.exits = None  # of other layers, and of other weights
-    table = read_targets(lessons)
-    if step == "distill":
-        small = replace(bundle, model=keep_layers(bundle.model, _choose_layers(bundle, recipe)))
-    elif step == "prune":
-        small = _prune(bundle, table, recipe.pruning)
-    elif step == "early_exit":
-        layers = choose_exits(bundle.model.network.config.num_hidden_layers, recipe.early_exit.layers)
-        with_exits = train_exits(bundle, TrainingWindows(table), layers, recipe.training.seed)
-        small, points = choose_threshold(with_exits, dev, recipe.early_exit.max_f1_loss)
-        write_json(target.parents[1] / DETAILS_FILE, [asdict(point) for point in points])
-    elif step == "int8":
-        found = quantize_bundle(
-            bundle,
-            [record.content for record in train],
-            dev,
-            max_f1_loss=recipe.tolerance.f1,
-            folder=target.with_name("int8"),
-            config=recipe.int8,
-        )
-        write_json(target.parents[1] / DETAILS_FILE, found.to_dict())
-        if found.bundle is None:
-            raise CompressionError(
-                "no choice of int8 layers is good enough",
-                where="step `int8`",
-                rule=f"a loss of at most {recipe.tolerance.f1:g} points of strict F1 on dev",
-                value=f"{found.attempts[-1].f1_loss:g} with {found.attempts[-1].left_out} layers left out",
-                remedy="allow more by `--max_f1_loss`, or leave `int8` out of `--steps`",
-            )
-        small = found.bundle
-    else:
-        used = set(table["input_ids"].combine_chunks().flatten().to_numpy().tolist())
-        small = prune_vocabulary(bundle, used, recipe.vocabulary.least)
+    small, details = recipe.take(
+        step,
+        load_bundle(source),
+        read_targets(lessons),
+        train,
+        dev,
+        accept=lambda found: judge(start, found, recipe.tolerance).passes,
+        folder=target.with_name("int8"),
+    )
+    if details is not None:
+        write_json(target.parents[1] / DETAILS_FILE, details)
     save_bundle(target, small)
-
-
-def _prune(bundle: Bundle, table: pa.Table, config: PruningConfig) -> Bundle:
-    windows = TrainingWindows(table)
-    chosen = windows.usable[:: max(1, len(windows.usable) // IMPORTANCE_WINDOWS)].tolist()
-    chosen.sort(key=lambda index: int(windows.num_tokens[index]))
-    groups = (chosen[at : at + BATCH_WINDOWS] for at in range(0, len(chosen), BATCH_WINDOWS))
-    batches = (windows.collate(group, bundle.encoder.pad_id) for group in groups)
-    return replace(bundle, model=prune(bundle.model, measure_importance(bundle.model, batches), config))
 
 
 def _in_actor(plan: ActorPlan, function: Any, *arguments: Any) -> Any:

@@ -4,11 +4,6 @@ from dataclasses import dataclass, field
 
 from pipelines.ner.errors import UserError
 
-STEPS = ("distill", "prune", "vocabulary", "int8", "early_exit")
-LAST_STEPS = ("int8", "early_exit")
-"""Nothing can be trained after them; only one of them at a time."""
-DEFAULT_STEPS = ("distill", "prune", "vocabulary", "int8")
-
 
 class CompressionError(UserError):
     """A model that cannot be made smaller in the way asked for."""
@@ -28,7 +23,7 @@ class DistillationConfig:
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
         return _check(
-            "distillation",
+            "distillation.",
             [
                 ("layers", self.layers, "at least 1", self.layers is None or self.layers >= 1),
                 ("teacher_share", self.teacher_share, "0 to 1", 0 <= self.teacher_share <= 1),
@@ -49,7 +44,7 @@ class PruningConfig:
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
         problems = _check(
-            "pruning",
+            "pruning.",
             [
                 (name, value, "0 ≤ share < 1", 0 <= value < 1)
                 for name, value in (("heads", self.heads), ("feed_forward", self.feed_forward))
@@ -74,7 +69,7 @@ class VocabularyConfig:
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
-        return _check("vocabulary", [("least", self.least, "at least 0", self.least >= 0)])
+        return _check("vocabulary.", [("least", self.least, "at least 0", self.least >= 0)])
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ class EarlyExitConfig:
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
         return _check(
-            "early_exit",
+            "early_exit.",
             [
                 ("layers", self.layers, "layers from 1, in order", self.layers == sorted({*self.layers} - {0})),
                 ("max_f1_loss", self.max_f1_loss, "0 to 100 points", 0 <= self.max_f1_loss <= 100),
@@ -106,10 +101,15 @@ class Tolerance:
     label: float
     """Of each label: the upper end of its difference's interval must."""
 
+    def find_problems(self) -> list[UserError]:
+        """Every mistake in these settings."""
+        bounds = (("max_f1_loss", self.f1), ("max_label_loss", self.label))
+        return _check("", [(name, value, "0 to 100 points", 0 <= value <= 100) for name, value in bounds])
+
 
 def _check(room: str, checks: list[tuple[str, object, str, bool]]) -> list[UserError]:
     return [
-        CompressionError("a value out of range", where=f"`{room}.{name}`", rule=rule, value=value)
+        CompressionError("a value out of range", where=f"`{room}{name}`", rule=rule, value=value)
         for name, value, rule, holds in checks
         if not holds
     ]

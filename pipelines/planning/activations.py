@@ -3,8 +3,8 @@
 Counted operator by operator: what each saves (`pipelines.training.forward` without padding, transformers' modules with
 it), in bytes. Of a sub-token and a unit of the hidden size a layer without padding keeps the query, key and value, the
 attention's context, and input and output of two norms; of a sub-token and a unit between, what is before and after the
-activation; of a pair of sub-tokens and a head, its weight before and after dropout. The attention of short windows is in
-fp32, and masks of dropout are 16-bit floats.
+activation; of a pair of sub-tokens and a head, its weight before and after dropout. The attention of short windows is
+in fp32, and masks of dropout are 16-bit floats.
 """
 
 from dataclasses import dataclass

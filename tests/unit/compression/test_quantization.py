@@ -32,7 +32,7 @@ from pipelines.ner.errors import UserError
 from pipelines.ner.runtimes import calibration, int8
 from pipelines.ner.runtimes.calibration import Figure
 from pipelines.ner.runtimes.exported import OpenVinoRuntime, export_graph
-from pipelines.ner.runtimes.runtime import RuntimeUnavailable
+from pipelines.ner.runtimes.runtime import RuntimeUnavailable, has_fast_bf16
 from pipelines.ner.runtimes.telemetry import silence_telemetry
 from tests.conftest import EXACT, SAMPLE, make_bundle
 
@@ -116,10 +116,11 @@ def test_crf_and_cases_live_in_an_int8_bundle_too(tiny_encoder, tmp_path):
 
 
 def test_a_document_has_the_same_int8_emissions_in_any_batch(made):
+    share = 0.1 if has_fast_bf16(torch.device("cpu")) else 1e-3  # there, what is not int8 is rounded to bf16
     together = emissions_of(made.bundle)
     for words, expected in list(zip(WORDS, together, strict=True))[:5]:
         (alone,) = emissions_of(made.bundle, documents=[words])
-        torch.testing.assert_close(alone, expected, atol=1e-3 * float(expected.std()), rtol=0)
+        torch.testing.assert_close(alone, expected, atol=share * float(expected.std()), rtol=0)
 
 
 def test_saved_bundle_gives_the_same_int8_emissions_and_is_read_by_transformers(made, saved, tmp_path):
@@ -216,6 +217,7 @@ def test_machine_without_int8_refuses_it_by_name_and_auto_takes_the_other_weight
         (tmp_path / "cpuinfo").write_text("flags\t\t: fpu sse2 avx2\n")
         monkeypatch.setattr(int8, "_CPU_FLAGS", tmp_path / "cpuinfo")
         monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     told = {"openvino": "OpenVINO is not installed", "instructions": "this CPU has no int8 products"}[lack]
     with pytest.raises(RuntimeUnavailable, match=told):
@@ -223,7 +225,7 @@ def test_machine_without_int8_refuses_it_by_name_and_auto_takes_the_other_weight
     engine = NerEngine.load(saved, device="cpu")
     (figure,) = [one for one in engine.describe()["candidates"] if one["precision"] == "int8"]
     assert figure["problem"] == told
-    assert engine.describe()["precision"] == "fp32"
+    assert engine.describe()["precision"] in ("fp32", "bf16")
     assert sum(len(one.entities) for one in engine.predict(TEXTS[:3])) > 5
 
 
