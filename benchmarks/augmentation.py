@@ -5,7 +5,7 @@
 WNUT-17's train split is cut down to some percent of its documents (by a hash of their ids with the seed, a smaller part
 within a larger one); dev and test stay whole, which real low-resource work would not have: the epoch is chosen on more
 documents than are trained on. Siblings are made from that part alone. All runs of a part read about as many sub-tokens,
-with siblings or without, so that what they gain is not a longer training. Each run is in fp32, with one thread, in a
+with siblings or without, so that what they gain is not a longer training. Each run is in bf16, with one thread, in a
 process of its own and without Ray, on the code that `rayner prepare` runs. Runs that are in
 `benchmarks/results/augmentation.json` are not done again; the file is written after every run. Differences to the same
 seeds without augmentation are tested by a paired bootstrap over the test documents. Writes the table of README.md and
@@ -96,7 +96,7 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], shards: Path
         if str(seed) not in results.get(str(percent), {}).get(recipe, {})
     ]
     if wanted and not shards.exists():
-        prepare(arguments.data / CORPUS, CORPORA[CORPUS], True, shards)
+        prepare(arguments.data / CORPUS, CORPORA[CORPUS], (), shards)
 
     def do(run: tuple[int, str, int]) -> tuple[tuple[int, str, int], Run]:
         percent, recipe, seed = run

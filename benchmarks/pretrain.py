@@ -6,7 +6,7 @@ All-MiniLM-L6-v2, which brings no head for hidden sub-tokens, reads the words of
 of dev or test), a part of it held out. `head alone` trains the new head on the encoder as it is: what the encoder knew
 before. Then each encoder is fine-tuned as `benchmarks.quality` does with the defaults, and compared with its runs of
 the encoder as it is; a difference is tested by a paired bootstrap over the test documents of all seeds. One thread,
-fp32, without Ray. What is in the results file is not done again; it is written after every run, and a pretraining that
+bf16, without Ray. What is in the results file is not done again; it is written after every run, and a pretraining that
 was cut short goes on.
 """
 
@@ -81,7 +81,7 @@ def main() -> None:
             write(results, arguments.results)
         print(key, results["pretraining"][key]["perplexity_by_epoch"], flush=True)
     if arguments.seeds and not (shards / "shards.json").exists():
-        quality.prepare(arguments.data / CORPUS, quality.CORPORA[CORPUS], True, shards)
+        quality.prepare(arguments.data / CORPUS, quality.CORPORA[CORPUS], (), shards)
     for seed in map(str, arguments.seeds):
         for arm in arguments.arms:
             key = name_run(arm, arguments.epochs)
@@ -123,7 +123,7 @@ def pretrain(arm: str, windows: dict[str, pa.Table], folder: Path, num_epochs: i
     training = TrainingConfig(
         num_epochs=num_epochs,
         batch_tokens=2048,
-        precision="fp32",
+        precision="bf16",
         checkpoint_every_steps=50,
         freezing=ARMS[arm],
     )

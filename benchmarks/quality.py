@@ -3,11 +3,11 @@
     python -m benchmarks.quality [--data ../shared/data] [--seeds 1 2 3] [--corpora wnut17 ncbi_disease] [--recipes …]
 
 Next to them, the same network trained by transformers' `Trainer`, with settings tuned by hand. Each corpus is prepared
-once as `rayner prepare` does. Each run is in fp32, so that machines without bf16 measure the same, with one thread and
-a process of its own, two at a time; its time is that of the processor, so that others on the machine do not count for
-much. Runs that are in `benchmarks/results/quality.json` are not done again; the file is written after every run.
-Differences to the defaults are tested by a paired bootstrap over the test documents of all seeds together. Writes the
-table of README.md at the end.
+as `rayner prepare` does, once for each form that recipes need. Each run is in bf16, with one thread and a process of
+its own, two at a time; its time is that of the processor, so that others on the machine do not count for much. All are
+scored in fp32. Runs that are in `benchmarks/results/quality.json` are not done again; the file is written after every
+run. Differences to the defaults are tested by a paired bootstrap over the test documents of all seeds together. Writes
+the table of README.md at the end.
 """
 
 import argparse
@@ -50,15 +50,17 @@ CORPORA = {
     "zh_gsdsimp": ("train.iob2", "dev.iob2", "test.iob2"),
 }
 DEFAULTS = "defaults"
-BASE = ["--training.precision", "fp32"]
-"""Of every recipe, unless it says otherwise: the one precision that all machines have."""
+BASE = ["--training.precision", "bf16"]
+"""Of every recipe, unless it says otherwise."""
 RECIPES: dict[str, list[str]] = {
     DEFAULTS: [],
     "without the case of words": ["--model.casing", "false"],
     "head at the encoder's rate": ["--training.optimizer.head_learning_rate", "2e-4"],
     "three epochs": ["--training.num_epochs", "3"],
     "dense embeddings": ["--training.optimizer.sparse_embeddings", "false"],
+    "BIOES": ["--model.scheme", "BIOES"],
     "CRF": ["--model.head", "crf"],
+    "CRF, BIOES": ["--model.head", "crf", "--model.scheme", "BIOES"],
     "layer decay 0.9": ["--training.optimizer.layer_decay", "0.9"],
     "cosine": ["--training.optimizer.schedule", "cosine"],
     "constant": ["--training.optimizer.schedule", "constant"],
@@ -74,19 +76,20 @@ RECIPES: dict[str, list[str]] = {
     "dropout samples 5": ["--training.dropout_samples", "5"],
     "EMA": ["--training.averaging.method", "ema", "--training.averaging.decay", "0.99"],
     "SWA": ["--training.averaging.method", "swa"],
-    "bf16": ["--training.precision", "bf16"],
+    "fp32": ["--training.precision", "fp32"],
 }
 PEER = "transformers' Trainer, tuned by hand"
 PEER_SETTINGS: dict[str, Any] = {
     "num_train_epochs": 3,
     "learning_rate": 3e-4,
     "per_device_train_batch_size": 32,
+    "bf16": True,
     "optim": "adamw_torch_fused",
     "train_sampling_strategy": "group_by_length",
 }
 """The best of a few tries by hand on dev; its network, too, is taken from the epoch that is best on dev."""
-NO_CASING = "without the case of words"
-UNCASED = (NO_CASING, PEER)
+ENCODED = ("--model.casing", "--model.scheme")
+"""Settings by which the shards differ."""
 NUM_PROCESSES = 2
 
 Run = dict[str, Any]
@@ -123,14 +126,14 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], folder: Path
         if str(seed) not in results.get(corpus, {}).get(recipe, {})
     ]
     shards = {
-        (corpus, casing): prepare(arguments.data / corpus, CORPORA[corpus], casing, folder / f"{corpus}-{casing}")
-        for corpus, casing in {(corpus, recipe not in UNCASED) for corpus, recipe, _ in wanted}
+        form: prepare(arguments.data / form[0], CORPORA[form[0]], form[1], folder / "-".join([form[0], *form[1]]))
+        for form in {(corpus, find_encoding(recipe)) for corpus, recipe, _ in wanted}
     }
 
     def do(run: tuple[str, str, int]) -> tuple[tuple[str, str, int], Run]:
         corpus, recipe, seed = run
         command = [sys.executable, "-m", "benchmarks.quality", "--one"]
-        command += [str(shards[corpus, recipe not in UNCASED]), recipe, str(seed)]
+        command += [str(shards[corpus, find_encoding(recipe)]), recipe, str(seed)]
         alone = {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | alone, text=True)
         return run, json.loads(done.stdout.splitlines()[-1])
@@ -144,10 +147,18 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], folder: Path
             RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def prepare(folder: Path, files: Sequence[str], casing: bool, output: Path) -> Path:
+def find_encoding(recipe: str) -> tuple[str, ...]:
+    """The flags of a recipe by which its shards differ from those of the defaults."""
+    flags = ["--model.casing", "false"] if recipe == PEER else RECIPES[recipe]
+    return tuple(
+        part for name, value in zip(flags[::2], flags[1::2], strict=True) if name in ENCODED for part in (name, value)
+    )
+
+
+def prepare(folder: Path, files: Sequence[str], flags: Sequence[str], output: Path) -> Path:
     """The shards of a corpus."""
     command = [sys.executable, "-m", "pipelines.prepare", "--model.encoder", ENCODER]
-    command += ["--model.casing", str(casing).lower(), "--output_dir", str(output)]
+    command += [*flags, "--output_dir", str(output)]
     for split, file in zip(("train", "dev", "test"), files, strict=True):
         command += [f"--corpus.{split}", str(folder / file)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -185,7 +196,7 @@ class Bench:
         """The records of a split with what the engine finds in them."""
         info = self.info
         about = BundleInfo(info.scheme, self.config.model.head, info.splitter, info.window, info.stride)
-        engine = NerEngine(Bundle(model, self.encoder, about), device="cpu", runtime="torch", precision="fp32")
+        engine = NerEngine(Bundle(model, self.encoder, about), device="cpu", runtime="packed", precision="fp32")
         spans = engine.predict_documents([one.content for one in self.gold[split]])
         return [replace(one, predicted=found) for one, found in zip(self.gold[split], spans, strict=True)]
 
