@@ -47,6 +47,7 @@ bench: $(STAMP)  ## quality on the real corpora and speeds (some hours); writes 
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.plan_scale
 	$(BIN)/python -m benchmarks.tune
+	$(BIN)/python -m benchmarks.compress
 	$(BIN)/python -m benchmarks.augmentation
 	$(BIN)/python -m benchmarks.pretrain
 

@@ -116,7 +116,7 @@ def run(config: CompressConfig) -> int:
     record = RunRecord("compress", config)
     can_forget = build_guard(folder)
     with can_forget():
-        find_all_files(config.corpus.list_patterns())
+        find_all_files(config.corpus.list_patterns() | {"unlabelled": config.distillation.unlabelled})
     with connect(config.cluster):
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():

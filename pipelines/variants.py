@@ -15,6 +15,7 @@ from pipelines.cluster import list_node_cpus
 from pipelines.compression.gate import judge
 from pipelines.compression.speed import compare_speeds, count_tokens, repeat_documents
 from pipelines.compression.steps import LAST_STEPS, Recipe
+from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.inference import (
     ActorPlan,
     ActorResources,
@@ -23,6 +24,7 @@ from pipelines.corpus.inference import (
     plan_actors,
     predict_records,
 )
+from pipelines.corpus.raw_text import read_texts
 from pipelines.corpus.shards import ShardsInfo, read_rows, read_split
 from pipelines.corpus.targets import Lesson, read_targets, write_targets
 from pipelines.evaluation.calibration import fit_temperatures, gather_scores, join_scores
@@ -38,6 +40,7 @@ from pipelines.runs import build_job, write_bundle
 from pipelines.terminal import watch_training
 from pipelines.training.config import TrainingConfig
 from pipelines.training.history import MetricsTail, read_metrics, summarize_usage
+from pipelines.training.objective import Imitation
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import CHECKPOINTS, METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, list_cores
@@ -91,7 +94,7 @@ class Bench:
             shutil.rmtree(work, ignore_errors=True)
             return folder
         lessons = self._write_lessons(work / "bundle")
-        teacher = load_bundle(self.start)
+        teacher, student, taught = load_bundle(self.start), load_bundle(work / "bundle"), self.recipe.distillation
         job = replace(
             build_job(
                 self.shards,
@@ -100,8 +103,12 @@ class Bench:
                 ModelConfig(str(work / "bundle"), teacher.info.head, teacher.info.scheme),
                 self.training,
                 ParallelConfig(),
-                load_windows=partial(read_targets, lessons),
+                load_windows=partial(read_targets, lessons, has_states=taught.follows_states),
             ),
+            window=student.encoder.window,
+            stride=student.encoder.stride,
+            casing=student.encoder.casing,
+            imitation=Imitation(taught.states, taught.relations) if taught.follows_states else None,
             scheme=teacher.model.scheme,
             start=str(work / "bundle"),
         )
@@ -193,9 +200,15 @@ class Bench:
         staging = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(staging, ignore_errors=True)
         taught = self.recipe.distillation
-        lesson = Lesson(str(self.start), str(student), taught.teacher_share, taught.temperature)
+        lesson = Lesson(
+            str(self.start), str(student), taught.teacher_share, taught.temperature, has_states=taught.follows_states
+        )
         records = ray.data.from_arrow(read_split(self.shards, "train").sort_by("record_id"))
-        write_targets(records, lesson, self.inference, self._plan_actors(), staging)
+        write_targets(records, lesson, self.inference, self._plan_actors(), staging / "labelled")
+        if taught.unlabelled:
+            texts, _ = read_texts({"train": taught.unlabelled}, FormatOptions())
+            lesson = replace(lesson, share=1.0)
+            write_targets(texts, lesson, self.inference, self._plan_actors(), staging / "unlabelled")
         staging.rename(folder)
         return folder
 

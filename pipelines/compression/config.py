@@ -1,8 +1,13 @@
 """The settings of compression, and their rules."""
 
+import math
 from dataclasses import dataclass, field
 
+from pipelines.ner.encoders import SCRATCH
 from pipelines.ner.errors import UserError
+
+HEAD_SIZE = 32
+"""Of the attention heads of `scratch` students."""
 
 
 class CompressionError(UserError):
@@ -13,12 +18,41 @@ class CompressionError(UserError):
 class DistillationConfig:
     """How a smaller model learns of the model it is made from. All steps that train do so."""
 
+    encoder: str | None = None
+    """What the student is: an encoder's folder or hub id; `scratch`, a new network with the teacher's tokenizer; or, if
+    none is given, some of the teacher's own layers."""
     layers: int | None = None
-    """Layers of the student, evenly picked from the teacher's; default: half of them."""
+    """Layers of the student, evenly picked from the teacher's, or those of a `scratch` one; default: half of the
+    teacher's."""
+    hidden_size: int | None = None
+    """Of a `scratch` student, a multiple of 32; default: half of the teacher's."""
+    embedding_size: int | None = None
+    """Of a `scratch` student: its sub-tokens have so many numbers, projected to the hidden size (Lan et al. 2020);
+    default: as many as the hidden size."""
+    share_layers: bool = False
+    """Of a `scratch` student: all its layers have the same weights (ALBERT, Lan et al. 2020). Small, but no faster."""
     teacher_share: float = 0.8
     """How much of what is learned of a word is the teacher's view of its tags; the rest is the gold tag."""
     temperature: float = 1.0
     """Above 1 the teacher's view is softer, below 1 sharper."""
+    states: float = 0.0
+    """Above 0 the student's last hidden states of words follow the teacher's: the weight of their mean squared
+    difference beside the loss of a word. For students as wide as the teacher."""
+    relations: float = 0.0
+    """Above 0 the words of a window are to attend to each other, by their last hidden states, as the teacher's do: the
+    weight of that divergence. For students of any width."""
+    unlabelled: list[str] = field(default_factory=list)
+    """Files of raw text, as `rayner pretrain --corpus.train` takes them, which the teacher labels for the student."""
+
+    @property
+    def follows_states(self) -> bool:
+        """Whether the teacher's hidden states are needed."""
+        return self.states > 0 or self.relations > 0
+
+    @property
+    def is_scratch(self) -> bool:
+        """Whether the student is a new network."""
+        return self.encoder == SCRATCH
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
@@ -26,8 +60,22 @@ class DistillationConfig:
             "distillation.",
             [
                 ("layers", self.layers, "at least 1", self.layers is None or self.layers >= 1),
+                (
+                    "hidden_size",
+                    self.hidden_size,
+                    f"a multiple of {HEAD_SIZE}",
+                    self.hidden_size is None or (self.hidden_size > 0 and self.hidden_size % HEAD_SIZE == 0),
+                ),
+                (
+                    "embedding_size",
+                    self.embedding_size,
+                    "1 to the hidden size",
+                    self.embedding_size is None or 1 <= self.embedding_size <= (self.hidden_size or math.inf),
+                ),
                 ("teacher_share", self.teacher_share, "0 to 1", 0 <= self.teacher_share <= 1),
                 ("temperature", self.temperature, "above 0, up to 100", 0 < self.temperature <= 100),
+                ("states", self.states, "0 to 1000", 0 <= self.states <= 1000),
+                ("relations", self.relations, "0 to 1000", 0 <= self.relations <= 1000),
             ],
         )
 

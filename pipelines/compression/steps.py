@@ -20,6 +20,7 @@ from pipelines.compression.int8_settings import QuantizationConfig, check_quanti
 from pipelines.compression.layers import choose_layers, find_stack, keep_layers
 from pipelines.compression.pruning import find_parts, measure_importance, prune
 from pipelines.compression.quantization import quantize_bundle
+from pipelines.compression.students import build_student, check_student
 from pipelines.compression.vocabulary import prune_vocabulary, read_state
 from pipelines.evaluation.metrics import Scored, Tallies
 from pipelines.ner.bundle import Bundle
@@ -69,20 +70,35 @@ class Recipe:
         plain = Recipe(self.steps, self.tolerance)
         rooms = {"prune": "pruning", "vocabulary": "vocabulary", "int8": "int8", "early_exit": "early_exit"}
         given = [(step, room) for step, room in rooms.items() if getattr(self, room) != getattr(plain, room)]
-        if self.distillation.layers is not None:
-            given.append(("distill", "distillation.layers"))
-        return [
+        taught, scratch = self.distillation, ("hidden_size", "embedding_size", "share_layers")
+        given += [
+            ("distill", f"distillation.{name}")
+            for name in ("encoder", "layers", *scratch)
+            if getattr(taught, name) != getattr(plain.distillation, name)
+        ]
+        idle = [
             f"`{setting}` has no effect: `{step}` is not among `--steps`"
             for step, setting in given
             if step not in self.steps
         ]
+        if "distill" in self.steps and not taught.is_scratch:
+            others = scratch if taught.encoder is None else ("layers", *scratch)
+            idle += [
+                f"`distillation.{name}` has no effect: it is for students from `scratch`"
+                for name in others
+                if getattr(taught, name) != getattr(plain.distillation, name)
+            ]
+        return idle
 
     def check(self, bundle: Bundle) -> None:
         """Raise CompressionError for a step that a model cannot take."""
         num_layers = bundle.model.network.config.num_hidden_layers
         if "distill" in self.steps:
-            num_layers = len(self._choose_layers(bundle))
-            find_stack(bundle.model.network)
+            if self.distillation.encoder is None:
+                num_layers = len(self._choose_layers(bundle))
+                find_stack(bundle.model.network)
+            else:
+                num_layers = check_student(bundle, self.distillation).num_hidden_layers
         if "prune" in self.steps:
             find_parts(bundle.model)
         if "vocabulary" in self.steps:
@@ -123,6 +139,8 @@ class Recipe:
         # exits were of other layers, temperatures of other scores
         bundle = replace(bundle, info=replace(bundle.info, exits={}, temperatures={}))
         bundle.model.exits = None
+        if step == "distill" and self.distillation.encoder is not None:
+            return build_student(bundle, self.distillation, self.seed), None
         if step == "distill":
             return replace(bundle, model=keep_layers(bundle.model, self._choose_layers(bundle))), None
         if step == "prune":

@@ -10,6 +10,7 @@ import ray
 import ray.data
 
 from pipelines.corpus.records import SPAN_TYPE, CorpusError
+from pipelines.ner.bundle import Bundle
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.entities import Coverage, Entity, Prediction, Span
 from pipelines.ner.errors import UserError
@@ -123,15 +124,23 @@ def plan_actors(
 
 def load_engine(model: str, config: InferenceConfig, plan: ActorPlan) -> NerEngine:
     """An engine for an actor of this plan."""
-    return NerEngine.load(
-        model,
-        device=config.device,
-        runtime=config.runtime,
-        precision=config.precision,
-        max_batch_tokens=config.max_batch_tokens,
-        num_threads=plan.num_cpus,
-        gpu_memory_fraction=plan.num_gpus if 0 < plan.num_gpus < 1 else None,
-    )
+    return NerEngine.load(model, **_list_choices(config, plan))
+
+
+def open_engine(bundle: Bundle, config: InferenceConfig, plan: ActorPlan) -> NerEngine:
+    """An engine on a loaded bundle, for an actor of this plan."""
+    return NerEngine(bundle, **_list_choices(config, plan))
+
+
+def _list_choices(config: InferenceConfig, plan: ActorPlan) -> dict[str, Any]:
+    return {
+        "device": config.device,
+        "runtime": config.runtime,
+        "precision": config.precision,
+        "max_batch_tokens": config.max_batch_tokens,
+        "num_threads": plan.num_cpus,
+        "gpu_memory_fraction": plan.num_gpus if 0 < plan.num_gpus < 1 else None,
+    }
 
 
 def predict_records(

@@ -6,7 +6,7 @@ A folder of raw text holds `windows/split=train|held_out/*.parquet`, the ledger,
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pds
 import ray.data
 
-from pipelines.corpus.formats.options import NO_COLUMN
+from pipelines.corpus.formats.options import NO_COLUMN, FormatOptions
 from pipelines.corpus.mentions import MentionSources
 from pipelines.corpus.packing import build_units, pack_documents
 from pipelines.corpus.preparation import stage_folder
 from pipelines.corpus.reading import keep_records, read_raw, summarize
 from pipelines.corpus.records import CorpusError
+from pipelines.corpus.summary import Summary
 from pipelines.corpus.text_config import SPLITS, TextConfig, TextEncoding
 from pipelines.ner.encoders import SCRATCH, build_scratch_encoder, load_tokenizer
 from pipelines.ner.encoding import Encoder
@@ -77,6 +78,17 @@ def read_text_windows(folder: Path, split: str) -> pa.Table:
     return pds.dataset(files, format="parquet").to_table(columns=names)
 
 
+def read_texts(
+    patterns: Mapping[str, Sequence[str]], reader: FormatOptions, max_bad_fraction: float = 0.01
+) -> tuple[ray.data.Dataset, Summary]:
+    """The records of files (split → patterns) whose annotation, if any, is left out. Raises CorpusError."""
+    reader = replace(reader, spans_column=NO_COLUMN, tags_column=NO_COLUMN)
+    raw = read_raw(patterns, reader).materialize()
+    summary = summarize(raw)
+    summary.ledger.check(max_bad_fraction)
+    return keep_records(raw), summary
+
+
 def prepare_text(
     corpus: TextConfig,
     encoding: TextEncoding,
@@ -97,11 +109,7 @@ def prepare_text(
         num_segments: segments that a window is to hold, each of which costs a separator.
         rare_count: words met so many times, or fewer, are told to be rare; None: no word is.
     """
-    reader = replace(corpus.reader, spans_column=NO_COLUMN, tags_column=NO_COLUMN)
-    raw = read_raw(corpus.list_patterns(), reader).materialize()
-    summary = summarize(raw)
-    summary.ledger.check(corpus.max_bad_fraction)
-    records = keep_records(raw)
+    records, summary = read_texts(corpus.list_patterns(), corpus.reader, corpus.max_bad_fraction)
     if encoding.splitter == "auto":
         encoding = replace(encoding, splitter="punctuation" if summary.num_texts else "unicode")
     with stage_folder(folder) as staging:

@@ -1,10 +1,12 @@
-"""What a student learns of a teacher: windows of the training records with the teacher's probabilities of their tags.
+"""What a student learns of a teacher: windows of records with the teacher's view of their tags, and its states.
 
 The teacher sees each record's words by its own tokenizer, the student by its own; they meet in the words.
+
+Shapes: W words, K tags, H the teacher's hidden size.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pds
 import ray.data
+import torch
+from torch import nn
 
-from pipelines.corpus.inference import ActorPlan, InferenceConfig, load_engine
+from pipelines.corpus.inference import ActorPlan, InferenceConfig, load_engine, open_engine
 from pipelines.corpus.records import CorpusError
 from pipelines.corpus.windows import split_record
-from pipelines.ner.bundle import load_bundle
+from pipelines.ner.bundle import Bundle, load_bundle
 from pipelines.ner.labels import LabelScheme
 
 BATCH_RECORDS = 512
@@ -30,8 +34,10 @@ SCHEMA = pa.schema(
         ("targets", pa.list_(pa.float32())),
         ("starts_document", pa.bool_()),
         ("ends_document", pa.bool_()),
+        ("states", pa.list_(pa.float16())),
     ]
 )
+"""A word's targets and states follow those of the word before; states are null where none are to be followed."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,17 @@ class Lesson:
     """Of a word's probability that is the teacher's; the rest is the gold tag's."""
     temperature: float = 1.0
     """By which the logarithms of the teacher's probabilities are divided."""
+    has_states: bool = False
+    """Whether the hidden states are told that the teacher's classifier reads: 2 H bytes a word."""
 
 
 def write_targets(
     records: ray.data.Dataset, lesson: Lesson, inference: InferenceConfig, plan: ActorPlan, folder: Path
 ) -> None:
-    """Write the windows of labelled records (columns `record_id`, `text`, `words`, `spans`) for a student."""
+    """Write the windows of records (columns `record_id`, `text`, `words`, `spans`) for a student.
+
+    Spans may be null where the teacher's share is 1.
+    """
     taught = records.map_batches(
         _Teacher,
         fn_constructor_args=(lesson, inference, plan),
@@ -64,9 +75,10 @@ def write_targets(
     taught.write_parquet(str(folder))
 
 
-def read_targets(folder: Path) -> pa.Table:
-    """What `write_targets` has written, a window a row."""
-    return pds.dataset(folder, format="parquet", schema=SCHEMA).to_table()
+def read_targets(folder: Path, *, has_states: bool = False) -> pa.Table:
+    """What `write_targets` has written to a folder or to those in it, a window a row; with the states if asked."""
+    names = [name for name in SCHEMA.names if has_states or name != "states"]
+    return pds.dataset(folder, format="parquet", schema=SCHEMA).to_table(columns=names)
 
 
 class _Teacher:
@@ -74,7 +86,12 @@ class _Teacher:
 
     def __init__(self, lesson: Lesson, inference: InferenceConfig, plan: ActorPlan) -> None:
         self.lesson = lesson
-        self.engine = load_engine(lesson.teacher, inference, plan)
+        self.classifier: nn.Linear | None = None
+        if lesson.has_states:
+            bundle, self.classifier = split_classifier(load_bundle(lesson.teacher))
+            self.engine = open_engine(bundle, inference, plan)
+        else:
+            self.engine = load_engine(lesson.teacher, inference, plan)
         student = load_bundle(lesson.student)
         self.encoder, self.scheme = student.encoder, student.model.scheme
         self.order = match_tags(self.engine.scheme, self.scheme)
@@ -82,17 +99,31 @@ class _Teacher:
     def __call__(self, table: pa.Table) -> pa.Table:
         """The windows of records, a row each."""
         rows = table.select(["record_id", "text", "words", "spans"]).to_pylist()
-        split = [split_record(row["text"], row["words"], row["spans"], self.encoder.splitter) for row in rows]
+        split = [split_record(row["text"], row["words"], row["spans"] or (), self.encoder.splitter) for row in rows]
         read = [self.engine.encoder.encode_pieces(pieces) for pieces, _ in split]
-        marginals = self.engine.decoder.find_marginals(self.engine.compute_emissions(read))
+        emissions = self.engine.compute_emissions(read)
+        states: Sequence[np.ndarray | None] = [None] * len(rows)
+        if self.classifier is not None:
+            width = self.classifier.in_features
+            found = [states_WH.reshape(-1, width) for states_WH in emissions]  # of a document without words, too
+            states = [states_WH.half().numpy() for states_WH in found]
+            with torch.no_grad():
+                emissions = [self.classifier(states_WH) for states_WH in found]
+        marginals = self.engine.decoder.find_marginals(emissions)
         windows: list[dict[str, Any]] = []
-        for row, (pieces, spans), found_WK in zip(rows, split, marginals, strict=True):
+        for row, (pieces, spans), found_WK, states_WH in zip(rows, split, marginals, states, strict=True):
             tag_ids = self.scheme.to_tag_ids(spans, len(pieces))
-            windows += self._cut(row, pieces, tag_ids, mix_targets(found_WK[:, self.order], tag_ids, self.lesson))
+            targets_WK = mix_targets(found_WK[:, self.order], tag_ids, self.lesson)
+            windows += self._cut(row, pieces, tag_ids, targets_WK, states_WH)
         return pa.Table.from_pylist(windows, SCHEMA)
 
     def _cut(
-        self, row: Mapping[str, Any], pieces: list[str], tag_ids: list[int], targets_WK: np.ndarray
+        self,
+        row: Mapping[str, Any],
+        pieces: list[str],
+        tag_ids: list[int],
+        targets_WK: np.ndarray,
+        states_WH: np.ndarray | None,
     ) -> list[dict[str, Any]]:
         windows, at = [], 0
         for window in self.encoder.encode_pieces(pieces).windows:
@@ -106,10 +137,24 @@ class _Teacher:
                     "targets": targets_WK[words].ravel(),
                     "starts_document": window.starts_document,
                     "ends_document": window.ends_document,
+                    "states": None if states_WH is None else states_WH[words].ravel(),
                 }
             )
             at = words.stop
         return windows
+
+
+def split_classifier(bundle: Bundle) -> tuple[Bundle, nn.Linear]:
+    """A bundle whose emissions are the states that its classifier reads, and that classifier."""
+    model = bundle.model
+    classifier: nn.Linear = model.network.classifier
+    width = classifier.in_features
+    model.network.classifier = nn.Linear(width, width)
+    with torch.no_grad():
+        model.network.classifier.weight.copy_(torch.eye(width))
+        model.network.classifier.bias.zero_()
+    model.exits = None  # all layers are read
+    return replace(bundle, info=replace(bundle.info, exits={}), int8=None), classifier
 
 
 def match_tags(teacher: LabelScheme, student: LabelScheme) -> list[int]:

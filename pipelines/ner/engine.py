@@ -266,7 +266,9 @@ def _group(encoded: Iterator[EncodedDocument], enough: int, max_tokens: int) -> 
 
 
 def _join_windows(parts: Sequence[Tensor], num_tags: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat([torch.empty(0, num_tags), *parts])
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(list(parts)) if parts else torch.empty(0, num_tags)
 
 
 def _build_prediction(text: PreparedText, spans: Sequence[Span]) -> Prediction:

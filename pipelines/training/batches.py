@@ -35,6 +35,8 @@ class Batch:
     ends_B: Tensor
     targets_BWK: Tensor | None = None
     """Probabilities of each word's tags, where those are learned instead of `tag_ids_BW`."""
+    states_BWH: Tensor | None = None
+    """A teacher's hidden states of each word, where those are followed."""
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
@@ -46,6 +48,11 @@ class Batch:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return Batch(*(None if tensor is None else change(tensor) for tensor in vars(self).values()))  # type: ignore[arg-type]
+
+
+def find_words(batch: Batch) -> Tensor:
+    """Which places of a batch are words, `[B, W]`."""
+    return torch.arange(batch.tag_ids_BW.shape[1], device=batch.lengths_B.device) < batch.lengths_B[:, None]
 
 
 class Windows(Protocol):
@@ -69,7 +76,8 @@ class TrainingWindows:
     Args:
         table: columns `record_id`, `input_ids`, `word_starts`, `tag_ids` (lists of integers), `starts_document`,
             `ends_document`; in any order of rows. Windows without words are left out: they teach nothing. With a
-            column `targets` (the probabilities of each word's tags, word after word) those are learned, not the ids.
+            column `targets` (the probabilities of each word's tags, word after word) those are learned, not the ids;
+            a column `states` has a teacher's hidden states, likewise.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -77,7 +85,9 @@ class TrainingWindows:
         self._input_ids = Ragged(table["input_ids"])
         self._word_starts = Ragged(table["word_starts"])
         self._tag_ids = Ragged(table["tag_ids"])
-        self._targets = Ragged(table["targets"]) if "targets" in table.column_names else None
+        self._targets, self._states = (
+            Ragged(table[name]) if name in table.column_names else None for name in ("targets", "states")
+        )
         self._starts = table["starts_document"].to_numpy()
         self._ends = table["ends_document"].to_numpy()
         self.record_ids = table["record_id"]
@@ -93,7 +103,6 @@ class TrainingWindows:
         """The windows at `indices` as one padded batch."""
         input_ids = [self._input_ids[index] for index in indices]
         lengths_B = torch.as_tensor(self.num_words[list(indices)])
-        targets_BWK = None if self._targets is None else self._collate_targets(self._targets, indices)
         return Batch(
             pad_rows(input_ids, pad_id),
             pad_rows([np.ones(len(ids)) for ids in input_ids], 0),
@@ -102,11 +111,14 @@ class TrainingWindows:
             lengths_B,
             torch.as_tensor(self._starts[list(indices)]),
             torch.as_tensor(self._ends[list(indices)]),
-            targets_BWK,
+            self._collate_by_word(self._targets, indices),
+            self._collate_by_word(self._states, indices),
         )
 
-    def _collate_targets(self, targets: "Ragged", indices: Sequence[int]) -> Tensor:
-        rows = [torch.from_numpy(targets[index].astype(np.float32)) for index in indices]
+    def _collate_by_word(self, column: "Ragged | None", indices: Sequence[int]) -> Tensor | None:
+        if column is None:
+            return None
+        rows = [torch.from_numpy(column[index].astype(np.float32)) for index in indices]
         return pad_sequence([row.view(int(self.num_words[i]), -1) for i, row in zip(indices, rows, strict=True)], True)
 
 

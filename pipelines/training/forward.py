@@ -23,7 +23,7 @@ from pipelines.ner.errors import UserError
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import Architecture, Layer, read_architecture
 from pipelines.ner.runtimes.packed import ACTIVATIONS, Groups, fill_rows, has_fused_linear, lay_out
-from pipelines.training.batches import Batch
+from pipelines.training.batches import Batch, find_words
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,6 +41,9 @@ class Forward(nn.Module):
 
     model: TokenClassifier
     dropout_samples = 1
+    keeps_states = False
+    states_VH: Tensor
+    """Of the last batch, where `keeps_states` is set: the last hidden states of words, in fp32, window after window."""
 
     def sample_dropout(self, count: int) -> None:
         """Draw so many masks before the classifier in training (multi-sample dropout, Inoue 2019).
@@ -92,6 +95,7 @@ class PaddedForward(Forward):
         self.model, self.precision = model, precision
         if gradient_checkpointing:
             model.network.gradient_checkpointing_enable({"use_reentrant": False})
+        model.network.base_model.register_forward_hook(self._keep_states)
 
     def forward(self, batch: Batch) -> Tensor:
         """Emissions `[B, W, K]`."""
@@ -99,7 +103,14 @@ class PaddedForward(Forward):
         word_starts_XW = batch.word_starts_BW.repeat(self.dropout_samples if self.model.training else 1, 1)
         with torch.autocast(batch.input_ids_BT.device.type, reduced, enabled=reduced != torch.float32):
             emissions_XWK: Tensor = self.model(batch.input_ids_BT, batch.attention_mask_BT, word_starts_XW)
+        if self.keeps_states:
+            index_BWH = batch.word_starts_BW[:, :, None].expand(-1, -1, self.hidden_BTH.shape[2])
+            self.states_VH = self.hidden_BTH.gather(1, index_BWH)[find_words(batch)].float()
         return emissions_XWK.float()
+
+    def _keep_states(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self.keeps_states:
+            self.hidden_BTH: Tensor = output[0]
 
     def _sample_before(self, dropout: nn.Dropout) -> None:
         def repeat(module: nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor] | None:
@@ -146,6 +157,8 @@ class PackedForward(Forward):
         for layer in found.layers[:-1]:
             x_NH = self._run_layer(x_NH, layer, groups, None)
         x_VH = self._run_layer(x_NH, found.layers[-1], groups, places_V)
+        if self.keeps_states:
+            self.states_VH = x_VH[: int(is_word_BW.sum())].float()
         samples = self.dropout_samples if self.training else 1
         x_SVH = self._drop(x_VH.float().expand(samples, -1, -1), found.classifier_dropout)
         emissions_SVK = F.linear(x_SVH, found.classifier.weight, found.classifier.bias)[:, : int(is_word_BW.sum())]

@@ -18,6 +18,7 @@ from pipelines.ner.model import ModelConfig, TokenClassifier, build_token_classi
 from pipelines.training.batches import TrainingWindows, Windows
 from pipelines.training.checkpoints import find_last, load_state
 from pipelines.training.config import TrainingConfig, TrainingError
+from pipelines.training.objective import Imitation
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import CHECKPOINTS
 from pipelines.training.scoring import score_dev
@@ -37,6 +38,8 @@ class Task:
     """What the loop tells of an epoch, in the words of the history."""
     scores_start: bool = False
     """Whether the model is scored before its first step, too."""
+    imitation: Imitation | None = None
+    """As the loop takes it."""
 
 
 class Job(Protocol):
@@ -75,6 +78,8 @@ class TrainingJob:
     """Tag scheme of those records."""
     start: str | None = None
     """A bundle to begin with, instead of the encoder with a new head."""
+    imitation: Imitation | None = None
+    """How the hidden states that the windows have of a teacher are followed."""
 
     def build_model(self) -> TokenClassifier:
         """What training begins with: the pretrained encoder with a new head, or the model of a bundle."""
@@ -98,7 +103,8 @@ class TrainingJob:
             bundle = Bundle(scored, encoder, info)
             return score_dev(NerEngine(bundle, device=str(device), runtime="torch", precision="fp32"), dev)
 
-        return Task(model, TrainingWindows(self.load_windows()), encoder.pad_id, evaluate)
+        windows = TrainingWindows(self.load_windows())
+        return Task(model, windows, encoder.pad_id, evaluate, imitation=self.imitation)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from pipelines.training.batches import BatchPlan, Windows
 from pipelines.training.config import TrainingConfig, TrainingError
 from pipelines.training.devices import Stopwatch, describe_device, resolve_precision, settle_vector_math
 from pipelines.training.freezing import Freezing
+from pipelines.training.objective import Imitation
 from pipelines.training.optimizer import Optimizer
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.state import Listener, TrainingState
@@ -42,6 +43,7 @@ def train(
     evaluate: Callable[[TokenClassifier], float],
     listener: Listener,
     parallel: ParallelConfig | None = None,
+    imitation: Imitation | None = None,
     state: TrainingState | None = None,
 ) -> TrainingState:
     """Fine-tune `model` in place, on as many workers as the default process group has.
@@ -50,6 +52,7 @@ def train(
         evaluate: scores a model on dev and returns the F1 of all workers together, in [0, 1]; or another score of
             which more is better.
         parallel: how the workers share the work; default: data parallel.
+        imitation: how the hidden states that `windows` has of a teacher are followed.
         state: resume from here.
 
     Returns:
@@ -58,7 +61,8 @@ def train(
     Raises:
         TrainingError: nothing to train on, or a loss that is not a number.
     """
-    run = _Run(model, windows, config, parallel or ParallelConfig(), pad_id, device, listener, state or TrainingState())
+    parallel, state = parallel or ParallelConfig(), state or TrainingState()
+    run = _Run(model, windows, config, parallel, imitation, pad_id, device, listener, state)
     if not run.state.done:
         run.train_all(evaluate)
     return run.state
@@ -73,6 +77,7 @@ class _Run:
         windows: Windows,
         config: TrainingConfig,
         parallel: ParallelConfig,
+        imitation: Imitation | None,
         pad_id: int,
         device: torch.device,
         listener: Listener,
@@ -101,6 +106,7 @@ class _Run:
             r_drop=config.r_drop,
             dropout_samples=config.dropout_samples,
             sparse=config.optimizer.sparse_embeddings,
+            imitation=imitation,
         )
         self.optimizer = Optimizer(self.strategy, config.optimizer, self.precision)
         if state.optimizer:

@@ -1,20 +1,38 @@
 """The loss: negative log-likelihood of gold tags, summed over words.
 
-Where a batch has probabilities of tags instead (a teacher's, Hinton et al. 2015), it is the cross-entropy to those.
+Where a batch has probabilities of tags instead (a teacher's, Hinton et al. 2015), it is the cross-entropy to those; and
+where it has a teacher's hidden states, those may be followed too.
 
 Sums, not means: the caller divides by the words of the whole global batch, so that neither padding nor the number of
 workers nor accumulation changes a word's weight.
 
-Shapes: B windows, W words, K tags; S samples of the classifier's dropout; X windows of all samples together.
+Shapes: B windows, W words, V words of all windows, K tags, H hidden size, A heads of relations, d their size; S samples
+of the classifier's dropout; X windows of all samples together.
 """
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipelines.ner.model import TokenClassifier
-from pipelines.training.batches import Batch
+from pipelines.training.batches import Batch, find_words
 from pipelines.training.forward import Forward
+
+RELATION_HEADS = 12
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """How much it weighs that a student's last hidden states of words are not those of its teacher."""
+
+    states: float = 0.0
+    """Of the squared difference, in the mean over units (Jiao et al. 2020, TinyBERT); for equal widths."""
+    relations: float = 0.0
+    """Of the divergence of how the words of a window attend to each other by their states (as Wang et al. 2021,
+    MiniLMv2, do with queries, keys and values); for any widths."""
 
 
 class Objective(nn.Module):
@@ -24,9 +42,17 @@ class Objective(nn.Module):
     plus `r_drop` times the divergence of their tag distributions.
     """
 
-    def __init__(self, forward: Forward, label_smoothing: float = 0.0, r_drop: float = 0.0) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        label_smoothing: float = 0.0,
+        r_drop: float = 0.0,
+        imitation: Imitation | None = None,
+    ) -> None:
         super().__init__()
         self.compute_emissions, self.label_smoothing, self.r_drop = forward, label_smoothing, r_drop
+        self.imitation = imitation
+        forward.keeps_states = imitation is not None
 
     def forward(self, batch: Batch) -> Tensor:
         """The summed loss of a batch, in nats; where dropout is drawn several times, the mean of those losses."""
@@ -39,6 +65,9 @@ class Objective(nn.Module):
             one_SBWK, other_SBWK = emissions_XWK.unflatten(0, (-1, 2, len(batch.lengths_B))).unbind(1)
             divergence = sum_divergence(one_SBWK, other_SBWK, find_words(batch))
             loss = loss + self.r_drop * divergence / len(one_SBWK)
+        if self.imitation is not None:
+            states_VH = self.compute_emissions.states_VH
+            loss = loss + sum_imitation(states_VH, batch.repeat(passes), self.imitation) / passes
         return loss
 
 
@@ -69,6 +98,30 @@ def sum_divergence(one_SBWK: Tensor, other_SBWK: Tensor, is_word_BW: Tensor) -> 
     return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum() / 2
 
 
-def find_words(batch: Batch) -> Tensor:
-    """Which places of a batch are words, `[B, W]`."""
-    return torch.arange(batch.tag_ids_BW.shape[1], device=batch.lengths_B.device) < batch.lengths_B[:, None]
+def sum_imitation(states_VH: Tensor, batch: Batch, imitation: Imitation) -> Tensor:
+    """How far a student's states are from those of the batch, summed over words."""
+    assert batch.states_BWH is not None
+    is_word_BW, loss = find_words(batch), states_VH.new_zeros(())
+    if imitation.states:
+        loss = loss + imitation.states * (states_VH - batch.states_BWH[is_word_BW]).square().mean(dim=1).sum()
+    if imitation.relations:
+        own_BWH = states_VH.new_zeros(*is_word_BW.shape, states_VH.shape[1]).index_put((is_word_BW,), states_VH)
+        loss = loss + imitation.relations * sum_relation_divergence(own_BWH, batch.states_BWH, is_word_BW)
+    return loss
+
+
+def sum_relation_divergence(own_BWH: Tensor, wanted_BWH: Tensor, is_word_BW: Tensor) -> Tensor:
+    """KL divergence of the relations of states from those wanted, in nats: the mean over heads, summed over words."""
+    num_heads = math.gcd(own_BWH.shape[2], wanted_BWH.shape[2], RELATION_HEADS)
+
+    def relate(states_BWH: Tensor) -> Tensor:
+        """Logarithms of the shares `[B, A, W, W]` in which each word attends to each."""
+        x_BAWd = states_BWH.unflatten(2, (num_heads, -1)).transpose(1, 2)
+        scores_BAWW = x_BAWd @ x_BAWd.mT * x_BAWd.shape[3] ** -0.5
+        least = torch.finfo(scores_BAWW.dtype).min
+        shares_BAWW: Tensor = scores_BAWW.masked_fill(~is_word_BW[:, None, None], least).log_softmax(3)
+        return shares_BAWW
+
+    own_BAWW, wanted_BAWW = relate(own_BWH), relate(wanted_BWH)
+    divergence_BAW = (wanted_BAWW.exp() * (wanted_BAWW - own_BAWW)).sum(dim=3)
+    return divergence_BAW.mean(dim=1)[is_word_BW].sum()

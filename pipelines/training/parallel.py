@@ -27,7 +27,7 @@ from pipelines.ner.errors import UserError
 from pipelines.ner.model import TokenClassifier
 from pipelines.training.batches import Batch, BatchPlan
 from pipelines.training.forward import Forward, PaddedForward, build_forward
-from pipelines.training.objective import Objective
+from pipelines.training.objective import Imitation, Objective
 
 STRATEGIES = ("ddp", "fsdp", "tensor", "pipeline", "hybrid", "local_sgd")
 COMPRESSIONS = ("none", "bf16", "powersgd")
@@ -125,17 +125,19 @@ class Strategy:
         r_drop: float = 0.0,
         dropout_samples: int = 1,
         sparse: bool = True,
+        imitation: Imitation | None = None,
     ) -> None:
         """Make the model ready to train; its parameters are final after this.
 
-        With `sparse` the embeddings of words have sparse gradients, where the forward pass and the strategy can.
+        With `sparse` the embeddings of words have sparse gradients, where the forward pass and the strategy can. An
+        imitation needs batches with a teacher's states.
         """
         self.forward = self._build_forward(precision)
         if dropout_samples > 1:
             self.forward.sample_dropout(dropout_samples)
         if not sparse or not self.may_be_sparse:
             self.forward.make_dense()
-        self.objective: nn.Module = self._wrap(Objective(self.forward, label_smoothing, r_drop))
+        self.objective: nn.Module = self._wrap(Objective(self.forward, label_smoothing, r_drop, imitation))
 
     def follow_freezing(self) -> None:
         """Go on with another set of parameters that train."""

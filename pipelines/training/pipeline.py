@@ -24,7 +24,7 @@ from pipelines.ner.runtimes.architectures import Architecture, Layer, read_archi
 from pipelines.ner.runtimes.packed import ACTIVATIONS
 from pipelines.training.batches import Batch, BatchPlan, deal
 from pipelines.training.forward import DTYPES
-from pipelines.training.objective import sum_loss
+from pipelines.training.objective import Imitation, sum_loss
 from pipelines.training.parallel import Lap, ParallelConfig, ParallelError, Strategy
 
 TOKENS_MULTIPLE, WORDS_MULTIPLE = 32, 16
@@ -77,8 +77,10 @@ class Pipeline(Strategy):
         r_drop: float = 0.0,
         dropout_samples: int = 1,
         sparse: bool = False,
+        imitation: Imitation | None = None,
     ) -> None:
-        """See `Strategy`; one pass a window, dense."""
+        """See `Strategy`; one pass a window, dense, without imitation."""
+        assert imitation is None, "compression trains data-parallel"
         assert not r_drop, "refused before"
         assert dropout_samples == 1, "refused before"
         layers = [self.found.layers[index] for index in self.layers]

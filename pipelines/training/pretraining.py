@@ -22,7 +22,7 @@ from pipelines.ner.casing import CASE_STEP
 from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.encoding import plan_batches, read_special_tokens
 from pipelines.ner.units import SEPARATOR, measure_units
-from pipelines.training.batches import Batch, Ragged, pad_rows
+from pipelines.training.batches import Batch, Ragged, find_words, pad_rows
 from pipelines.training.config import TrainingConfig
 from pipelines.training.job import Task
 from pipelines.training.masked_model import IN_ORDER, IN_SWAPPED_ORDER, MaskedModel, build_masked_model
@@ -35,7 +35,6 @@ from pipelines.training.masking import (
     describe_masks,
     draw_mask,
 )
-from pipelines.training.objective import find_words
 from pipelines.training.parallel import ParallelConfig
 
 _ORDER_STREAM = 1

@@ -81,6 +81,7 @@ def run_worker(
         evaluate=task.evaluate,
         listener=_Reporter(recorder, group, on_epoch, task.describe),
         parallel=job.parallel,
+        imitation=task.imitation,
         state=state,
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import compress, train
+from pipelines.corpus.targets import read_targets
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.engine import NerEngine
 from tests.conftest import EXACT
@@ -59,6 +60,29 @@ def test_every_step_becomes_a_variant_that_any_door_takes(teacher: Path, tmp_pat
     capfd.readouterr()
     assert compress.main(command) == 0
     assert "this run is finished" in capfd.readouterr().out
+
+
+@pytest.mark.timeout(400)
+def test_new_network_learns_the_views_and_relations_of_its_teacher_and_raw_text(teacher: Path, tmp_path: Path):
+    folder, texts = tmp_path / "small", tmp_path / "texts.txt"
+    texts.write_text("Angela Merkel visited Utrecht in the spring.\nA treaty of Łódź was signed.\n\n", "utf-8")
+    command = ["--model", str(teacher), *FILES, *QUICK, "--training.num_epochs", "1", "--output_dir", str(folder)]
+    command += ["--max_f1_loss", "100", "--max_label_loss", "100", "--steps", "distill", "--distillation.encoder"]
+    command += ["scratch", "--distillation.layers", "1", "--distillation.hidden_size", "32"]
+    command += ["--distillation.embedding_size", "16", "--distillation.relations", "1"]
+    assert compress.main([*command, "--distillation.unlabelled", str(texts)]) == 0
+    network = load_bundle(folder / "bundle").model.network
+    assert (network.config.model_type, network.config.hidden_size) == ("electra", 32)
+    [lessons] = (folder / "lessons").iterdir()
+    table = read_targets(lessons, has_states=True)
+    given = load_bundle(teacher)
+    hidden, num_tags = given.model.network.config.hidden_size, len(given.model.scheme.tags)
+    for row in table.to_pylist():
+        num_words = len(row["word_starts"])
+        assert (len(row["states"]), len(row["targets"])) == (num_words * hidden, num_words * num_tags)
+    raw = read_targets(lessons / "unlabelled")
+    assert (raw.num_rows, "states" in raw.column_names) == (2, False)
+    assert table.num_rows > 2 + 10
 
 
 @pytest.mark.timeout(300)

@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.corpus.records import CorpusError
-from pipelines.corpus.targets import Lesson, match_tags, mix_targets
+from pipelines.corpus.targets import Lesson, match_tags, mix_targets, split_classifier
+from pipelines.ner.bundle import load_bundle
+from pipelines.ner.engine import NerEngine
 from pipelines.ner.labels import LabelScheme
+from tests.conftest import EXACT, make_bundle
 
 TEACHER = np.array([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5]])
 
@@ -37,3 +41,19 @@ def test_tags_are_matched_by_name_in_whatever_order():
 def test_student_with_other_tags_is_refused(student):
     with pytest.raises(CorpusError, match="not the teacher's"):
         match_tags(LabelScheme.from_labels(["LOC", "PER"]), student)
+
+
+@pytest.mark.parametrize("head", ["linear", "crf"])
+def test_split_classifier_gives_the_states_of_which_the_emissions_are_made(head, tiny_encoder, tmp_path):
+    path = make_bundle(tiny_encoder, tmp_path / "teacher", head=head)
+    whole = NerEngine(load_bundle(path), **EXACT)
+    bundle, classifier = split_classifier(load_bundle(path))
+    reader = NerEngine(bundle, **EXACT)
+    texts = ["Angela Merkel visited Utrecht in the spring. " * 40, "", "x"]
+    read = [whole.prepare(text).document for text in texts]
+    assert len(read[0].windows) > 1
+    states = [found.reshape(-1, classifier.in_features) for found in reader.compute_emissions(read)]
+    for found, expected in zip(states, whole.compute_emissions(read), strict=True):
+        with torch.no_grad():
+            emissions = classifier(found)
+        torch.testing.assert_close(emissions, expected, rtol=1e-4, atol=1e-5)

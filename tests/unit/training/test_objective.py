@@ -9,9 +9,15 @@ import torch
 
 from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import TokenClassifier
-from pipelines.training.batches import Batch, TrainingWindows
-from pipelines.training.forward import Forward, build_forward
-from pipelines.training.objective import Objective, find_words, sum_divergence, sum_loss
+from pipelines.training.batches import Batch, TrainingWindows, find_words
+from pipelines.training.forward import Forward, PackedForward, PaddedForward, build_forward
+from pipelines.training.objective import (
+    Imitation,
+    Objective,
+    sum_divergence,
+    sum_loss,
+    sum_relation_divergence,
+)
 
 IGNORED = -100
 
@@ -217,3 +223,73 @@ def test_loss_of_targets_is_least_where_the_model_agrees_with_them(training_room
     words = find_words(batch)
     log_p = emissions_BWK.log_softmax(dim=2)[words]
     torch.testing.assert_close(sum_loss(model, emissions_BWK, agreed), -(log_p.exp() * log_p).sum())
+
+
+def give_states(batch, hidden, seed=0):
+    """The batch with states of a teacher; of places without a word they are huge, for nothing may read those."""
+    states_BWH = torch.randn(*batch.tag_ids_BW.shape, hidden, generator=torch.Generator().manual_seed(seed))
+    states_BWH[~find_words(batch)] = 1e4
+    return replace(batch, states_BWH=states_BWH)
+
+
+@pytest.mark.parametrize("way", ["packed", "padded"])
+def test_states_are_what_the_classifier_reads_of_each_word(training_room, tiny_encoder, way):
+    model = build(training_room, tiny_encoder, "linear")
+    forward = build_forward(model, "fp32", torch.device("cpu")) if way == "packed" else PaddedForward(model, "fp32")
+    forward.keeps_states = True
+    batch = TrainingWindows(training_room.make_table(7)).collate(range(7), pad_id=0)
+    emissions_BWK = forward.eval()(batch)
+    assert isinstance(forward, PackedForward) == (way == "packed")
+    found_VK = model.network.classifier(forward.states_VH)
+    torch.testing.assert_close(found_VK, emissions_BWK[find_words(batch)], rtol=1e-4, atol=1e-5)
+
+
+def test_imitation_costs_nothing_where_student_and_teacher_agree_and_is_normalized_by_words(
+    training_room, tiny_encoder
+):
+    model = build(training_room, tiny_encoder, "linear")
+    forward = build_forward(model, "fp32", torch.device("cpu")).eval()
+    plain = TrainingWindows(training_room.make_table(5)).collate(range(5), pad_id=0)
+    objective = Objective(forward, imitation=Imitation(states=0.5, relations=2.0))
+    forward(plain)
+    states_VH = forward.states_VH.detach()
+    same = give_states(plain, states_VH.shape[1])
+    same.states_BWH[find_words(same)] = states_VH
+    torch.testing.assert_close(objective(same), Objective(forward)(same), rtol=1e-4, atol=1e-4)
+    objective = Objective(forward, imitation=Imitation(states=0.5, relations=2.0))
+    other = replace(same, states_BWH=same.states_BWH + 0.3 * find_words(same)[:, :, None])
+    more = objective(other) - Objective(forward)(other)
+    objective.imitation = Imitation(states=0.5)
+    forward.keeps_states = True
+    moved = objective(other) - Objective(forward, imitation=None)(other)
+    assert float(moved) == pytest.approx(0.5 * 0.3**2 * len(states_VH), rel=1e-3)
+    assert more > moved
+
+
+def test_relations_take_a_teacher_of_another_width_and_have_a_gradient(training_room, tiny_encoder):
+    model = build(training_room, tiny_encoder, "linear")
+    forward = build_forward(model, "fp32", torch.device("cpu")).eval()
+    batch = give_states(TrainingWindows(training_room.make_table(5)).collate(range(5), pad_id=0), 48)
+    hidden = model.network.config.hidden_size
+    assert hidden != 48
+    loss = Objective(forward, imitation=Imitation(relations=1.0))(batch)
+    assert torch.isfinite(loss)
+    loss.backward()
+    layer = model.network.base_model.encoder.layer[-1].output.dense.weight
+    assert layer.grad.abs().sum() > 0
+
+
+def test_relation_divergence_is_that_of_each_window_alone():
+    lengths = [4, 2, 1]
+    is_word_BW = torch.arange(4) < torch.tensor(lengths)[:, None]
+    own, wanted = (torch.randn(3, 4, width, generator=torch.Generator().manual_seed(width)) for width in (24, 12))
+    expected = 0.0
+    for row, length in enumerate(lengths):
+        for head in range(12):
+            logs = []
+            for states in (own, wanted):
+                size = states.shape[2] // 12
+                x = states[row, :length, head * size : (head + 1) * size]
+                logs.append((x @ x.T / size**0.5).log_softmax(dim=1))
+            expected += (logs[1].exp() * (logs[1] - logs[0])).sum() / 12
+    torch.testing.assert_close(sum_relation_divergence(own, wanted, is_word_BW), expected)
