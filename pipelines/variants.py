@@ -12,6 +12,7 @@ import ray
 import ray.data
 
 from pipelines.cluster import list_node_cpus
+from pipelines.compression.config import CompressionError
 from pipelines.compression.gate import judge
 from pipelines.compression.speed import compare_speeds, count_tokens, repeat_documents
 from pipelines.compression.steps import LAST_STEPS, Recipe
@@ -31,7 +32,7 @@ from pipelines.evaluation.calibration import fit_temperatures, gather_scores, jo
 from pipelines.evaluation.metrics import Scored, Tallies
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import write_json
-from pipelines.job import find_mistake
+from pipelines.job import console, find_mistake
 from pipelines.ner.bundle import annotate_bundle, load_bundle, save_bundle
 from pipelines.ner.encoding import fingerprint_tokenizer
 from pipelines.ner.model import ModelConfig
@@ -42,7 +43,7 @@ from pipelines.training.config import TrainingConfig
 from pipelines.training.history import MetricsTail, read_metrics, summarize_usage
 from pipelines.training.objective import Imitation
 from pipelines.training.parallel import ParallelConfig
-from pipelines.training.recorder import CHECKPOINTS, METRICS_FILE
+from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, list_cores
 from pipelines.training.trainer import fit
 
@@ -78,30 +79,53 @@ class Bench:
         if (folder / "bundle").is_dir():
             return folder
         work = folder / "work"
-        (work / CHECKPOINTS).parent.mkdir(parents=True, exist_ok=True)
-        if not (work / "bundle").is_dir():
-            with self.record.phase(f"{name}: cut", f"{name}: cutting"):
-                lessons = self._write_lessons(source)
-                plan = replace(self._plan_actors(), num_cpus=max(list_cores(), default=1))
-                gold = self._read_gold("train"), self._read_gold("dev")
-                start = self.score(self.folder / "variants" / START, self.start)["documents"]
-                try:
-                    _in_actor(plan, _cut, step, source, work / "bundle", lessons, self.recipe, *gold, start)
-                except ray.exceptions.RayTaskError as error:
-                    raise find_mistake(error) or error from error
+        work.mkdir(parents=True, exist_ok=True)
+        rounded = work / "rounded"
+        try:
+            self._cut(name, step, rounded if rounded.is_dir() else source, work)
+        except CompressionError:
+            if step != "int8" or not self.recipe.int8.num_epochs or rounded.is_dir():
+                raise
+            console.print(f"{name}: no int8 form is good enough; training one that is rounded as int8 is")
+            self._train(name, source, work / "training", rounded, num_epochs=self.recipe.int8.num_epochs)
+            self._cut(name, step, rounded, work)
         if step in LAST_STEPS:
             (work / "bundle").rename(folder / "bundle")
-            shutil.rmtree(work, ignore_errors=True)
-            return folder
-        lessons = self._write_lessons(work / "bundle")
-        teacher, student, taught = load_bundle(self.start), load_bundle(work / "bundle"), self.recipe.distillation
+        else:
+            self._train(name, work / "bundle", work, folder / "bundle")
+        shutil.rmtree(work, ignore_errors=True)
+        return folder
+
+    def _cut(self, name: str, step: str, source: Path, work: Path) -> None:
+        """Take a step from the bundle `source` to one in `work`, untrained; what is there stays."""
+        if (work / "bundle").is_dir():
+            return
+        with self.record.phase(f"{name}: cut", f"{name}: cutting"):
+            lessons = self._write_lessons(source)
+            plan = replace(self._plan_actors(), num_cpus=max(list_cores(), default=1))
+            gold = self._read_gold("train"), self._read_gold("dev")
+            start = self.score(self.folder / "variants" / START, self.start)["documents"]
+            try:
+                _in_actor(plan, _cut, step, source, work / "bundle", lessons, self.recipe, *gold, start)
+            except ray.exceptions.RayTaskError as error:
+                raise find_mistake(error) or error from error
+
+    def _train(self, name: str, start: Path, work: Path, target: Path, *, num_epochs: int | None = None) -> None:
+        """Train a bundle on what its teacher says, with checkpoints in `work`, to a bundle.
+
+        With `num_epochs`, so many, as int8 will compute it.
+        """
+        work.mkdir(parents=True, exist_ok=True)
+        lessons = self._write_lessons(start)
+        teacher, student, taught = load_bundle(self.start), load_bundle(start), self.recipe.distillation
+        training = self.training if num_epochs is None else replace(self.training, num_epochs=num_epochs)
         job = replace(
             build_job(
                 self.shards,
                 self.info,
-                str(work / "bundle"),
-                ModelConfig(str(work / "bundle"), teacher.info.head, teacher.info.scheme),
-                self.training,
+                str(start),
+                ModelConfig(str(start), teacher.info.head, teacher.info.scheme),
+                training,
                 ParallelConfig(),
                 load_windows=partial(read_targets, lessons, has_states=taught.follows_states),
             ),
@@ -110,7 +134,8 @@ class Bench:
             casing=student.encoder.casing,
             imitation=Imitation(taught.states, taught.relations) if taught.follows_states else None,
             scheme=teacher.model.scheme,
-            start=str(work / "bundle"),
+            start=str(start),
+            rounds_to_int8=num_epochs is not None,
         )
         with (
             self.record.phase(f"{name}: train", f"{name}: training"),
@@ -118,9 +143,7 @@ class Bench:
         ):
             result = fit(job, self.resources, work)
         precision = summarize_usage(read_metrics(work / METRICS_FILE))["precision"]
-        write_bundle(folder / "bundle", job, self.info, result, self.shards, precision)
-        shutil.rmtree(work, ignore_errors=True)
-        return folder
+        write_bundle(target, job, self.info, result, self.shards, precision)
 
     def score(self, folder: Path, bundle: Path) -> dict[str, Any]:
         """F1 on dev with its interval, the tallies of each document, and how true its scores are.

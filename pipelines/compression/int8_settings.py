@@ -31,6 +31,8 @@ class QuantizationConfig:
     """Biases make up for what int8 shifts in the mean."""
     left_out: tuple[str, ...] = ()
     """Layers that stay in higher precision whatever they show: all whose name contains one of these."""
+    num_epochs: int = 1
+    """Epochs of quantization-aware training, where no choice of layers is good enough without it; 0: none."""
     stored: str = "fp16"
     """Precision of the weights that stay beside the int8 form, for whom it cannot be computed: fp32 or fp16."""
 
@@ -40,6 +42,7 @@ class QuantizationConfig:
             ("num_windows", "at least 1", self.num_windows >= 1),
             ("sensitivity_tokens", "at least 1", self.sensitivity_tokens >= 1),
             ("smooth", "0 to 1, or null", self.smooth is None or 0 <= self.smooth <= 1),
+            ("num_epochs", "at least 0", self.num_epochs >= 0),
             ("preset", "one of " + ", ".join(PRESETS), self.preset in PRESETS),
             ("stored", "one of " + ", ".join(STORED), self.stored in STORED),
         ]

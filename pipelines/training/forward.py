@@ -24,6 +24,7 @@ from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import Architecture, Layer, read_architecture
 from pipelines.ner.runtimes.packed import ACTIVATIONS, Groups, fill_rows, has_fused_linear, lay_out
 from pipelines.training.batches import Batch, find_words
+from pipelines.training.rounding import rounds_to_int8
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -82,7 +83,7 @@ def build_forward(
     With gradient checkpointing (Chen et al. 2016) a layer's activations are computed again in the backward pass.
     """
     found = read_architecture(model.network) if device.type == "cpu" else None
-    if found is None:
+    if found is None or rounds_to_int8(model.network):
         return PaddedForward(model, precision, gradient_checkpointing)
     return PackedForward(model, found, precision, gradient_checkpointing)
 

@@ -21,6 +21,7 @@ from pipelines.training.config import TrainingConfig, TrainingError
 from pipelines.training.objective import Imitation
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import CHECKPOINTS
+from pipelines.training.rounding import round_to_int8
 from pipelines.training.scoring import score_dev
 from pipelines.training.state import TrainingState
 
@@ -80,6 +81,8 @@ class TrainingJob:
     """A bundle to begin with, instead of the encoder with a new head."""
     imitation: Imitation | None = None
     """How the hidden states that the windows have of a teacher are followed."""
+    rounds_to_int8: bool = False
+    """Whether the model is trained as int8 will compute it, and is scored so."""
 
     def build_model(self) -> TokenClassifier:
         """What training begins with: the pretrained encoder with a new head, or the model of a bundle."""
@@ -95,6 +98,8 @@ class TrainingJob:
     def open_task(self, rank: int, size: int, device: torch.device) -> Task:
         """See `Job`."""
         model, encoder = self.build_model(), self.build_encoder()
+        if self.rounds_to_int8:
+            round_to_int8(model.network)
         info = BundleInfo(self.scheme.name, self.model.head, self.splitter, self.window, self.stride)
         dev = [Scored.from_row(row, self.corpus_scheme) for row in self.load_dev()[rank::size]]
 

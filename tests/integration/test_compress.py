@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipelines import compress, train
 from pipelines.corpus.targets import read_targets
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.engine import NerEngine
+from pipelines.ner.runtimes.int8 import has_fast_int8
 from tests.conftest import EXACT
 
 FILES = [part for name in ("train", "dev") for part in (f"--corpus.{name}", f"sample:en-{name}.jsonl")]
@@ -101,3 +103,17 @@ def test_harmful_step_is_stopped_and_the_last_good_bundle_stands(teacher: Path, 
     assert not (folder / "bundle").exists()
     assert "not good enough" in capfd.readouterr().out
     assert verdict["reasons"][0] in (folder / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not has_fast_int8(torch.device("cpu")), reason="this CPU has no int8 products")
+@pytest.mark.timeout(400)
+def test_int8_that_is_not_good_enough_is_trained_as_int8_before_it_is_given_up(teacher: Path, tmp_path: Path, capfd):
+    folder = tmp_path / "small"
+    command = ["--model", str(teacher), *FILES, *QUICK, "--output_dir", str(folder), "--steps", "int8"]
+    assert compress.main([*command, "--max_f1_loss", "0"]) == 1  # which nothing can be shown to keep
+    told = "".join(capfd.readouterr())
+    assert "training one that is rounded as int8 is" in told
+    phases = json.loads((folder / "run.json").read_text(encoding="utf-8"))["phases_s"]
+    assert [name for name in phases if name.startswith("1-int8")] == ["1-int8: train"]
+    assert "no choice of int8 layers" in read(folder)["not_made"]["1-int8"]
+    assert not (folder / "bundle").exists()
