@@ -31,6 +31,7 @@ from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import ShardsInfo
+from pipelines.corpus.text_config import TextConfig
 from pipelines.folders import check_resumable, prepare_output_dir, write_json
 from pipelines.job import EXIT_FAILED, console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import BUNDLE_FILE, Bundle, annotate_bundle, load_bundle, save_bundle
@@ -116,7 +117,8 @@ def run(config: CompressConfig) -> int:
     record = RunRecord("compress", config)
     can_forget = build_guard(folder)
     with can_forget():
-        find_all_files(config.corpus.list_patterns() | {"unlabelled": config.distillation.unlabelled})
+        find_all_files(config.corpus.list_patterns())
+        raise_all(TextConfig(config.distillation.unlabelled).find_file_problems())
     with connect(config.cluster):
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():
@@ -130,6 +132,7 @@ def run(config: CompressConfig) -> int:
             info=info,
             recipe=recipe,
             training=config.training,
+            reader=config.corpus.reader,
             resources=config.resources,
             inference=config.inference,
             record=record,

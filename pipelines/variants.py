@@ -66,6 +66,8 @@ class Bench:
     info: ShardsInfo
     recipe: Recipe
     training: TrainingConfig
+    reader: FormatOptions
+    """Of raw text."""
     resources: ResourcesConfig
     inference: InferenceConfig
     record: RunRecord
@@ -101,7 +103,7 @@ class Bench:
         if (work / "bundle").is_dir():
             return
         with self.record.phase(f"{name}: cut", f"{name}: cutting"):
-            lessons = self._write_lessons(source)
+            lessons = None if step in ("distill", "int8") else self._write_lessons(source)
             plan = replace(self._plan_actors(), num_cpus=max(list_cores(), default=1))
             gold = self._read_gold("train"), self._read_gold("dev")
             start = self.score(self.folder / "variants" / START, self.start)["documents"]
@@ -131,6 +133,7 @@ class Bench:
             ),
             window=student.encoder.window,
             stride=student.encoder.stride,
+            splitter=student.encoder.splitter,
             casing=student.encoder.casing,
             imitation=Imitation(taught.states, taught.relations) if taught.follows_states else None,
             scheme=teacher.model.scheme,
@@ -216,8 +219,10 @@ class Bench:
 
     def _write_lessons(self, student: Path) -> Path:
         """The training windows in a student's sub-tokens, with what the teacher says of them."""
-        bundle = load_bundle(student)
-        folder = self.folder / "lessons" / fingerprint_tokenizer(bundle.encoder.tokenizer)
+        encoder = load_bundle(student).encoder
+        parts = (encoder.window, encoder.stride, encoder.splitter, "cased" if encoder.casing else "plain")
+        name = "-".join(map(str, (fingerprint_tokenizer(encoder.tokenizer), *parts)))
+        folder = self.folder / "lessons" / name
         if folder.is_dir():
             return folder
         staging = folder.with_name(f".{folder.name}.partial")
@@ -226,12 +231,13 @@ class Bench:
         lesson = Lesson(
             str(self.start), str(student), taught.teacher_share, taught.temperature, has_states=taught.follows_states
         )
+        texts = read_texts({"train": taught.unlabelled}, self.reader)[0] if taught.unlabelled else None
         records = ray.data.from_arrow(read_split(self.shards, "train").sort_by("record_id"))
         write_targets(records, lesson, self.inference, self._plan_actors(), staging / "labelled")
-        if taught.unlabelled:
-            texts, _ = read_texts({"train": taught.unlabelled}, FormatOptions())
-            lesson = replace(lesson, share=1.0)
-            write_targets(texts, lesson, self.inference, self._plan_actors(), staging / "unlabelled")
+        if texts is not None:
+            write_targets(
+                texts, replace(lesson, share=1.0), self.inference, self._plan_actors(), staging / "unlabelled"
+            )
         staging.rename(folder)
         return folder
 
@@ -240,7 +246,7 @@ def _cut(
     step: str,
     source: Path,
     target: Path,
-    lessons: Path,
+    lessons: Path | None,
     recipe: Recipe,
     train: Sequence[Scored],
     dev: Sequence[Scored],
@@ -250,7 +256,7 @@ def _cut(
     small, details = recipe.take(
         step,
         load_bundle(source),
-        read_targets(lessons),
+        None if lessons is None else read_targets(lessons),
         train,
         dev,
         accept=lambda found: judge(start, found, recipe.tolerance).passes,

@@ -37,7 +37,7 @@ class Importance:
 
 def measure_importance(model: TokenClassifier, batches: Iterable[Batch]) -> Importance:
     """The importance of a model's parts on some batches. Raises CompressionError for an unknown architecture."""
-    found = find_parts(model)
+    found = find_parts(model.network)
     model.eval()
     inputs: dict[nn.Module, Tensor] = {}
     sums: dict[nn.Module, Tensor] = {}
@@ -71,7 +71,7 @@ def measure_importance(model: TokenClassifier, batches: Iterable[Batch]) -> Impo
 def prune(model: TokenClassifier, importance: Importance, config: PruningConfig) -> TokenClassifier:
     """A copy of a model without its least important heads (over all layers) and columns (of each layer)."""
     pruned = copy.deepcopy(model)
-    found = find_parts(pruned)
+    found = find_parts(pruned.network)
     network: Any = pruned.network
     if config.heads:
         kept = choose_heads(importance.heads, config.heads)
@@ -109,14 +109,14 @@ def choose_heads(scores: list[Tensor], share: float) -> list[Tensor]:
     return [torch.tensor(sorted(heads)) for heads in kept]
 
 
-def find_parts(model: TokenClassifier) -> Architecture:
-    """The parts of a model. Raises CompressionError if they are not known."""
-    found = read_architecture(model.network)
+def find_parts(network: Any) -> Architecture:
+    """The parts of a token classifier. Raises CompressionError if they are not known."""
+    found = read_architecture(network)
     if found is None:
         raise CompressionError(
             "an encoder whose parts cannot be taken out",
             rule="an encoder built like BERT, RoBERTa, ELECTRA or DistilBERT",
-            value=model.network.config.model_type,
+            value=network.config.model_type,
             remedy="leave `prune` out of `--steps`",
         )
     return found

@@ -20,7 +20,7 @@ from pipelines.compression.int8_settings import QuantizationConfig, check_quanti
 from pipelines.compression.layers import choose_layers, find_stack, keep_layers
 from pipelines.compression.pruning import find_parts, measure_importance, prune
 from pipelines.compression.quantization import quantize_bundle
-from pipelines.compression.students import build_student, check_student
+from pipelines.compression.students import build_student, check_states, check_student
 from pipelines.compression.vocabulary import prune_vocabulary, read_state
 from pipelines.evaluation.metrics import Scored, Tallies
 from pipelines.ner.bundle import Bundle
@@ -92,19 +92,23 @@ class Recipe:
 
     def check(self, bundle: Bundle) -> None:
         """Raise CompressionError for a step that a model cannot take."""
-        num_layers = bundle.model.network.config.num_hidden_layers
-        if "distill" in self.steps:
-            if self.distillation.encoder is None:
+        network, tokenizer = bundle.model.network, bundle.encoder.tokenizer
+        num_layers = network.config.num_hidden_layers
+        if self.distillation.follows_states:
+            check_states(network)
+        for step in self.steps:
+            if step == "distill" and self.distillation.encoder is not None:
+                network, tokenizer = check_student(bundle, self.distillation)
+                num_layers = network.config.num_hidden_layers
+            elif step == "distill":
                 num_layers = len(self._choose_layers(bundle))
-                find_stack(bundle.model.network)
-            else:
-                num_layers = check_student(bundle, self.distillation).num_hidden_layers
-        if "prune" in self.steps:
-            find_parts(bundle.model)
-        if "vocabulary" in self.steps:
-            read_state(bundle.encoder.tokenizer)
-        if "int8" in self.steps:
-            check_quantizable()
+                find_stack(network)
+            elif step == "prune":
+                find_parts(network)
+            elif step == "vocabulary":
+                read_state(tokenizer)
+            elif step == "int8":
+                check_quantizable()
         if "early_exit" in self.steps:
             choose_exits(num_layers, self.early_exit.layers)
             if bundle.info.head != "linear":
@@ -115,7 +119,7 @@ class Recipe:
         self,
         step: str,
         bundle: Bundle,
-        table: pa.Table,
+        table: pa.Table | None,
         train: Sequence[Scored],
         dev: Sequence[Scored],
         *,
@@ -125,7 +129,8 @@ class Recipe:
         """A bundle after a step, to be trained unless the step is one of `LAST_STEPS`.
 
         Args:
-            table: the training windows in this bundle's sub-tokens, with what is to be learned of them.
+            table: the training windows in this bundle's sub-tokens, with what is to be learned of them; `distill` and
+                `int8` need none.
             accept: whether a model with these tallies on dev, by document, is good enough.
             folder: where files may be made.
 
@@ -143,16 +148,27 @@ class Recipe:
             return build_student(bundle, self.distillation, self.seed), None
         if step == "distill":
             return replace(bundle, model=keep_layers(bundle.model, self._choose_layers(bundle))), None
+        if step == "int8":
+            return self._quantize(bundle, train, dev, accept, folder)
+        assert table is not None
         if step == "prune":
             return replace(bundle, model=_prune(bundle, table, self.pruning)), None
         if step == "vocabulary":
             used = set(table["input_ids"].combine_chunks().flatten().to_numpy().tolist())
             return prune_vocabulary(bundle, used, self.vocabulary.least), None
-        if step == "early_exit":
-            layers = choose_exits(bundle.model.network.config.num_hidden_layers, self.early_exit.layers)
-            with_exits = train_exits(bundle, TrainingWindows(table), layers, self.seed)
-            chosen, points = choose_threshold(with_exits, dev, self.early_exit.max_f1_loss)
-            return chosen, [asdict(point) for point in points]
+        layers = choose_exits(bundle.model.network.config.num_hidden_layers, self.early_exit.layers)
+        with_exits = train_exits(bundle, TrainingWindows(table), layers, self.seed)
+        chosen, points = choose_threshold(with_exits, dev, self.early_exit.max_f1_loss)
+        return chosen, [asdict(point) for point in points]
+
+    def _quantize(
+        self,
+        bundle: Bundle,
+        train: Sequence[Scored],
+        dev: Sequence[Scored],
+        accept: Callable[[Mapping[str, Tallies]], bool],
+        folder: Path,
+    ) -> tuple[Bundle, dict[str, Any]]:
         texts = [record.content for record in train]
         found = quantize_bundle(
             bundle, texts, dev, max_f1_loss=self.tolerance.f1, folder=folder, config=self.int8, accept=accept

@@ -19,21 +19,31 @@ from pipelines.ner.casing import add_cases, can_learn_cases
 from pipelines.ner.encoders import find_encoder, load_tokenizer
 from pipelines.ner.encoding import Encoder
 from pipelines.ner.model import ModelConfig, TokenClassifier, build_token_classifier, get_max_window
+from pipelines.ner.shapes import FIELD
 
 
-def check_student(teacher: Bundle, config: DistillationConfig) -> PreTrainedConfig:
-    """The configuration of the student asked for.
+def check_student(teacher: Bundle, config: DistillationConfig) -> tuple[Any, Any]:
+    """The student asked for, without its weights (on PyTorch's device `meta`), and its tokenizer.
 
-    Raises CompressionError if it is no smaller than its teacher, or cannot follow its states; EncoderError if there is
-    no such encoder.
+    Raises CompressionError if it is no smaller than its teacher, cannot follow its states, or cannot be a student at
+    all; EncoderError if there is no such encoder.
     """
     if config.is_scratch:
-        shape = _shape_scratch(teacher, config)
+        shape, tokenizer = _shape_scratch(teacher, config), teacher.encoder.tokenizer
     else:
-        shape = AutoConfig.from_pretrained(find_encoder(str(config.encoder)))
+        name = find_encoder(str(config.encoder))
+        shape, tokenizer = AutoConfig.from_pretrained(name), load_tokenizer(name)
+        tagged = any("TokenClassification" in one for one in getattr(shape, "architectures", None) or ())
+        if tagged or getattr(shape, FIELD, None):
+            raise _cannot_be_student(config, "it has a head for tags, or pruned attention, already")
         shape.num_labels = len(teacher.model.scheme.tags)
-    with torch.device("meta"):
-        network = AutoModelForTokenClassification.from_config(shape)
+    try:
+        with torch.device("meta"):
+            network = AutoModelForTokenClassification.from_config(shape)
+    except ValueError as error:
+        raise _cannot_be_student(config, f"transformers has no token classifier of `{shape.model_type}`") from error
+    if config.follows_states:
+        check_states(network)
     own, given = measure_size(network), measure_size(teacher.model.network)
     if own[0] >= given[0] and own[1] >= given[1]:
         raise CompressionError(
@@ -52,7 +62,29 @@ def check_student(teacher: Bundle, config: DistillationConfig) -> PreTrainedConf
             value=shape.hidden_size,
             remedy="use `--distillation.relations`, which takes any widths",
         )
-    return shape
+    return network, tokenizer
+
+
+def check_states(network: Any) -> None:
+    """Raise CompressionError for a network whose classifier reads something else than the last hidden states."""
+    if type(getattr(network, "classifier", None)) is not torch.nn.Linear or hasattr(network, "head"):
+        raise CompressionError(
+            "hidden states that cannot be followed",
+            where="`distillation.states` and `distillation.relations`",
+            rule="a linear classifier on the encoder's last hidden states, as of BERT or RoBERTa",
+            value=network.config.model_type,
+            remedy="leave both at 0",
+        )
+
+
+def _cannot_be_student(config: DistillationConfig, reason: str) -> CompressionError:
+    return CompressionError(
+        "an encoder that cannot be a student",
+        where="`distillation.encoder`",
+        rule="an encoder without a head, of an architecture that has a token classifier in transformers",
+        value=f"{config.encoder}: {reason}",
+        remedy="give another encoder, or `scratch`",
+    )
 
 
 def build_student(teacher: Bundle, config: DistillationConfig, seed: int) -> Bundle:

@@ -31,13 +31,14 @@ SCHEMA = pa.schema(
         ("input_ids", _INTEGERS),
         ("word_starts", _INTEGERS),
         ("tag_ids", _INTEGERS),
-        ("targets", pa.list_(pa.float32())),
+        ("targets", pa.large_list(pa.float32())),
         ("starts_document", pa.bool_()),
         ("ends_document", pa.bool_()),
-        ("states", pa.list_(pa.float16())),
+        ("states", pa.large_list(pa.float16())),
     ]
 )
-"""A word's targets and states follow those of the word before; states are null where none are to be followed."""
+"""A word's targets and states follow those of the word before (large lists, for they are many); states are null where
+none are to be followed."""
 
 
 @dataclass(frozen=True)

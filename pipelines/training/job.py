@@ -87,7 +87,9 @@ class TrainingJob:
     def build_model(self) -> TokenClassifier:
         """What training begins with: the pretrained encoder with a new head, or the model of a bundle."""
         if self.start is not None:
-            return load_bundle(self.start).model
+            model = load_bundle(self.start).model
+            model.exits = None  # nothing trains them
+            return model
         return build_token_classifier(self.encoder, self.scheme, self.model, casing=self.casing)
 
     def build_encoder(self) -> Encoder:

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForTokenClassification
+from transformers import (
+    AutoModelForTokenClassification,
+    BartConfig,
+    ModernBertConfig,
+    ModernBertForTokenClassification,
+)
 
 from pipelines.compression.config import CompressionError, DistillationConfig, Tolerance
 from pipelines.compression.steps import Recipe
@@ -32,7 +37,10 @@ def teacher(request: pytest.FixtureRequest, tiny_encoder: str, tmp_path_factory:
     ],
 )
 def test_new_network_has_the_shape_asked_for_and_is_a_bundle_like_any_other(teacher, shape, model_type, tmp_path):
-    expected = check_student(teacher, shape)
+    network, tokenizer = check_student(teacher, shape)
+    expected = network.config
+    assert tokenizer is teacher.encoder.tokenizer
+    assert next(network.parameters()).is_meta
     student = build_student(teacher, shape, seed=1)
     config = student.model.network.config
     assert config.model_type == expected.model_type == model_type
@@ -61,11 +69,11 @@ def test_shared_layers_are_counted_once_in_size_and_each_time_in_work(teacher):
 
 
 def test_another_encoder_becomes_a_student_with_its_own_tokenizer(teacher, tmp_path):
-    small = AutoModelForTokenClassification.from_config(check_student(teacher, SCRATCH))
+    small = AutoModelForTokenClassification.from_config(check_student(teacher, SCRATCH)[0].config)
     small.base_model.save_pretrained(tmp_path / "encoder")
     teacher.encoder.tokenizer.save_pretrained(tmp_path / "encoder")
     config = DistillationConfig(encoder=str(tmp_path / "encoder"))
-    assert check_student(teacher, config).hidden_size == 32
+    assert check_student(teacher, config)[0].config.hidden_size == 32
     student = build_student(teacher, config, seed=1)
     weights = student.model.network.base_model.embeddings.word_embeddings.weight
     assert torch.equal(weights, small.base_model.embeddings.word_embeddings.weight)
@@ -81,9 +89,38 @@ def test_student_that_is_larger_or_too_narrow_for_states_or_nowhere_is_refused(t
     with pytest.raises(CompressionError, match="another width") as refused:
         check_student(teacher, replace(SCRATCH, states=1.0))
     assert "relations" in str(refused.value.remedy)
-    assert check_student(teacher, replace(SCRATCH, relations=1.0)).hidden_size == 32
+    assert check_student(teacher, replace(SCRATCH, relations=1.0))[0].config.hidden_size == 32
     with pytest.raises(EncoderError):
         Recipe(["distill"], Tolerance(1, 1), DistillationConfig(encoder=str(tmp_path / "none"))).check(teacher)
+
+
+def test_encoder_that_cannot_be_a_student_is_refused_before_anything_is_labelled(teacher, tmp_path):
+    save_bundle(tmp_path / "bundle", teacher)
+    with pytest.raises(CompressionError, match="cannot be a student"):
+        check_student(teacher, DistillationConfig(encoder=str(tmp_path / "bundle")))
+    BartConfig(vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path / "bart")
+    teacher.encoder.tokenizer.save_pretrained(tmp_path / "bart")
+    with pytest.raises(CompressionError, match="cannot be a student") as refused:
+        check_student(teacher, DistillationConfig(encoder=str(tmp_path / "bart")))
+    assert "bart" in str(refused.value.value)
+
+
+def test_steps_after_a_student_are_checked_on_the_student(teacher):
+    shared = replace(SCRATCH, share_layers=True)
+    with pytest.raises(CompressionError, match="parts cannot be taken out"):
+        Recipe(["distill", "prune"], Tolerance(1, 1), shared).check(teacher)
+    Recipe(["prune", "distill"], Tolerance(1, 1), shared).check(teacher)
+    Recipe(["distill", "prune", "vocabulary"], Tolerance(1, 1), SCRATCH).check(teacher)
+
+
+def test_states_are_followed_only_where_the_classifier_reads_them(teacher):
+    config = ModernBertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, pad_token_id=0
+    )
+    network = ModernBertForTokenClassification(config)
+    other = replace(teacher, model=type(teacher.model)(network, teacher.model.scheme))
+    with pytest.raises(CompressionError, match="hidden states that cannot be followed"):
+        Recipe(["distill"], Tolerance(1, 1), replace(SCRATCH, relations=1.0)).check(other)
 
 
 @pytest.mark.parametrize(

@@ -112,3 +112,10 @@ def test_the_preset_of_augmentation_is_one_for_any_training():
     assert config.corpus.augmentation.rates
     assert config.corpus.train == ["sample:en-train.jsonl"]
     assert config.corpus.find_problems() == config.corpus.find_idle() == []
+
+
+def test_the_accurate_preset_is_a_crf_over_bioes_for_any_training():
+    config = parse_settings("train", TrainConfig, ["--config", "quickstart", "accurate"], "")
+    assert (config.model.head, config.model.scheme) == ("crf", "BIOES")
+    assert config.corpus.train == ["sample:en-train.jsonl"]
+    assert config.model.find_problems() == config.training.find_problems() == []
