@@ -262,7 +262,7 @@ def test_imitation_costs_nothing_where_student_and_teacher_agree_and_is_normaliz
     objective.imitation = Imitation(states=0.5)
     forward.keeps_states = True
     moved = objective(other) - Objective(forward, imitation=None)(other)
-    assert float(moved) == pytest.approx(0.5 * 0.3**2 * len(states_VH), rel=1e-3)
+    assert moved.item() == pytest.approx(0.5 * 0.3**2 * len(states_VH), rel=1e-3)
     assert more > moved
 
 
