@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,12 +65,13 @@ def main() -> None:
             if "found" in arguments.parts:
                 flags = ["--search.num_trials", "3", "--search.num_seeds", "1"] if arguments.quick else []
                 results["found"] = measure_found(kept, corpus, arguments.minutes, seeds, flags)
+                _keep(results, quick=arguments.quick)
             if "asha" in arguments.parts:
                 results["asha"] = measure_asha(kept, corpus, 4 if arguments.quick else arguments.trials)
+                _keep(results, quick=arguments.quick)
         print(json.dumps(results, indent=2))
     if arguments.quick:
         return
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     README.write_text(put_table(README.read_text(encoding="utf-8"), render_table(results), "tune"), encoding="utf-8")
 
 
@@ -80,9 +80,8 @@ def measure_found(
 ) -> dict[str, Any]:
     """The default recipe and what a search within a budget makes of it, with the same seeds."""
     folder = kept / "found"
-    started = time.monotonic()
     _run("tune", [*corpus, *FOUND, *flags, "--search.budget_s", str(60 * minutes)], folder)
-    seconds = time.monotonic() - started
+    seconds = json.loads((folder / "run.json").read_text(encoding="utf-8"))["seconds"]
     tuning = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))
     recipes = {"default": corpus, "found": ["--config", str(folder / "best.yaml")]}
     scores: dict[str, dict[str, list[float]]] = {}
@@ -175,6 +174,11 @@ def _list_corpus(data: Path, *, quick: bool) -> list[str]:
         for part in (f"--corpus.{split}", str((data / "wnut17" / name).absolute()))
     ]
     return [*files, "--model.encoder", ENCODER]
+
+
+def _keep(results: dict[str, Any], *, quick: bool) -> None:
+    if not quick:
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 def _run(verb: str, arguments: list[str], folder: Path) -> None:
