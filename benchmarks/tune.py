@@ -136,8 +136,8 @@ def spend_until(folder: Path, f1: float) -> float:
 def render_table(results: dict[str, Any]) -> str:
     """The results as Markdown, with what they are."""
     lines = [
-        "A search on WNUT-17 within 25 minutes, two CPU cores: the default recipe and the found one, mean over the same",
-        "seeds. `python -m benchmarks.tune` writes them to `benchmarks/results/tune-cpu.json`.",
+        "A search on WNUT-17 within 25 minutes, two CPU cores: the default recipe and the found one, mean over the",
+        "same seeds. `python -m benchmarks.tune` writes them to `benchmarks/results/tune-cpu.json`.",
         "",
     ]
     if "found" in results:
