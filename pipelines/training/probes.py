@@ -14,6 +14,7 @@ from pipelines.training.batches import TrainingWindows
 from pipelines.training.config import TrainingConfig
 from pipelines.training.loop import train
 from pipelines.training.optimizer import OptimizerConfig
+from pipelines.training.process import prepare_process
 from pipelines.training.state import TrainingState
 
 LABELS = ["A", "B", "C", "D"]
@@ -49,6 +50,7 @@ def train_probe(
         family: transformers' `model_type`; `shape` holds the settings of its configuration.
         lengths: sub-tokens of the windows of each step.
     """
+    prepare_process()  # as a worker does
     scheme = LabelScheme.from_labels(LABELS)
     config = AutoConfig.for_model(family, num_labels=len(scheme.tags), **shape)
     generator = np.random.default_rng(1)
