@@ -37,6 +37,7 @@ from pipelines.ner.encoders import find_encoder, load_tokenizer
 from pipelines.planning.architecture import read_architecture
 from pipelines.planning.cost import TrainingSetup
 from pipelines.planning.lengths import Lengths, divide_batch
+from pipelines.planning.measurements import choose_precision
 from pipelines.planning.memory import MIB, estimate_training_memory
 from pipelines.planning.rates import Rates
 from pipelines.planning.timing import estimate_step_s
@@ -129,7 +130,10 @@ def compare(configuration: Configuration, data: Path, folder: Path, rates: Rates
     words = sum(row["num_words"] for row in rows) / sum(row["num_tokens"] for row in rows)
     lengths = Lengths.from_records(split.token_histogram, window=info.window, stride=info.stride)
     batch_tokens, accumulation = divide_batch(lengths, configuration.batch_tokens, 4096, 1)
-    setup = TrainingSetup(batch_tokens, accumulation, num_tags=len(info.tags), num_epochs=NUM_EPOCHS)
+    precision = choose_precision(torch.device("cpu"))  # as `auto` does
+    setup = TrainingSetup(
+        batch_tokens, accumulation, precision=precision, num_tags=len(info.tags), num_epochs=NUM_EPOCHS
+    )
     architecture = read_architecture(encoder)
     memory = estimate_training_memory(architecture, setup, lengths)
     step = estimate_step_s(architecture, setup, lengths, rates)
@@ -137,6 +141,7 @@ def compare(configuration: Configuration, data: Path, folder: Path, rates: Rates
     measured_s = statistics.mean(row["seconds"] for row in counted)
     return {
         **asdict(configuration),
+        "precision": precision,
         "num_steps": len(rows),
         "load": load,
         "words_per_token": {"predicted": lengths.words_per_token, "measured": round(words, 3)},

@@ -213,7 +213,9 @@ def _fix_model(config: ScaleConfig) -> ModelConfig:
 def _fix_training(config: ScaleConfig, case: Case) -> TrainingConfig:
     """One epoch without checkpoints, the same for all cases: with dense gradients where one of them needs those."""
     is_sparse = config.parallel.gradient_compression == "none" and all(
-        KINDS[name].may_be_sparse and KINDS[name].may_pack for name in config.strategies
+        KINDS[name].may_be_sparse and KINDS[name].may_pack
+        for name in config.strategies
+        if name in KINDS  # others are refused with what is wrong besides
     )
     return replace(
         config.training,

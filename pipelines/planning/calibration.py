@@ -42,8 +42,8 @@ Rows = list[dict[str, Any]]
 TrainProbe = Callable[..., Rows]
 """Trains a random encoder for some steps: `train_probe` of `pipelines.training.probes`."""
 
-WARMUP_STEPS = 2
-PROBE_STEPS = 7
+WARMUP_STEPS = 4
+PROBE_STEPS = 9
 NETWORK_BYTES_PER_S = 1.25e9
 """Assumed between machines: 10 Gbit/s."""
 FEATURES = ("linear", "attention", "hidden", "inner", "pair", "operators")
