@@ -273,12 +273,15 @@ class _Dropout(torch.autograd.Function):
 def draw_mask(shape: tuple[int, ...], probability: float, dtype: torch.dtype) -> Tensor:
     """Zero where an element is dropped, and elsewhere the factor that makes up for those, as 16-bit floats.
 
-    The probability is moved a little, by 0.4 % of what stays at the most, to one whose factor a 16-bit float can hold.
+    The probability is moved a little, by 0.4 % of what stays at the most, to one whose factor a 16-bit float can hold:
+    what is below that drops nothing.
     Four elements share one draw of the generator, whose draws cannot be shared between threads.
     """
     count = int(np.prod(shape))
     factor = torch.tensor(1 / (1 - probability), dtype=dtype if dtype.itemsize == 2 else torch.bfloat16)
-    first_kept = round((1 - 1 / factor.item()) * 2**16) - 2**15
+    first_kept = min(round((1 - 1 / factor.item()) * 2**16), 2**16 - 1) - 2**15
+    if factor.item() == 1:
+        return torch.ones(shape, dtype=factor.dtype)
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
     kept = draws.clamp_(first_kept - 1, first_kept).sub_(first_kept - 1)
     return kept.mul_(factor.view(torch.int16)).view(factor.dtype).view(shape)  # the factor's bits, or none

@@ -108,6 +108,13 @@ def test_dropout_keeps_its_share_and_makes_up_for_the_rest(probability, dtype):
     assert not torch.equal(mask, draw_mask((64, 501), probability, dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_least_and_the_most_of_dropout_can_be_drawn(dtype):
+    assert set(draw_mask((8, 9), 1e-9, dtype).double().unique().tolist()) == {1.0}
+    assert draw_mask((64, 64), 0.0013, dtype).double().mean() == pytest.approx(1, abs=0.02)
+    assert (draw_mask((64, 64), 0.9999, dtype) != 0).double().mean() < 0.01
+
+
 def test_training_drops_and_evaluation_does_not():
     forward = build_forward(build(CONFIGS["bert"]), "fp32", CPU)
     batch = make_batch()
