@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from pipelines.planning.activations import WIDTHS, Activations, count_activations
 from pipelines.planning.architecture import Architecture
-from pipelines.planning.cost import Load, TrainingSetup, count_parameters
+from pipelines.planning.cost import SHORT_WINDOW, Load, TrainingSetup, count_parameters
 from pipelines.planning.lengths import Lengths, divide_step, draw_steps
 
 MIB = 2**20
@@ -17,6 +17,11 @@ HEAP_SHARE = 0.9
 """Memory that the heap of a CPU's worker holds beyond the activations that live at most, by the latter: steps differ in
 the sizes of their tensors, and what is freed leaves holes. Measured: glibc, in the thread in which Ray Train trains,
 after 40 to 60 steps; four configurations gave 0.8, 0.9, 0.9 and 1.3. In a process's main thread it is about 0.4."""
+LONG_HEAP_SHARE = 2.7
+"""The same where all sub-tokens are in windows whose attention is in 16-bit floats: oneDNN keeps kernels for each of
+their lengths, which lie between what is freed. Measured: two configurations gave 2.4 and 3.7."""
+VALIDATION_TOKENS = 2048
+"""Sub-tokens of a batch of the engine that scores dev."""
 GPU_CACHE_SHARE = 0.08
 """The same of PyTorch's allocator on a GPU, which joins and splits its own blocks."""
 
@@ -31,13 +36,15 @@ class Memory:
     optimizer: float
     activations: float
     """What the backward pass needs, scratch, and what the allocator holds beyond that."""
+    validation: float
+    """The engine that scores dev between epochs: its own form of the weights, and scratch."""
     context: float
     """The process or the GPU's context before there is a model."""
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.context
+        return self.weights + self.gradients + self.optimizer + self.activations + self.validation + self.context
 
 
 def estimate_training_memory(
@@ -69,13 +76,14 @@ def estimate_training_memory(
     if not on_gpu:
         copies += (setup.num_epochs > 1) * (1 if setup.num_slices == 1 else setup.num_slices)  # the best epoch's
         copies += setup.num_slices if setup.num_slices > 1 else 0  # the whole model, to be scored
-    share = GPU_CACHE_SHARE if on_gpu else HEAP_SHARE
+    share = GPU_CACHE_SHARE if on_gpu else _find_heap_share(architecture, setup, lengths)
     offloaded = setup.cpu_offload and setup.slices_weights
     return Memory(
         weights=0.0 if offloaded else 4 * parameters * copies,
         gradients=0.0 if offloaded else gradients,
         optimizer=0.0 if offloaded else 8 * parameters,
         activations=activations * (1 + share),
+        validation=0.0 if on_gpu else _count_validation(architecture, setup, lengths),
         context=GPU_CONTEXT_BYTES if on_gpu else process_bytes,
     )
 
@@ -110,8 +118,27 @@ def estimate_inference_memory(
         gradients=0.0,
         optimizer=0.0,
         activations=scratch * (1 + share),
+        validation=0.0,
         context=GPU_CONTEXT_BYTES if device == "cuda" else process_bytes,
     )
+
+
+def _find_heap_share(architecture: Architecture, setup: TrainingSetup, lengths: Lengths) -> float:
+    """What the heap of a CPU's worker holds beyond the activations that live at most, by the latter."""
+    if setup.precision == "fp32" or not setup.is_packed(architecture):
+        return HEAP_SHARE
+    long = sum(length * count for length, count in lengths.counts if length >= SHORT_WINDOW) / lengths.num_tokens
+    return HEAP_SHARE + (LONG_HEAP_SHARE - HEAP_SHARE) * long
+
+
+def _count_validation(architecture: Architecture, setup: TrainingSetup, lengths: Lengths) -> float:
+    """Bytes of the engine that scores dev, beyond the weights that train."""
+    engine = estimate_inference_memory(
+        architecture, setup.precision, VALIDATION_TOKENS, lengths.longest, num_tags=setup.num_tags
+    )
+    is_shared = setup.precision == "fp32" or architecture.is_packed
+    trained = 4 * count_parameters(architecture, setup.num_tags) * is_shared
+    return engine.weights - trained + engine.activations
 
 
 def _count_held(architecture: Architecture, setup: TrainingSetup) -> float:

@@ -87,7 +87,7 @@ class Plan:
         """Plain JSON, as `plan.json` and `run.json` hold it."""
         memory = None
         if self.memory is not None:
-            names = ("weights", "gradients", "optimizer", "activations", "context", "total")
+            names = ("weights", "gradients", "optimizer", "activations", "validation", "context", "total")
             memory = {name: round(getattr(self.memory, name) / 2**20, 1) for name in names}
         return {
             "task": self.task,
