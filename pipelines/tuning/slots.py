@@ -13,7 +13,7 @@ from pipelines.tuning.config import SearchConfig, TuneError
 MOST_CPUS = 4
 """Threads of a trial: small steps gain little from more, and other trials run meanwhile."""
 GRAIN = 1e-4
-"""Ray counts resources in such parts."""
+"""Ray counts resources in such parts, and cuts off what is less: 0.3334 as a binary fraction becomes 0.3333."""
 SMALL = 0.01
 """CPUs of a trial whose workers are placed by Ray Train, outside of what Ray Tune knows."""
 
@@ -48,7 +48,7 @@ class Slots:
         if not self.is_alone:
             return [{"CPU": SMALL}]
         own = {"CPU": float(self.cpus)} | ({"GPU": self.gpus} if self.gpus else {})
-        return [own, {"CPU": self.filler_cpus}] if self.filler_cpus else [own]
+        return [own, {"CPU": self.filler_cpus + GRAIN / 2}] if self.filler_cpus else [own]
 
     def describe(self) -> str:
         """In words."""

@@ -85,9 +85,9 @@ def test_want_of_room_is_refused():
 
 
 def count_fitting(declared, slots: Slots) -> int:
-    """Trials that Ray can place: all of a trial's bundles on one node."""
-    size = sum(bundle["CPU"] for bundle in slots.list_bundles())
-    return sum(int(there / size + 1e-9) for there in declared)
+    """Trials that Ray can place: all of a trial's bundles on one node, in ten-thousandths, less than one cut off."""
+    size = sum(int(bundle["CPU"] * 10_000) for bundle in slots.list_bundles())
+    return sum(there * 10_000 // size for there in declared)
 
 
 @given(
