@@ -27,6 +27,7 @@ from pipelines.compression.config import (
 from pipelines.compression.int8_settings import QuantizationConfig
 from pipelines.compression.page import describe, render_html, render_markdown
 from pipelines.compression.steps import DEFAULT_STEPS, Recipe
+from pipelines.compression.students import check_student
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
@@ -38,6 +39,7 @@ from pipelines.ner.bundle import BUNDLE_FILE, Bundle, annotate_bundle, load_bund
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
+from pipelines.ner.runtimes.architectures import may_pack
 from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, get_shards
 from pipelines.terminal import print_shards, print_variants
@@ -108,6 +110,7 @@ def run(config: CompressConfig) -> int:
     folder = prepare_output_dir(config.output_dir)
     bundle, recipe = load_bundle(str(config.model)), _build_recipe(config)
     recipe.check(bundle)
+    _check_runtime(config, bundle)
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     settings["fingerprint"] = bundle.info.fingerprint
     if check_resumable(folder, settings, config.fresh):
@@ -269,6 +272,23 @@ def _build_recipe(config: CompressConfig) -> Recipe:
     )
 
 
+def _check_runtime(config: CompressConfig, bundle: Bundle) -> None:
+    """Raise CompressionError where the runtime asked for, by which all variants are measured, cannot compute one."""
+    if config.inference.runtime != "packed":
+        return
+    network = bundle.model.network
+    if "distill" in config.steps and config.distillation.encoder is not None and may_pack(network.config):
+        network, _ = check_student(bundle, config.distillation)
+    if not may_pack(network.config):
+        raise CompressionError(
+            "a variant that the runtime cannot compute",
+            where="`inference.runtime`",
+            rule="`packed` is for encoders built like BERT, RoBERTa, ELECTRA or DistilBERT",
+            value=network.config.model_type,
+            remedy="leave it `auto`, which takes the fastest that can",
+        )
+
+
 def _collect_facts(config: CompressConfig, info: ShardsInfo, bundle: Bundle) -> dict[str, Any]:
     return {
         "model": config.model,
@@ -290,6 +310,16 @@ def _find_problems(config: CompressConfig) -> list[UserError]:
         price = config.price_per_hour
         problems.append(
             CompressionError("a value out of range", where="`price_per_hour`", rule="at least 0", value=price)
+        )
+    runtime = config.inference.runtime
+    if "int8" in config.steps and runtime not in ("auto", "openvino"):
+        problems.append(
+            CompressionError(
+                "int8 that is not measured",
+                where="`inference.runtime`",
+                rule="`auto` or `openvino`, which computes it, where `int8` is among the steps",
+                value=runtime,
+            )
         )
     if config.corpus.train and not config.corpus.dev:
         problems.append(
