@@ -81,16 +81,16 @@ class TrainingWindows:
     """
 
     def __init__(self, table: pa.Table) -> None:
-        table = table.take(pa.array(np.argsort(np.array(table["record_id"].to_pylist(), dtype=object), kind="stable")))
-        self._input_ids = Ragged(table["input_ids"])
-        self._word_starts = Ragged(table["word_starts"])
-        self._tag_ids = Ragged(table["tag_ids"])
+        order = np.argsort(np.array(table["record_id"].to_pylist(), dtype=object), kind="stable")
+        self._input_ids = Ragged(table["input_ids"], order)
+        self._word_starts = Ragged(table["word_starts"], order)
+        self._tag_ids = Ragged(table["tag_ids"], order)
         self._targets, self._states = (
-            Ragged(table[name]) if name in table.column_names else None for name in ("targets", "states")
+            Ragged(table[name], order) if name in table.column_names else None for name in ("targets", "states")
         )
-        self._starts = table["starts_document"].to_numpy()
-        self._ends = table["ends_document"].to_numpy()
-        self.record_ids = table["record_id"]
+        self._starts = table["starts_document"].to_numpy()[order]
+        self._ends = table["ends_document"].to_numpy()[order]
+        self.record_ids = table["record_id"].take(order)
         self.num_tokens = self._input_ids.lengths
         self.num_words = self._tag_ids.lengths
         self.usable = np.flatnonzero(self.num_words > 0)
@@ -197,15 +197,17 @@ def _cut(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray
 
 
 class Ragged:
-    """A column of lists of numbers as one flat array and its offsets."""
+    """A column of lists of numbers as one flat array and its offsets; in another order, if given, without a copy."""
 
-    def __init__(self, column: pa.ChunkedArray) -> None:
+    def __init__(self, column: pa.ChunkedArray, order: np.ndarray | None = None) -> None:
         lists = column.combine_chunks()
         if isinstance(lists, pa.ChunkedArray):
             lists = pa.concat_arrays(lists.chunks)
         self.values = lists.flatten().to_numpy(zero_copy_only=False)
         self.lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
         self.ends = np.cumsum(self.lengths)
+        if order is not None:
+            self.lengths, self.ends = self.lengths[order], self.ends[order]
 
     def __getitem__(self, index: int) -> np.ndarray:
         """One list, as a view of the flat array."""
