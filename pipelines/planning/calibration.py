@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,9 @@ TrainProbe = Callable[..., Rows]
 """Trains a random encoder for some steps: `train_probe` of `pipelines.training.probes`."""
 
 WARMUP_STEPS = 4
-PROBE_STEPS = 9
+PROBE_STEPS = 20
+SLOWEST = 0.1
+"""Share of a probe's steps that do not count: something else took time from them."""
 NETWORK_BYTES_PER_S = 1.25e9
 """Assumed between machines: 10 Gbit/s."""
 FEATURES = ("linear", "attention", "hidden", "inner", "pair", "operators")
@@ -143,8 +145,9 @@ def explain_steps(rates: Rates, probes: Sequence[Probe], runs: Sequence[Rows], p
     """Rates with the seconds of elements, operators and parameters that explain the steps of some probes."""
     work, seconds, moving, moved = [], [], [], []
     for probe, rows in zip(probes, runs, strict=True):
-        counted = rows[WARMUP_STEPS:]
-        optimizer = median(row["parts_s"].get("optimizer", 0.0) for row in counted)
+        counted = sorted(rows[WARMUP_STEPS:], key=lambda row: float(row["seconds"]))
+        counted = counted[: len(counted) - max(1, int(SLOWEST * len(counted)))]
+        optimizer = mean(row["parts_s"].get("optimizer", 0.0) for row in counted)
         architecture = convert_config(AutoConfig.for_model("bert", **probe.shape))
         setup = TrainingSetup(
             batch_tokens=sum(probe.lengths), precision=precision, device=rates.device, num_tags=9, num_epochs=1
@@ -153,7 +156,7 @@ def explain_steps(rates: Rates, probes: Sequence[Probe], runs: Sequence[Rows], p
         lengths = Lengths.from_counts({int(k): int(v) for k, v in counts.items()}, WORDS_PER_TOKEN)
         done, _ = count_step_work(architecture, setup, lengths)
         work.append([getattr(done, name) for name in FEATURES])
-        seconds.append(median(row["seconds"] for row in counted) - optimizer)
+        seconds.append(mean(row["seconds"] for row in counted) - optimizer)
         moving.append(optimizer)
         moved.append(count_parameters_moved(architecture, setup))
     found = dict(zip(FEATURES, solve(np.array(work), np.array(seconds)), strict=True))

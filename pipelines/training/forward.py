@@ -9,6 +9,7 @@ size, h heads, d head size, K tags; S samples of the classifier's dropout; in at
 length T.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHORT_WINDOW = 64
 """Windows below this have their attention in fp32: of 16-bit floats, PyTorch takes short rows of weights element by
 element, and oneDNN compiles each product anew for every number of windows."""
+LENGTH_STEP = 16
+"""Windows whose attention is in 16-bit floats are filled up to a multiple of this in it: oneDNN keeps kernels for few
+shapes, and would compile most of them anew for each step."""
 
 
 class ForwardError(UserError):
@@ -305,10 +309,11 @@ class _Attention(torch.autograd.Function):
             q_bTd, k_bTd, v_bTd = _split_heads(qkv_N3H[rows], count, 3, size, _widen(length, qkv_N3H.dtype))
             nothing = q_bTd.new_empty(1, 1, 1)
             scores_bTT = torch.baddbmm(nothing, q_bTd, k_bTd.transpose(1, 2), beta=0, alpha=size**-0.5)
+            scores_bTT[:, :, length:] = -math.inf  # filling
             weights_bTT = scores_bTT.softmax(dim=2)
             mask = draw_mask(weights_bTT.shape, dropout, weights_bTT.dtype) if dropout else None
             used_bTT = weights_bTT if mask is None else weights_bTT * mask.to(weights_bTT.dtype)
-            context_NH[rows] = _join_heads(torch.bmm(used_bTT, v_bTd)[None], count)
+            context_NH[rows] = _join_heads(torch.bmm(used_bTT, v_bTd)[None], count, length)
             saved += (q_bTd, k_bTd, v_bTd, weights_bTT, used_bTT, mask)
             at = rows.stop
         ctx.save_for_backward(*saved)
@@ -333,7 +338,8 @@ class _Attention(torch.autograd.Function):
             for_q = torch.bmm(for_scores_bTT, k_bTd).mul_(scale)
             for_k = torch.bmm(for_scores_bTT.transpose(1, 2), q_bTd).mul_(scale)
             for_v = torch.bmm(used_bTT.transpose(1, 2), gradient_bTd)
-            gradient_N3H[rows] = _join_heads(torch.stack([for_q, for_k, for_v]).to(gradient_NH.dtype), count)
+            gradients_3bTd = torch.stack([for_q, for_k, for_v])
+            gradient_N3H[rows] = _join_heads(gradients_3bTd.to(gradient_NH.dtype), count, length)
             at = rows.stop
         return gradient_N3H, None, None, None
 
@@ -344,14 +350,20 @@ def _widen(length: int, dtype: torch.dtype) -> torch.dtype:
 
 
 def _split_heads(rows: Tensor, count: int, parts: int, size: int, dtype: torch.dtype) -> Tensor:
-    """`[count * T, parts * H]` to `[parts, count * h, T, d]`."""
+    """`[count * T, parts * H]` to `[parts, count * h, P, d]`, windows filled up with zeros."""
     num_heads = rows.shape[1] // (parts * size)
     split = rows.view(count, -1, parts, num_heads, size).permute(2, 0, 3, 1, 4)
-    return split.reshape(parts, count * num_heads, -1, size).to(dtype)
+    length = split.shape[3]
+    missing = 0 if dtype == torch.float32 else -length % LENGTH_STEP
+    if not missing:
+        return split.reshape(parts, count * num_heads, length, size).to(dtype)
+    filled = split.new_zeros(parts, count, num_heads, length + missing, size, dtype=dtype)
+    filled[:, :, :, :length] = split
+    return filled.flatten(1, 2)
 
 
-def _join_heads(heads: Tensor, count: int) -> Tensor:
-    """`[parts, count * h, T, d]` to `[count * T, parts * H]`."""
-    parts, _, length, size = heads.shape
-    joined = heads.view(parts, count, -1, length, size).permute(1, 3, 0, 2, 4)
+def _join_heads(heads: Tensor, count: int, length: int) -> Tensor:
+    """`[parts, count * h, P, d]` to `[count * T, parts * H]`."""
+    parts, _, filled, size = heads.shape
+    joined = heads.view(parts, count, -1, filled, size)[:, :, :, :length].permute(1, 3, 0, 2, 4)
     return joined.reshape(count * length, -1)

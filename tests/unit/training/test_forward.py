@@ -9,7 +9,15 @@ from transformers import XLNetConfig
 
 from pipelines.ner.casing import CASE_STEP, NUM_CASES, add_cases
 from pipelines.training.batches import Batch
-from pipelines.training.forward import ForwardError, PackedForward, PaddedForward, build_forward, draw_mask, pack
+from pipelines.training.forward import (
+    ForwardError,
+    PackedForward,
+    PaddedForward,
+    _Attention,
+    build_forward,
+    draw_mask,
+    pack,
+)
 from tests.unit.ner.runtimes.test_runtimes import CONFIGS, SCHEME, build
 
 CPU = torch.device("cpu")
@@ -90,6 +98,27 @@ def test_packing_leaves_out_padding_and_finds_every_word_again():
     expected = torch.cat([ids_T[starts_W[:count]] for ids_T, starts_W, count in rows])
     assert torch.equal(ids_N[places_V][: len(expected)], expected)
     assert int(is_word_BW.sum()) == len(expected)
+
+
+def test_attention_of_filled_up_windows_is_that_of_each_alone():
+    generator = torch.Generator().manual_seed(5)
+    groups, size = [(2, 80), (1, 71), (3, 12)], 8
+    num_rows = sum(count * length for count, length in groups) + 5
+    qkv_N3H = torch.randn(num_rows, 48, generator=generator).bfloat16().requires_grad_()
+    context_NH = _Attention.apply(qkv_N3H, groups, size, 0.0)
+    weights_NH = torch.randn(num_rows, 16, generator=generator)
+    (context_NH.float() * weights_NH).sum().backward()
+    plain_N3H = qkv_N3H.detach().float().requires_grad_()
+    windows, at = [], 0
+    for length in [length for count, length in groups for _ in range(count)]:
+        q, k, v = plain_N3H[at : at + length].view(length, 3, 2, size).permute(1, 2, 0, 3)
+        windows.append(torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1))
+        at += length
+    expected_NH = torch.cat([*windows, torch.zeros(5, 16)])
+    (expected_NH * weights_NH).sum().backward()
+    assert torch.allclose(context_NH.float(), expected_NH, atol=0.02)
+    assert torch.allclose(qkv_N3H.grad.float(), plain_N3H.grad, atol=0.03)
+    assert not context_NH[-5:].any()
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5])
