@@ -34,7 +34,10 @@ LONG = ["--training.num_epochs", "10"]
 ROUTES: dict[str, list[str]] = {
     "int8": ["--steps", "int8", "--max_f1_loss", "0.5"],
     "3 layers": ["--steps", "distill", "--distillation.layers", "3", "--max_f1_loss", "2", *LONG],
-    "chain": ["--steps", "distill", "prune", "vocabulary", "int8", "--max_f1_loss", "3", *LONG],
+    "chain": [
+        *("--steps", "distill", "prune", "vocabulary", "int8", "--distillation.layers", "3", *LONG),
+        *("--max_f1_loss", "10"),  # each step goes on from the one before, whatever it lost
+    ],
     "early exit": ["--steps", "early_exit", "--max_f1_loss", "0.5"],
 }
 TEACHER, PIPELINE = "teacher", "transformers' pipeline"
