@@ -156,11 +156,12 @@ def render_table(results: dict[str, Any]) -> str:
         ]
     if "asha" in results:
         asha = results["asha"]
+        spent = asha["share_of_tokens_until"]["own_best"]
         lines += [
             "",
             f"Over the same {asha['num_trials']} draws the best dev F1 of random search is "
             f"{100 * asha['best_f1_of_random']:.2f}, that of ASHA {100 * asha['best_f1_of_asha']:.2f}: after "
-            f"{asha['share_of_tokens_until']['own_best']:.0%} of the sub-tokens, and {asha['share_of_tokens']:.0%} in all.",
+            f"{spent:.0%} of the sub-tokens, and {asha['share_of_tokens']:.0%} in all.",
         ]
     return "\n".join(lines)
 
