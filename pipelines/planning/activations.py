@@ -74,7 +74,9 @@ def _count_layer(architecture: Architecture, setup: TrainingSetup, load: Load, e
     if is_packed:
         weights = 12 * hidden**2 if width == 4 else 2 * (4 * hidden**2 + 2 * hidden * inner)
         kept = ends * (hidden * (5 * width + 2 * masks) + 16 + 2 * inner * width) + weights
-        long = load.num_tokens - load.short_tokens, load.sum_of_squares - load.short_squares
+        long = load.filled_tokens, load.filled_squares
+        if width == 4:
+            long = load.num_tokens - load.short_tokens, load.sum_of_squares - load.short_squares
         for (tokens, squares), each in (((load.short_tokens, load.short_squares), 4), (long, width)):
             pairs = 2 * each + 2 if architecture.drops_weights else each
             kept += 3 * each * hidden * tokens + architecture.num_heads * pairs * squares

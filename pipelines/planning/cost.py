@@ -8,8 +8,9 @@ from pipelines.ner.runtimes.packed import LEAST_ROW_STEP, MOST_ROW_STEP
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.lengths import Lengths
 
-SHORT_WINDOW = 64
-"""Windows below this have their attention in fp32 where there is no padding (`pipelines.training.forward`)."""
+SHORT_WINDOW, LENGTH_STEP = 64, 16
+"""Where there is no padding, windows below the first have their attention in fp32, and others are filled up in it to a
+multiple of the second, in 16-bit floats (`pipelines.training.forward`)."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,10 @@ class Load:
     """Sub-tokens of windows whose attention is in fp32 whatever the precision."""
     short_squares: float = 0.0
     """Squared lengths of those."""
+    filled_tokens: float = 0.0
+    """Sub-tokens of the other windows, as their attention in 16-bit floats fills them up."""
+    filled_squares: float = 0.0
+    """Squared lengths of those."""
 
     @classmethod
     def of(cls, lengths: np.ndarray, words_per_token: float, is_packed: bool, copies: int = 1) -> "Load":
@@ -125,6 +130,7 @@ class Load:
             each, counts = np.unique(lengths, return_counts=True)
             pairs = each.astype(np.int64) ** 2 * counts * copies
             is_short = each < SHORT_WINDOW
+            filled = (-(-each // LENGTH_STEP) * LENGTH_STEP)[~is_short]
             return cls(
                 num_tokens=_fill(real),
                 num_windows=windows,
@@ -135,6 +141,8 @@ class Load:
                 largest_group=int(pairs.max()),
                 short_tokens=int((each * counts)[is_short].sum()) * copies,
                 short_squares=int(pairs[is_short].sum()),
+                filled_tokens=int((filled * counts[~is_short]).sum()) * copies,
+                filled_squares=int((filled.astype(np.int64) ** 2 * counts[~is_short]).sum()) * copies,
             )
         squares = windows * longest**2
         return cls(windows * longest, windows, squares, 1, longest, words, squares)

@@ -17,9 +17,9 @@ HEAP_SHARE = 0.9
 """Memory that the heap of a CPU's worker holds beyond the activations that live at most, by the latter: steps differ in
 the sizes of their tensors, and what is freed leaves holes. Measured: glibc, in the thread in which Ray Train trains,
 after 40 to 60 steps; four configurations gave 0.8, 0.9, 0.9 and 1.3. In a process's main thread it is about 0.4."""
-LONG_HEAP_SHARE = 2.7
+LONG_HEAP_SHARE = 2.4
 """The same where all sub-tokens are in windows whose attention is in 16-bit floats: oneDNN keeps kernels for each of
-their lengths, which lie between what is freed. Measured: two configurations gave 2.4 and 3.7."""
+their lengths, which lie between what is freed. Measured: two configurations gave 2.0 and 3.0."""
 VALIDATION_TOKENS = 2048
 """Sub-tokens of a batch of the engine that scores dev."""
 GPU_CACHE_SHARE = 0.08

@@ -67,7 +67,8 @@ def test_division_of_a_batch_is_that_of_the_loop():
 
 
 def test_constants_are_those_of_the_training_loop():
-    assert (lengths.POOL_BATCHES, cost.SHORT_WINDOW) == (batches.POOL_BATCHES, forward.SHORT_WINDOW)
+    assert lengths.POOL_BATCHES == batches.POOL_BATCHES
+    assert (cost.SHORT_WINDOW, cost.LENGTH_STEP) == (forward.SHORT_WINDOW, forward.LENGTH_STEP)
 
 
 def test_records_longer_than_a_window_become_several():
