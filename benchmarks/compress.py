@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -102,7 +103,7 @@ def measure(data: Path, corpus: str, folder: Path, routes: Sequence[str]) -> lis
     rates, pipeline = compare(engines, teacher, [one.content for one in gold])
     for one, engine, rate in zip(made, engines, rates, strict=True):
         spans = engine.predict_documents([document.content for document in gold])
-        scored = [Scored(**vars(document) | {"predicted": own}) for document, own in zip(gold, spans, strict=True)]
+        scored = [replace(document, predicted=own) for document, own in zip(gold, spans, strict=True)]
         bundle = one.pop("bundle")
         one |= {
             "test_f1": measure_f1(scored),
