@@ -135,15 +135,16 @@ def compare(engines: Sequence[NerEngine], teacher: Path, documents: Sequence[Any
 def render_table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = [
-        "| | dev F1 | difference, interval | gate | test F1 | sub-tokens/s | × the teacher | × the pipeline | size |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | dev F1 | difference, interval | gate | test F1 | runtime | sub-tokens/s | × the teacher | × the pipeline "
+        "| size |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for corpus, found in results["corpora"].items():
         by_name = {one["name"]: one for one in found}
         teacher, pipeline = by_name[TEACHER], by_name[PIPELINE]
         for one in found:
             if "not_made" in one:
-                lines.append(f"| {corpus}, {one['name']} | | {one['not_made']} | not made | | | | | |")
+                lines.append(f"| {corpus}, {one['name']} | | {one['not_made']} | not made | | | | | | |")
                 continue
             cells = [f"{corpus}, {one['name']}", *[""] * 4]
             if "dev_f1" in one:
@@ -153,6 +154,7 @@ def render_table(results: dict[str, Any]) -> str:
                 cells[2] = f"{overall['difference']:+.2f} ({overall['low']:+.2f} to {overall['high']:+.2f})"
                 cells[3] = "passes" if one["verdict"]["passes"] else "refused"
             rate = one["tokens_per_s"]
+            cells.append(one.get("runtime", "PyTorch fp32"))
             cells += [f"{rate:,.0f}", f"{rate / teacher['tokens_per_s']:.2f}", f"{rate / pipeline['tokens_per_s']:.1f}"]
             cells.append(f"{100 * one['size_mib'] / teacher['size_mib']:.0f} %" if "size_mib" in one else "")
             lines.append("| " + " | ".join(cells) + " |")
