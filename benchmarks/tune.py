@@ -132,7 +132,7 @@ def spend_until(folder: Path, f1: float) -> int | None:
     reached = [row["time"] for row in rows if row["kind"] == "epoch" and row["dev_f1"] >= f1]
     if not reached:
         return None
-    return sum(row["num_tokens"] for row in rows if row["kind"] == "step" and row["time"] <= min(reached))
+    return sum(int(row["num_tokens"]) for row in rows if row["kind"] == "step" and row["time"] <= min(reached))
 
 
 def render_table(results: dict[str, Any]) -> str:
