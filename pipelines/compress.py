@@ -311,16 +311,6 @@ def _find_problems(config: CompressConfig) -> list[UserError]:
         problems.append(
             CompressionError("a value out of range", where="`price_per_hour`", rule="at least 0", value=price)
         )
-    runtime = config.inference.runtime
-    if "int8" in config.steps and runtime not in ("auto", "openvino"):
-        problems.append(
-            CompressionError(
-                "int8 that is not measured",
-                where="`inference.runtime`",
-                rule="`auto` or `openvino`, which computes it, where `int8` is among the steps",
-                value=runtime,
-            )
-        )
     if config.corpus.train and not config.corpus.dev:
         problems.append(
             CompressionError(

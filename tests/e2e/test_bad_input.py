@@ -219,7 +219,6 @@ def test_search_that_cannot_be_run_is_refused(refuse, write, flags, facts):
         (["--distillation.layers", "2"], ["not smaller than its teacher", "the teacher has 2"]),
         (["--distillation.teacher_share", "1.5", "--pruning.heads", "1"], ["0 to 1", "0 ≤ share < 1"]),
         (["--corpus.dev"], ["no dev set to judge by", "was not trained on"]),
-        (["--steps", "int8", "--inference.runtime", "packed"], ["int8 that is not measured", "`auto` or `openvino`"]),
         (
             [
                 *("--steps", "distill", "--distillation.encoder", "scratch", "--distillation.share_layers", "true"),
