@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 TARGET := cpu
-.PHONY: help install quickstart test check format proto bench image clean
+.PHONY: help install quickstart test test-unit test-ray test-long check format proto bench image clean
 
 help:           ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 install: $(STAMP)  ## make .venv with everything that quickstart and tests need
 
@@ -21,8 +21,16 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP)  ## train, score and apply a real model on the sample corpus (about a minute)
 	$(BIN)/rayner train --config quickstart --fresh
 
-test: $(STAMP)  ## run every test
-	$(BIN)/python -m pytest
+test: test-unit test-ray  ## run the tests, but for the long ones
+
+test-unit: $(STAMP)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile tests/unit
+
+test-ray: $(STAMP)
+	$(BIN)/python -m pytest -m "not long" --ignore tests/unit
+
+test-long: $(STAMP)  ## run the long ones: more faults, more ways to search and compress (an hour)
+	$(BIN)/python -m pytest -m long
 
 check: $(STAMP)  ## lint, types, floor plan
 	$(BIN)/ruff check .

@@ -6,7 +6,8 @@ For each corpus a teacher is trained (`rayner train`, defaults, all-MiniLM-L6-v2
 route. Then, in one run and in turns, the speed of every variant on the test documents, of the teacher and of
 transformers' pipeline (fp32, batches of 32), each as it runs by default; F1 on dev with the gate's interval of its
 difference, and on test; and what lies on disk. Variants that the gate refused are told as such. Writes
-`benchmarks/results/compress-cpu.json` and the table of README.md.
+`benchmarks/results/compress-avx2.json` (or what else PyTorch calls the processor's instructions, since what is fast
+depends on them) and the tables of README.md.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from pipelines.evaluation.metrics import Scored
 from pipelines.ner.engine import NerEngine
 from pipelines.run_record import read_git_revision, read_versions
 
-RESULTS = Path(__file__).parent / "results" / "compress-cpu.json"
+RESULTS = Path(__file__).parent / "results"
 LONG = ["--training.num_epochs", "10"]
 """A student learns longer than its teacher did."""
 ROUTES: dict[str, list[str]] = {
@@ -55,16 +56,20 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a folder in which the runs are kept, and gone on with")
     parser.add_argument("--render", action="store_true", help="run nothing; only put the table into README.md")
     arguments = parser.parse_args()
-    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"corpora": {}}
     if not arguments.render:
-        results |= {"versions": read_versions(), "git_revision": read_git_revision()}
-        results["machine"] = describe_machine("cpu")
+        machine = describe_machine("cpu")
+        path = RESULTS / f"compress-{machine['cpu_capability'].lower()}.json"
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"corpora": {}}
+        results |= {"versions": read_versions(), "git_revision": read_git_revision(), "machine": machine}
         with tempfile.TemporaryDirectory() as folder:
             for corpus in arguments.corpora:
                 kept = (arguments.keep or Path(folder)) / corpus
                 results["corpora"][corpus] = measure(arguments.data, corpus, kept.absolute(), arguments.routes)
-                RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    page = put_table(README.read_text(encoding="utf-8"), render_table(results), "compress")
+                path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("compress-*.json"))]
+    page = put_table(
+        README.read_text(encoding="utf-8"), "\n\n".join(render_table(results) for results in found), "compress"
+    )
     README.write_text(page, encoding="utf-8")
 
 
@@ -80,7 +85,6 @@ def measure(data: Path, corpus: str, folder: Path, routes: Sequence[str]) -> lis
         output = folder / route.replace(" ", "-")
         _run("compress", ["--model", str(teacher), *given[:4], *ROUTES[route]], output)
         told = json.loads((output / "compression.json").read_text(encoding="utf-8"))
-        details = sorted(output.glob("variants/*/details.json"))
         for one in told["variants"]:
             if one["name"] == told["start"]:
                 found[0]["dev_f1"] = one["f1"]
@@ -92,7 +96,7 @@ def measure(data: Path, corpus: str, folder: Path, routes: Sequence[str]) -> lis
                     "dev_f1": one["f1"],
                     "verdict": one["verdict"],
                     "num_parameters": one["num_parameters"],
-                    "details": json.loads(details[0].read_text(encoding="utf-8")) if details else None,
+                    "details": one["details"],
                 }
             )
         found += [{"name": f"{route}: {name}", "not_made": why} for name, why in told["not_made"].items()]
@@ -135,6 +139,7 @@ def compare(engines: Sequence[NerEngine], teacher: Path, documents: Sequence[Any
 def render_table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = [
+        f"With {results['machine']['cpu_capability']}:\n",
         "| | dev F1 | difference, interval | gate | test F1 | runtime | sub-tokens/s | × the teacher | × the pipeline "
         "| size |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.ner.errors import UserError
+from pipelines.ner.machine import count_cores
 
 MIB = 1 << 20
 CONNECT_S = 10.0
@@ -20,6 +21,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers have the environment of the driver
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",  # 32 by default, whatever the machine
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # who asks for no GPU sees none
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a worker's report waits for the next poll: 2 s by default
     "TOKENIZERS_PARALLELISM": "false",
@@ -68,7 +70,7 @@ def connect(config: ClusterConfig, *, is_private: bool = False) -> Iterator[None
     if address:
         settings["address"] = address
     else:
-        cores = len(os.sched_getaffinity(0))
+        cores = count_cores()
         settings |= {"address": "local", "num_cpus": config.num_cpus or cores + 2, "include_dashboard": False}
         if is_private:
             settings["_node_ip_address"] = "127.0.0.1"
@@ -111,7 +113,7 @@ def list_node_cpus(nodes: list[dict[str, Any]]) -> list[int]:
     import ray
 
     here = ray.util.get_node_ip_address()
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     declared = [(node, int(node["Resources"].get("CPU", 0))) for node in nodes if node["Alive"]]
     return [min(cpus, cores + 1) if node["NodeManagerAddress"] == here else cpus for node, cpus in declared]
 

@@ -15,13 +15,17 @@ MIB = 2**20
 def compare_training(
     plan: Plan, usage: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, float]]:
-    """Predicted against measured: seconds of the median step and of all, memory of a worker in MiB."""
+    """Predicted against measured: seconds of the median step and of all, memory of a worker in MiB.
+
+    On a GPU that is what PyTorch's allocator holds, which is without CUDA's context.
+    """
     steps = [row["seconds"] for row in history if row["kind"] == "step"]
     on_gpu = plan.settings["use_gpu"]
+    memory = plan.memory and plan.memory.total - (plan.memory.context if on_gpu else 0.0)
     pairs = {
         "step_s": (plan.predicted.get("step_s"), median(steps) if steps else None),
         "memory_mib": (
-            plan.memory and plan.memory.total / MIB,
+            memory and memory / MIB,
             usage["gpu_peak_memory_mib" if on_gpu else "worker_peak_memory_mib"],
         ),
         "steps_s": (plan.predicted.get("total_s"), usage["step_s"]),

@@ -8,14 +8,15 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from rich.markup import escape
 
-from pipelines.cluster import ClusterConfig, connect
+from pipelines.cluster import ClusterConfig, connect, find_address
 from pipelines.compression.config import (
     CompressionError,
     DistillationConfig,
@@ -24,22 +25,25 @@ from pipelines.compression.config import (
     Tolerance,
     VocabularyConfig,
 )
+from pipelines.compression.int8_graph import QuantizationError
 from pipelines.compression.int8_settings import QuantizationConfig
-from pipelines.compression.page import describe, render_html, render_markdown
+from pipelines.compression.page import choose_variant, describe, render_html, render_markdown
 from pipelines.compression.steps import DEFAULT_STEPS, Recipe
 from pipelines.compression.students import check_student
+from pipelines.corpus.augmentation.config import AugmentationConfig
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import ShardsInfo
 from pipelines.corpus.text_config import TextConfig
-from pipelines.folders import check_resumable, prepare_output_dir, write_json
+from pipelines.folders import check_resumable, lock_folder, prepare_output_dir, write_json
 from pipelines.job import EXIT_FAILED, console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import BUNDLE_FILE, Bundle, annotate_bundle, load_bundle, save_bundle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
 from pipelines.ner.runtimes.architectures import may_pack
+from pipelines.ner.runtimes.int8 import has_fast_int8
 from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, get_shards
 from pipelines.terminal import print_shards, print_variants
@@ -72,11 +76,12 @@ class CompressConfig:
     model: str | None = None
     """What is made smaller: a bundle folder, a Hugging Face token-classification checkpoint folder, or a hub id."""
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    steps: list[str] = field(default_factory=lambda: list(DEFAULT_STEPS))
-    """What is done, in this order. distill: a student with fewer layers; prune: the attention heads and feed-forward
+    steps: list[str] = field(default_factory=list)
+    """What is done, in this order; default: distill, prune, vocabulary and, unless this machine's CPU has no int8
+    products, int8. distill: a student with fewer layers; prune: the attention heads and feed-forward
     columns go that matter least; vocabulary: sub-tokens go that the corpus does not use; as the last one either int8:
-    products of bytes, but for layers that it would harm; or early_exit: windows leave the network as soon as it is sure
-    of all their words."""
+    products of bytes, but for layers that it would harm; or early_exit: windows
+    leave the network as soon as it is sure of all their words."""
     max_f1_loss: float = 1.0
     """Points of strict F1 that a variant may lose on dev against the model given: its loss must be shown to be less, by
     the 95 % interval of a paired bootstrap over documents."""
@@ -88,7 +93,7 @@ class CompressConfig:
     int8: QuantizationConfig = field(default_factory=QuantizationConfig)
     early_exit: EarlyExitConfig = field(default_factory=EarlyExitConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    resources: ResourcesConfig = field(default_factory=lambda: ResourcesConfig(auto=False))
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     price_per_hour: float | None = None
     """Of the machine, in whatever currency: the report then tells what a million documents cost."""
@@ -106,17 +111,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: CompressConfig) -> int:
     """Compress as configured, or go on with what is in the output folder. 1 if no variant is good enough."""
+    settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
+    config = replace(config, steps=config.steps or choose_steps(config.cluster))
     raise_all(_find_problems(config))
     folder = prepare_output_dir(config.output_dir)
-    bundle, recipe = load_bundle(str(config.model)), _build_recipe(config)
+    with lock_folder(folder):
+        return _run(config, settings, folder)
+
+
+def choose_steps(cluster: ClusterConfig) -> list[str]:
+    """The default steps; without int8, told on stderr, where this machine's CPU is to measure it and computes none."""
+    if find_address(cluster) or has_fast_int8(torch.device("cpu")):
+        return list(DEFAULT_STEPS)
+    steps = [step for step in DEFAULT_STEPS if step != "int8"]
+    warn_of_idle([f"`steps` without `int8`, for this CPU has no int8 products: {', '.join(steps)}"])
+    return steps
+
+
+def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
+    """Compress, or go on, in a folder that is ours."""
+    bundle, recipe = load_bundle(str(config.model), scheme=config.inference.scheme), _build_recipe(config)
     recipe.check(bundle)
+    raise_all(find_contradictions(ModelConfig(head=bundle.info.head), config.training, ParallelConfig()))
     _check_runtime(config, bundle)
-    settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     settings["fingerprint"] = bundle.info.fingerprint
+    settings |= {"scheme": config.inference.scheme} if config.inference.scheme else {}
     if check_resumable(folder, settings, config.fresh):
         console.print(f"this run is finished: {escape(str(folder / 'report.html'))}; [bold]--fresh[/] starts it over")
         return 0 if (folder / "bundle").is_dir() else EXIT_FAILED
-    warn_of_idle(config.corpus.find_idle() + recipe.find_idle())
+    warn_of_idle(config.corpus.find_idle() + recipe.find_idle() + _find_idle(config))
     record = RunRecord("compress", config)
     can_forget = build_guard(folder)
     with can_forget():
@@ -141,9 +164,7 @@ def run(config: CompressConfig) -> int:
             record=record,
         )
         variants, not_made = _make_variants(bench, config.steps, config.price_per_hour)
-    chosen = max(
-        (one for one in variants if not one["verdict"] or one["verdict"]["passes"]), key=lambda one: one["tokens_per_s"]
-    )
+    chosen = choose_variant(variants)
     result = {
         "start": START,
         "chosen": chosen["name"],
@@ -152,11 +173,12 @@ def run(config: CompressConfig) -> int:
         "facts": _collect_facts(config, info, bundle),
     }
     write_json(folder / "compression.json", result)
-    title = f"Compression of {Path(str(config.model)).absolute().parent.name if config.model else ''}"
+    model = Path(str(config.model))
+    title = f"Compression of {model.absolute().parent.name if model.name == 'bundle' else config.model}"
     (folder / "report.html").write_text(render_html(result, title), encoding="utf-8")
     (folder / "report.md").write_text(render_markdown(result, title), encoding="utf-8")
     if chosen["name"] != START:
-        shutil.copytree(folder / "variants" / chosen["name"] / "bundle", folder / "bundle", dirs_exist_ok=True)
+        _publish(folder / "variants" / chosen["name"] / "bundle", folder / "bundle")
     record.write(folder, status="done", chosen=chosen["name"])
     print_variants(result)
     console.print(f"\n{escape(describe(result))}")
@@ -170,6 +192,15 @@ def run(config: CompressConfig) -> int:
     return 0
 
 
+def _publish(variant: Path, bundle: Path) -> None:
+    """Copy a variant's bundle to where one looks for it, whole or not at all."""
+    staging = bundle.with_name(f".{bundle.name}.partial")
+    for old in (staging, bundle):
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.copytree(variant, staging)
+    staging.rename(bundle)
+
+
 def _make_variants(
     bench: Bench, steps: Sequence[str], price_per_hour: float | None
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -179,12 +210,12 @@ def _make_variants(
     scored = {START: bench.score(start, bench.start)}
     bundles: dict[str, Path] = {START: bench.start}
     verdicts: dict[str, Any] = {START: None}
-    last_good, not_made = bench.start, dict[str, str]()
+    last_good, taken, not_made = bench.start, list[str](), dict[str, str]()
     for number, step in enumerate(steps, 1):
         name = f"{number}-{step}"
         try:
             made = bench.make(name, step, last_good)
-        except CompressionError as error:
+        except (CompressionError, QuantizationError) as error:
             not_made[name] = "; ".join(str(fact) for fact in (error.what, error.value) if fact is not None)
             console.print(f"{escape(name)}: [red]not made[/] {escape(not_made[name])}")
             continue
@@ -201,7 +232,8 @@ def _make_variants(
             console.print(f"  {escape(reason)}")
         if passes:
             last_good = bundles[name]
-            annotate_bundle(last_good, {"compression": {"steps": list(steps[:number]), "from": str(bench.start)}})
+            taken.append(step)
+            annotate_bundle(last_good, {"compression": {"steps": list(taken), "from": str(bench.start)}})
     figures = bench.measure(list(bundles.values()), price_per_hour)
     variants = [
         {
@@ -210,6 +242,7 @@ def _make_variants(
             "f1_interval": scored[name]["f1_interval"],
             "calibration_error": scored[name]["calibration_error"],
             "verdict": verdicts[name],
+            "details": bench.read_details(name),
             **one,
         }
         for name, one in zip(bundles, figures, strict=True)
@@ -223,7 +256,7 @@ def _get_shards(
     """The corpus in the model's own sub-tokens; nothing of train is split off, for the model may have learned it."""
     corpus, encoder = config.corpus, bundle.encoder
     if not corpus.shards:
-        corpus = CorpusConfig(**{**vars(corpus), "dev_fraction": 0.0, "test_fraction": 0.0})
+        corpus = CorpusConfig(**{**vars(corpus), "test": [], "dev_fraction": 0.0, "test_fraction": 0.0})
     encoding = EncodingConfig(encoder.window, encoder.stride, encoder.splitter)
     model = ModelConfig(str(config.model), bundle.info.head, bundle.info.scheme, casing=encoder.casing or None)
     if corpus.shards:
@@ -231,6 +264,7 @@ def _get_shards(
     found = get_shards(corpus, encoding, model, config.training.seed, folder / SHARDS_FOLDER, record, NEEDED)
     try:
         _check_labels(bundle, found[1])
+        _check_dev(found[1])
     except CompressionError:
         if found[2]:
             shutil.rmtree(found[0])
@@ -246,6 +280,19 @@ def _check_labels(bundle: Bundle, info: ShardsInfo) -> None:
             rule="labels of the model: " + ", ".join(bundle.model.scheme.labels),
             value="only in the corpus: " + ", ".join(unknown),
             remedy="give the corpus that the model was trained on, or train a model on this one first",
+        )
+
+
+def _check_dev(info: ShardsInfo) -> None:
+    """Raise CompressionError for a dev set on which every variant would pass: it has nothing to lose there."""
+    dev = info.splits["dev"]
+    if dev.num_documents < 2 or not sum(dev.entities.values()):
+        raise CompressionError(
+            "the dev set shows nothing",
+            where="`corpus.dev`",
+            rule="two documents at least, which the bootstrap draws, with entities",
+            value=f"{dev.num_documents} documents with {sum(dev.entities.values())} entities",
+            remedy="give more text, annotated; in CoNLL files a `-DOCSTART-` begins a document",
         )
 
 
@@ -272,8 +319,30 @@ def _build_recipe(config: CompressConfig) -> Recipe:
     )
 
 
+def _find_idle(config: CompressConfig) -> list[str]:
+    told = []
+    if config.resources.auto:
+        told.append("`resources.auto` has no effect: variants are trained with the workers that are given")
+    if config.corpus.test:
+        told.append(
+            "`corpus.test` has no effect: variants are judged on dev; `rayner evaluate` scores the bundle on test"
+        )
+    if config.corpus.augmentation != AugmentationConfig():
+        why = "a variant learns what the given model says of the corpus as it is"
+        told.append(f"`corpus.augmentation` has no effect: {why}")
+    return told
+
+
 def _check_runtime(config: CompressConfig, bundle: Bundle) -> None:
     """Raise CompressionError where the runtime asked for, by which all variants are measured, cannot compute one."""
+    if "early_exit" in config.steps and config.inference.runtime not in ("auto", "packed", "torch"):
+        raise CompressionError(
+            "a variant that the runtime cannot compute",
+            where="`inference.runtime`",
+            rule="auto, packed or torch, for windows that leave early",
+            value=config.inference.runtime,
+            remedy="leave it `auto`, or leave `early_exit` out of `--steps`",
+        )
     if config.inference.runtime != "packed":
         return
     network = bundle.model.network
@@ -325,7 +394,6 @@ def _find_problems(config: CompressConfig) -> list[UserError]:
         *config.corpus.find_problems(),
         *_build_recipe(config).find_problems(),
         *config.training.find_problems(),
-        *find_contradictions(ModelConfig(), config.training, ParallelConfig()),
         *config.resources.find_problems(),
         *config.inference.find_problems(),
     ]

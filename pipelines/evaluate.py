@@ -5,17 +5,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pyarrow as pa
 import ray
 from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect, list_node_cpus
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.formats.options import FormatOptions
-from pipelines.corpus.inference import ActorResources, InferenceConfig, plan_actors, predict_records
+from pipelines.corpus.inference import (
+    BATCH_RECORDS,
+    ActorResources,
+    InferenceConfig,
+    plan_actors,
+    predict_records,
+    predict_table,
+)
 from pipelines.corpus.reading import find_all_files, finish_records, read_corpus
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import prepare_output_dir
-from pipelines.job import console, render_next, run_door
+from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import hash_mention, load_bundle
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.run_record import RunRecord
@@ -39,7 +47,7 @@ class EvaluateConfig:
     """Stop if more than this share of the records has to be rejected."""
     reader: FormatOptions = field(default_factory=FormatOptions)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    resources: ActorResources = field(default_factory=ActorResources)
+    resources: ActorResources = field(default_factory=lambda: ActorResources(auto=False))
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
@@ -53,8 +61,10 @@ def run(config: EvaluateConfig) -> None:
     raise_all(_find_problems(config))
     folder = prepare_output_dir(config.output_dir)
     find_all_files({"test": config.corpus})
+    if config.resources.auto:
+        warn_of_idle(["`resources.auto` has no effect: a corpus is labelled with as many actors as there is room for"])
     record = RunRecord("evaluate", config)
-    bundle = load_bundle(str(config.model))
+    bundle = load_bundle(str(config.model), scheme=config.inference.scheme)
     with connect(config.cluster):
         with record.phase("read", "reading the corpus"):
             corpus = read_corpus(
@@ -77,9 +87,13 @@ def run(config: EvaluateConfig) -> None:
             plan = plan_actors(config.resources, list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
             seen = bundle.seen_mentions
             report = EvaluationReport((lambda mention, label: hash_mention(mention, label) in seen) if seen else None)
-            for batch in predict_records(finished, str(config.model), config.inference, plan).iter_batches(
-                batch_size=None, batch_format="pyarrow"
-            ):
+            model = str(config.model), config.inference, plan
+            if sum(corpus.num_records.values()) <= BATCH_RECORDS:
+                records = pa.concat_tables(finished.iter_batches(batch_size=None, batch_format="pyarrow"))
+                batches = iter(predict_table(records, *model).to_batches())
+            else:
+                batches = predict_records(finished, *model).iter_batches(batch_size=None, batch_format="pyarrow")
+            for batch in batches:
                 report.add_rows(batch.to_pylist(), corpus.scheme)
     facts = {
         "model": config.model,

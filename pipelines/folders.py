@@ -70,7 +70,7 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool) -> bool
     settings = json.loads(json.dumps(settings, default=str))
     if fresh:
         check_replaceable(folder)
-        for old in _list_content(folder):
+        for old in list_content(folder):
             shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool) -> bool
             )
         run = folder / RUN_FILE
         return run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("status") == "done"
-    if _list_content(folder):
+    if list_content(folder):
         raise ConfigError(
             "the output folder holds something else",
             where=str(folder),
@@ -98,17 +98,18 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool) -> bool
 
 def check_replaceable(folder: Path) -> None:
     """Raise ConfigError for a folder with files in it that no door has written: `--fresh` removes only our own."""
-    if _list_content(folder) and not any((folder / mark).exists() for mark in MARKS):
+    if list_content(folder) and not any((folder / mark).exists() for mark in MARKS):
         raise ConfigError(
             "the output folder holds something else",
             where=str(folder),
             rule="`--fresh` replaces only what an earlier run has written",
-            value=", ".join(sorted(path.name for path in _list_content(folder))[:5]),
+            value=", ".join(sorted(path.name for path in list_content(folder))[:5]),
             remedy="give another `--output_dir`, or empty the folder yourself",
         )
 
 
-def _list_content(folder: Path) -> list[Path]:
+def list_content(folder: Path) -> list[Path]:
+    """What lies in a folder besides its lock."""
     return [path for path in folder.iterdir() if path.name != LOCK_FILE]
 
 
@@ -139,7 +140,8 @@ def leave_no_trace_of_mistakes(folder: Path, has_begun: Callable[[], bool]) -> I
         yield
     except Exception as error:
         if find_mistake(error) is not None and not has_begun():
-            (folder / SETTINGS_FILE).unlink(missing_ok=True)
+            for name in (SETTINGS_FILE, LOCK_FILE):
+                (folder / name).unlink(missing_ok=True)
             with suppress(OSError):
                 folder.rmdir()
         raise

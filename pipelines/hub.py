@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from pipelines.ner.bundle import FILE_SUFFIXES, INT8_FILES
+from pipelines.ner.bundle import CARRIED_SUFFIXES, INT8_FILES
 from pipelines.ner.errors import UserError
 
 
@@ -60,7 +60,7 @@ def push_bundle(bundle: Path, repo_id: str, private: bool) -> str:
         if private and not api.model_info(repo_id).private:
             raise PermissionError("the repository is there and is public")
         there = api.list_repo_files(repo_id)
-        ours = [file for file in there if file in INT8_FILES or (file.endswith(FILE_SUFFIXES) and "/" not in file)]
+        ours = [file for file in there if file in INT8_FILES or (file.endswith(CARRIED_SUFFIXES) and "/" not in file)]
         old = [glob.escape(file) for file in ours]
         api.upload_folder(repo_id=repo_id, folder_path=bundle, commit_message="Upload bundle", delete_patterns=old)
     except Exception as error:  # the client raises many types, of several libraries

@@ -6,18 +6,20 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.ner.errors import UserError
+from pipelines.ner.errors import UserError, iterate_causes
 from pipelines.settings import ConfigError, parse_settings
 
 UNWRITABLE = (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 RAY_NOTE = re.compile(r"\nFailed to .* after \d+/\d+ attempts .*", re.DOTALL)
 """What Ray Data writes at the end of any error in a worker: advice for programmers."""
+STARTS_OVER = ("evaluate", "plan")
+"""Verbs that keep nothing for the next time."""
 EXIT_OK, EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 0, 1, 2, 130
 
 Config = TypeVar("Config")
@@ -58,7 +60,8 @@ def _run_door(
     try:
         return run(parse_settings(verb, config_class, arguments, description)) or EXIT_OK
     except KeyboardInterrupt:
-        print(f"\nrayner {verb}: stopped; the same command goes on where it was", file=sys.stderr)
+        goes_on = "" if verb in STARTS_OVER else "; the same command goes on where it was"
+        print(f"\nrayner {verb}: stopped{goes_on}", file=sys.stderr)
         return EXIT_STOPPED
     except BrokenPipeError:  # whoever read the output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,16 +96,6 @@ def find_mistake(error: BaseException | None) -> UserError | None:
                 remedy="give an `--output_dir` that can be written, on a disk with room",
             )
     return None
-
-
-def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what caused it, what caused that, and so on; also where Ray wraps what a worker raised."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        yield error
-        seen.add(id(error))
-        cause = getattr(error, "cause", None)
-        error = cause if isinstance(cause, BaseException) else error.__cause__
 
 
 def _is_wrapper(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from pipelines.calibrating import measure_machine
 from pipelines.cluster import ClusterConfig, connect
 from pipelines.corpus.inference import ActorResources, InferenceConfig
 from pipelines.folders import write_json
-from pipelines.job import console, progress_console, render_next, run_door
+from pipelines.job import console, progress_console, render_next, run_door, warn_of_idle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.plan_view import print_plan
@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: PlanConfig) -> None:
     """Plan as configured, show it, and write it."""
     raise_all(_find_problems(config))
+    warn_of_idle(_find_idle(config))
     architecture = read_architecture(str(config.model)) if config.model else None
     if config.calibrate:
         _calibrate(config.training.precision)
@@ -217,6 +218,18 @@ def _render_command(config: PlanConfig, plan: Plan) -> str:
     plain = {"training.batch_tokens": TrainingConfig().batch_tokens, "parallel.strategy": "ddp"}
     told = "".join(f" --{name} {value}" for name, value in flags.items() if value != plain[name])
     return f"rayner {config.task} --model.encoder {config.model} --corpus.train YOUR_CORPUS{told}"
+
+
+def _find_idle(config: PlanConfig) -> list[str]:
+    """Settings given that change nothing in the plan of this task."""
+    limits, plain = config.limits, PlanConfig()
+    checks = (
+        ("limits.hours", limits.hours is not None and config.task == "serve", "an endpoint has no end"),
+        ("limits.price", limits.price is not None and config.task == "serve", "an endpoint has no end"),
+        ("load_tokens_per_s", config.load_tokens_per_s is not None and config.task != "serve", "it is of serve"),
+        ("num_trials", config.num_trials != plain.num_trials and config.task != "tune", "it is of tune"),
+    )
+    return [f"`{name}` has no effect: {why}" for name, is_idle, why in checks if is_idle]
 
 
 def _find_problems(config: PlanConfig) -> list[UserError]:

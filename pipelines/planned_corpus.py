@@ -40,7 +40,7 @@ class PlannedCorpus:
             split = "train" if info.splits["train"].num_records else "test"
             return read_lengths(info, split), info.splits[split].num_records, len(info.tags)
         if alone and first.endswith(".json") and (counts := _read_histogram(Path(first))):
-            found = Lengths.from_records(counts, window=self.window, stride=self.stride)
+            found = Lengths.from_records(counts, window=self.window, stride=self.stride, step=1)
             return found, sum(counts.values()), None
         census = count_lengths(find_files(self.names), self._build_counter(), FormatOptions())
         words = census.num_words / census.num_tokens

@@ -123,7 +123,7 @@ def run(config: PredictConfig, load: LoadEngine = load_engine) -> None:
             with leave_no_trace_of_mistakes(folder, lambda: job.has_begun), record.phase("count", "counting documents"):
                 job.begin(count, config.max_bad_fraction)
             bill = Bill(job.note_session(started))
-            with record.phase("label", "labelling"):
+            with leave_no_trace_of_mistakes(folder, job.keep_what_is_done), record.phase("label", "labelling"):
                 plan = _label(config, reader, job, load)
             with record.phase("finish", "writing the output"):
                 files = job.finish(_build_spec(config), lambda counts: bill.add(asdict(counts)))
@@ -225,7 +225,11 @@ def _identify(config: PredictConfig, reader: FormatOptions, paths: Sequence[str]
     """What makes this job the one it is."""
     given = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     settings = given | {"reader": asdict(reader), "chunk_characters": config.chunk_characters}
-    return {"model": identify_model(str(config.model)), **settings, "input": identify_input(paths)}
+    return {
+        "model": identify_model(str(config.model), config.inference.scheme),
+        **settings,
+        "input": identify_input(paths),
+    }
 
 
 def _build_reader(config: PredictConfig) -> FormatOptions:

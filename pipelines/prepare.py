@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from pipelines.cluster import ClusterConfig, connect
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.preparation import prepare_shards
 from pipelines.corpus.reading import find_all_files
-from pipelines.folders import check_replaceable, prepare_output_dir
+from pipelines.folders import check_replaceable, list_content, lock_folder, prepare_output_dir
 from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import raise_all
@@ -48,7 +49,13 @@ def run(config: PrepareConfig) -> None:
         problems = [ConfigError("`prepare` reads files, not shards", remedy="give `--corpus.train`")]
     raise_all(problems)
     folder = prepare_output_dir(config.output_dir)
-    if any(folder.iterdir()) and not config.fresh:
+    with lock_folder(folder):
+        _run(config, folder)
+
+
+def _run(config: PrepareConfig, folder: Path) -> None:
+    """Prepare, in a folder that is ours."""
+    if list_content(folder) and not config.fresh:
         raise ConfigError(
             "the output folder is not empty",
             where=str(folder),

@@ -19,20 +19,20 @@ from pipelines.corpus.mentions import MentionSources
 from pipelines.corpus.raw_text import TextInfo, load_text_info, prepare_text, read_text_windows
 from pipelines.corpus.text_config import TextConfig, TextEncoding
 from pipelines.encoder_folder import write_encoder
-from pipelines.folders import check_resumable, prepare_output_dir
+from pipelines.folders import check_resumable, lock_folder, prepare_output_dir
 from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import DEFAULT_WINDOW
 from pipelines.ner.encoders import SCRATCH, find_encoder, load_tokenizer
 from pipelines.ner.encoding import Encoder, EncodingError
 from pipelines.ner.errors import UserError, raise_all
-from pipelines.ner.model import ModelError, get_max_window
+from pipelines.ner.model import ModelConfig, ModelError, get_max_window
 from pipelines.planning.running_cluster import read_running_cluster
 from pipelines.pretraining_report import collect_facts, list_notes, print_text, write_report
 from pipelines.run_record import RunRecord
 from pipelines.runs import build_guard
 from pipelines.terminal import watch_training
 from pipelines.tracking import Tracking, TrackingConfig
-from pipelines.training.config import TrainingConfig
+from pipelines.training.config import TrainingConfig, find_contradictions, find_idle
 from pipelines.training.history import MetricsTail, read_metrics, summarize_usage
 from pipelines.training.job import TrainingResult
 from pipelines.training.masked_model import find_model_problems, has_masked_head
@@ -40,7 +40,7 @@ from pipelines.training.masking import MaskingConfig
 from pipelines.training.optimizer import choose_learning_rate
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.pretraining import PretrainingJob, to_perplexity
-from pipelines.training.pretraining_rules import find_setting_problems, find_tokenizer_problems
+from pipelines.training.pretraining_rules import find_setting_problems, find_tokenizer_problems, with_own_loss
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, plan_workers
 from pipelines.training.strategies import find_misfits
@@ -96,11 +96,17 @@ def run(config: PretrainConfig) -> None:
     problems = [*_find_problems(config), *config.corpus.find_file_problems(), *mentions.find_problems()]
     raise_all(problems + _find_encoder_problems(config))
     folder = prepare_output_dir(config.output_dir)
+    with lock_folder(folder):
+        _run(config, mentions, folder)
+
+
+def _run(config: PretrainConfig, mentions: MentionSources, folder: Path) -> None:
+    """Pretrain, or go on, in a folder that is ours."""
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     if check_resumable(folder, settings, config.fresh):
         console.print(f"this run is finished: {escape(str(folder / ENCODER_FOLDER))}; [bold]--fresh[/] starts it over")
         return
-    warn_of_idle(_find_idle(config) + config.tracking.find_idle())
+    warn_of_idle(_find_idle(config) + config.tracking.find_idle() + find_idle(config.training, config.parallel))
     record = RunRecord("pretrain", config)
     can_forget = build_guard(folder, TEXT_FOLDER)
     with can_forget():
@@ -148,7 +154,7 @@ def _prepare(config: PretrainConfig, mentions: MentionSources, folder: Path) -> 
 def _build_job(config: PretrainConfig, encoder: str, text: Path, has_head: bool) -> PretrainingJob:
     training, optimizer = config.training, config.training.optimizer
     if has_head and optimizer.head_learning_rate is None:  # a head that has learned needs no rate of its own
-        hidden_size = AutoConfig.from_pretrained(encoder).hidden_size
+        hidden_size = AutoConfig.from_pretrained(encoder, trust_remote_code=False).hidden_size
         rate = optimizer.learning_rate or choose_learning_rate(hidden_size)
         training = replace(training, optimizer=replace(optimizer, head_learning_rate=rate))
     return PretrainingJob(
@@ -159,18 +165,6 @@ def _build_job(config: PretrainConfig, encoder: str, text: Path, has_head: bool)
         training=training,
         parallel=config.parallel,
         load_windows=partial(read_text_windows, text),
-    )
-
-
-def _print_text(info: TextInfo) -> None:
-    """Say on stdout what the text holds."""
-    console.print("[bold]text[/]")
-    for split, number in info.num_documents.items():
-        told = f"{number:,} documents, {info.num_tokens[split]:,} sub-tokens in {info.num_windows[split]:,} windows"
-        console.print(f"  {split:<9} {told}")
-    told = ", ".join(f"{name} {share:.1%}" for name, share in info.shares.items() if share)
-    console.print(
-        f"  windows of {info.window} are {info.fill:.0%} full" + (f"; {told} of the sub-tokens" if told else "")
     )
 
 
@@ -227,6 +221,7 @@ def _find_problems(config: PretrainConfig) -> list[UserError]:
         *config.encoding.find_problems(),
         *config.masking.find_problems(),
         *find_setting_problems(config.objective, config.training, config.parallel),
+        *find_contradictions(ModelConfig(), with_own_loss(config.training), config.parallel),
         *config.training.find_problems(),
         *config.parallel.find_problems(),
         *config.resources.find_problems(config.parallel.strategy),
@@ -265,7 +260,7 @@ def _find_window_problems(window: int | None, longest: int, name: str) -> list[U
 
 
 def _find_longest(encoder: str) -> int:
-    return get_max_window(AutoConfig.from_pretrained(encoder), load_tokenizer(encoder))
+    return get_max_window(AutoConfig.from_pretrained(encoder, trust_remote_code=False), load_tokenizer(encoder))
 
 
 def _find_idle(config: PretrainConfig) -> list[str]:

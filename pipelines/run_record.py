@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import os
 import platform
 import resource
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 from pipelines.folders import RUN_FILE, write_json
 from pipelines.job import progress_console
+from pipelines.ner.machine import count_cores
 
 RECORDED_PACKAGES = ("rayner", "ray", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
 
@@ -29,7 +29,7 @@ class RunRecord:
             "config": dataclasses.asdict(config),
             "versions": {"python": platform.python_version()} | read_versions(),
             "git_revision": read_git_revision(),
-            "machine": {"platform": platform.platform(), "cores": len(os.sched_getaffinity(0))},
+            "machine": {"platform": platform.platform(), "cores": count_cores()},
             "phases_s": {},
         }
 
@@ -72,9 +72,12 @@ def read_versions() -> dict[str, str]:
 
 def read_git_revision() -> str | None:
     """The commit of the checkout that runs, `-dirty` if it was changed; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():  # installed: a repository around it is another one
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except OSError:
+    except (OSError, subprocess.SubprocessError):  # no git, or a file system too slow to be waited for
         return None
     return found.stdout.strip() or None if found.returncode == 0 else None

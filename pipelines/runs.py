@@ -12,7 +12,7 @@ import ray.data
 
 from pipelines.cluster import list_node_cpus
 from pipelines.corpus.config import CorpusConfig
-from pipelines.corpus.inference import ActorResources, InferenceConfig, plan_actors, predict_records
+from pipelines.corpus.inference import ActorResources, InferenceConfig, plan_actors, predict_table
 from pipelines.corpus.preparation import prepare_shards
 from pipelines.corpus.shards import (
     SHARDS_FILE,
@@ -38,11 +38,17 @@ from pipelines.training.parallel import ParallelConfig
 
 NUM_EXAMPLES = 20
 SHARDS_FOLDER = "shards"
+WORK = ("metrics.jsonl", "checkpoints/*", "trials/*", "variants/*", "cases/*")
+"""What a run of any door has done besides, where its shards lie elsewhere."""
 
 
 def build_guard(folder: Path, shards: str = SHARDS_FOLDER) -> Callable[[], AbstractContextManager[None]]:
-    """What makes blocks that leave no trace of a mistake, as long as the run folder has no shards."""
-    return partial(leave_no_trace_of_mistakes, folder, (folder / shards).exists)
+    """What makes blocks that leave no trace of a mistake, as long as the run folder has no work in it."""
+
+    def has_begun() -> bool:
+        return any(next(folder.glob(pattern), None) for pattern in (shards, *WORK))
+
+    return partial(leave_no_trace_of_mistakes, folder, has_begun)
 
 
 def get_shards(
@@ -144,8 +150,7 @@ def score_test_split(
     plan = plan_actors(ActorResources(), list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
     test: pa.Table = read_split(shards, "test").sort_by("record_id")
     examples: list[dict[str, Any]] = []
-    predicted = predict_records(ray.data.from_arrow(test), str(bundle), inference, plan)
-    for batch in predicted.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in predict_table(test, str(bundle), inference, plan).to_batches():
         rows = batch.to_pylist()
         report.add_rows(rows, info.corpus_scheme)
         examples += rows[: max(0, NUM_EXAMPLES - len(examples))]

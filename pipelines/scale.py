@@ -23,7 +23,7 @@ from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import ShardsInfo, find_shards_encoder, sample_windows
 from pipelines.evaluation.scaling import ALONE, WARMUP_STEPS, Case, advise, choose_case, compare_cases, list_notes
 from pipelines.evaluation.scaling_page import render_scaling_html, render_scaling_markdown
-from pipelines.folders import SUCCESS_FILE, check_resumable, prepare_output_dir, write_json
+from pipelines.folders import SUCCESS_FILE, check_resumable, lock_folder, prepare_output_dir, write_json
 from pipelines.job import console, progress_console, render_next, run_door, warn_of_idle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, UserErrors, raise_all
@@ -38,7 +38,7 @@ from pipelines.training.job import TrainingJob
 from pipelines.training.parallel import STRATEGIES, ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, list_cores, plan_workers
-from pipelines.training.strategies import KINDS, find_misfits
+from pipelines.training.strategies import find_misfits, find_strategy
 from pipelines.training.trainer import fit
 
 IDENTITY = ("corpus", "model", "encoding", "training", "parallel", "num_steps", "use_gpu")
@@ -85,6 +85,12 @@ def run(config: ScaleConfig) -> None:
     """Measure as configured, and report."""
     raise_all(_find_problems(config))
     folder = prepare_output_dir(config.output_dir)
+    with lock_folder(folder):
+        _run(config, folder)
+
+
+def _run(config: ScaleConfig, folder: Path) -> None:
+    """Measure and report, in a folder that is ours."""
     check_resumable(folder, {name: value for name, value in asdict(config).items() if name in IDENTITY}, config.fresh)
     warn_of_idle(config.corpus.find_idle() + _find_idle(config))
     record = RunRecord("scale", config)
@@ -213,9 +219,9 @@ def _fix_model(config: ScaleConfig) -> ModelConfig:
 def _fix_training(config: ScaleConfig, case: Case) -> TrainingConfig:
     """One epoch without checkpoints, the same for all cases: with dense gradients where one of them needs those."""
     is_sparse = config.parallel.gradient_compression == "none" and all(
-        KINDS[name].may_be_sparse and KINDS[name].may_pack
+        find_strategy(name).may_be_sparse and find_strategy(name).may_pack
         for name in config.strategies
-        if name in KINDS  # others are refused with what is wrong besides
+        if name in STRATEGIES  # others are refused with what is wrong besides
     )
     return replace(
         config.training,
@@ -242,8 +248,8 @@ def _measure(
         folder.mkdir(parents=True, exist_ok=True)
         with record.phase(folder.name, message):
             fit(job, needs, folder)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         (folder / SUCCESS_FILE).touch()
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return read_metrics(folder / METRICS_FILE)
 
 

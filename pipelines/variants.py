@@ -23,7 +23,7 @@ from pipelines.corpus.inference import (
     InferenceConfig,
     load_engine,
     plan_actors,
-    predict_records,
+    predict_table,
 )
 from pipelines.corpus.raw_text import read_texts
 from pipelines.corpus.shards import ShardsInfo, read_rows, read_split
@@ -82,15 +82,18 @@ class Bench:
             return folder
         work = folder / "work"
         work.mkdir(parents=True, exist_ok=True)
-        rounded = work / "rounded"
+        trained = work / "trained"
+        if step == "early_exit" and self.recipe.early_exit.joint and not trained.is_dir():
+            layers = self.recipe.choose_exits(load_bundle(source))
+            self._train(name, source, work / "training", trained, exit_layers=layers)
         try:
-            self._cut(name, step, rounded if rounded.is_dir() else source, work)
+            self._cut(name, step, trained if trained.is_dir() else source, work)
         except CompressionError:
-            if step != "int8" or not self.recipe.int8.num_epochs or rounded.is_dir():
+            if step != "int8" or not self.recipe.int8.num_epochs or trained.is_dir():
                 raise
             console.print(f"{name}: no int8 form is good enough; training one that is rounded as int8 is")
-            self._train(name, source, work / "training", rounded, num_epochs=self.recipe.int8.num_epochs)
-            self._cut(name, step, rounded, work)
+            self._train(name, source, work / "training", trained, int8_epochs=self.recipe.int8.num_epochs)
+            self._cut(name, step, trained, work)
         if step in LAST_STEPS:
             (work / "bundle").rename(folder / "bundle")
         else:
@@ -104,7 +107,7 @@ class Bench:
             return
         with self.record.phase(f"{name}: cut", f"{name}: cutting"):
             lessons = None if step in ("distill", "int8") else self._write_lessons(source)
-            plan = replace(self._plan_actors(), num_cpus=max(list_cores(), default=1))
+            plan = self._plan_process(num_gpus=0)
             gold = self._read_gold("train"), self._read_gold("dev")
             start = self.score(self.folder / "variants" / START, self.start)["documents"]
             try:
@@ -112,15 +115,24 @@ class Bench:
             except ray.exceptions.RayTaskError as error:
                 raise find_mistake(error) or error from error
 
-    def _train(self, name: str, start: Path, work: Path, target: Path, *, num_epochs: int | None = None) -> None:
+    def _train(
+        self,
+        name: str,
+        start: Path,
+        work: Path,
+        target: Path,
+        *,
+        exit_layers: Sequence[int] = (),
+        int8_epochs: int | None = None,
+    ) -> None:
         """Train a bundle on what its teacher says, with checkpoints in `work`, to a bundle.
 
-        With `num_epochs`, so many, as int8 will compute it.
+        With `int8_epochs`, so many, as int8 will compute it.
         """
         work.mkdir(parents=True, exist_ok=True)
         lessons = self._write_lessons(start)
         teacher, student, taught = load_bundle(self.start), load_bundle(start), self.recipe.distillation
-        training = self.training if num_epochs is None else replace(self.training, num_epochs=num_epochs)
+        training = self.training if int8_epochs is None else replace(self.training, num_epochs=int8_epochs)
         job = replace(
             build_job(
                 self.shards,
@@ -138,7 +150,8 @@ class Bench:
             imitation=Imitation(taught.states, taught.relations) if taught.follows_states else None,
             scheme=teacher.model.scheme,
             start=str(start),
-            rounds_to_int8=num_epochs is not None,
+            exit_layers=exit_layers,
+            rounds_to_int8=int8_epochs is not None,
         )
         with (
             self.record.phase(f"{name}: train", f"{name}: training"),
@@ -157,6 +170,8 @@ class Bench:
         if path.is_file():
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return found
+        if bundle != self.start:
+            annotate_bundle(bundle, {}, temperatures={})  # of a run that ended before its scores were noted
         with self.record.phase(f"{folder.name}: score", f"{folder.name}: scoring dev"):
             records = self._predict_dev(bundle)
         report = EvaluationReport()
@@ -177,6 +192,12 @@ class Bench:
         write_json(path, found)
         return found
 
+    def read_details(self, name: str) -> dict[str, Any] | None:
+        """What the step of a variant found on its way, if it told anything."""
+        path = self.folder / "variants" / name / DETAILS_FILE
+        found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return found
+
     def judge(self, start: dict[str, Tallies], variant: dict[str, Tallies]) -> dict[str, Any]:
         """What the gate says."""
         return judge(start, variant, self.recipe.tolerance).to_dict()
@@ -185,11 +206,12 @@ class Bench:
         """Speed in turns, memory, size and cost of bundles."""
         inference = self.inference
         documents = [record.content for record in self._read_gold("dev")]
-        plan = replace(self._plan_actors(), num_cpus=max(list_cores(), default=1))
+        plan = self._plan_process(self._plan_actors().num_gpus)
         names = [str(bundle) for bundle in bundles]
         with self.record.phase("measure", "measuring speed, memory and size"):
-            memory = [_in_actor(plan, _measure_memory, name, inference, plan, documents) for name in names]
+            # speeds first: each model's runtime is chosen there, by trying some, which takes memory of its own
             speeds, tokens = _in_actor(plan, _measure_speeds, names, inference, plan, documents)
+            memory = [_in_actor(plan, _measure_memory, name, inference, plan, documents) for name in names]
         return [
             {
                 "tokens_per_s": speed,
@@ -205,17 +227,19 @@ class Bench:
         return [Scored.from_row(row, self.info.corpus_scheme) for row in read_rows(self.shards, split)]
 
     def _predict_dev(self, bundle: Path) -> list[Scored]:
-        records = ray.data.from_arrow(read_split(self.shards, "dev").sort_by("record_id"))
-        predicted = predict_records(records, str(bundle), self.inference, self._plan_actors())
-        return [
-            Scored.from_row(row, self.info.corpus_scheme)
-            for batch in predicted.iter_batches(batch_size=None, batch_format="pyarrow")
-            for row in batch.to_pylist()
-        ]
+        records = read_split(self.shards, "dev").sort_by("record_id")
+        predicted = predict_table(records, str(bundle), self.inference, self._plan_actors())
+        return [Scored.from_row(row, self.info.corpus_scheme) for row in predicted.to_pylist()]
 
-    @staticmethod
-    def _plan_actors() -> ActorPlan:
-        return plan_actors(ActorResources(), list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
+    def _plan_actors(self) -> ActorPlan:
+        num_gpus = 0 if self.inference.device == "cpu" else ray.cluster_resources().get("GPU", 0)
+        return plan_actors(ActorResources(), list_node_cpus(ray.nodes()), num_gpus)
+
+    def _plan_process(self, num_gpus: float) -> ActorPlan:
+        """One process with all cores of a node, one that has so many GPUs."""
+        gpus = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
+        fitting = [cores for cores, has in zip(list_cores(), gpus, strict=True) if has >= num_gpus]
+        return replace(self._plan_actors(), num_cpus=max(1, *fitting), num_gpus=num_gpus)
 
     def _write_lessons(self, student: Path) -> Path:
         """The training windows in a student's sub-tokens, with what the teacher says of them."""

@@ -9,12 +9,14 @@ from typing import Any
 import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 
 from pipelines.ner.runtimes.runtime import release_memory, set_up_process
 from serve.border import open_access_log
 from serve.calls import GrpcCalls
+from serve.ingress import MARGIN_S
 from serve.metrics import Board
 from serve.replica import Replica, read_redaction_key
 from serve.routes import build_http
@@ -24,6 +26,8 @@ APP_NAME = "rayner"
 DEPLOYMENT = "NerServer"
 MAX_ONGOING = 10_000
 """Requests in one replica. It counts sub-tokens itself, and answers 429 long before there are so many."""
+DRAIN_S = 600.0
+"""What a replica that is to end has under way is answered first, streams too, but for longer ones than this."""
 TELL_EVERY_S = 1.0
 RELEASE_EVERY_S = 10.0
 KERNELS = 1024
@@ -142,11 +146,38 @@ def build_app(arguments: Arguments) -> serve.Application:
         max_ongoing_requests=MAX_ONGOING,
         health_check_period_s=5,
         health_check_timeout_s=30,
-        graceful_shutdown_timeout_s=60,
+        graceful_shutdown_timeout_s=max(DRAIN_S, arguments.tuning.timeout_s + MARGIN_S),
         logging_config=LoggingConfig(enable_access_log=False),  # it has its own
         **scaling,
     )
     return deployment.bind(arguments.model_dump(exclude={"tuning"}))
+
+
+def is_serving() -> bool:
+    """Whether Serve runs on the cluster, with applications or without."""
+    try:
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def read_listening() -> tuple[Any, Any]:
+    """Where a Serve that runs listens: its HTTP and its gRPC options."""
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    return tuple(ray.get([controller.get_http_config.remote(), controller.get_grpc_config.remote()]))
+
+
+def is_deployed() -> bool:
+    """Whether Serve has the application, in whatever state."""
+    return APP_NAME in serve.status().applications
+
+
+def is_running() -> bool:
+    """Whether the application answers, and a proxy that leads to it."""
+    status = serve.status()
+    application = status.applications.get(APP_NAME)
+    return application is not None and application.status == "RUNNING" and "HEALTHY" in status.proxies.values()
 
 
 def plan_scaling(arguments: Arguments) -> AutoscalingConfig:

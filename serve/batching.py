@@ -26,6 +26,10 @@ RATE_MEMORY = 0.9
 """Of the running mean of the speed: the weight of what was before."""
 FIRST_RATE = 5000.0
 """Sub-tokens per second, before any batch was measured."""
+FIRST_PREPARED_RATE = 100_000.0
+"""Sub-tokens per second of encoding, before any text was measured."""
+CHARACTERS_PER_TOKEN = 4
+"""By which a text is counted before it is encoded."""
 INLINE_CHARACTERS = 2000
 """Shorter texts are encoded on the event loop: handing them to a thread would take longer."""
 INLINE_CHARACTERS_A_TURN = 20_000
@@ -71,6 +75,9 @@ class Batcher:
         """Encoded in this turn of the loop."""
         self.num_queued_tokens = 0
         """That no batch has taken yet."""
+        self.num_preparing_tokens = 0
+        """Of texts that are to be encoded: about as many as they will have."""
+        self.prepared_per_s = FIRST_PREPARED_RATE
         self.num_running_tokens = 0
         self.num_running = 0
         self.tokens_per_s = FIRST_RATE
@@ -80,45 +87,49 @@ class Batcher:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self.num_queued_tokens or self.num_running)
+        return not (self.num_waiting_tokens or self.num_running)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Sub-tokens of texts that no batch has taken yet, or that are not even encoded."""
+        return self.num_queued_tokens + self.num_preparing_tokens
 
     @property
     def has_room(self) -> bool:
         """Whether texts are still taken."""
-        return self.num_queued_tokens < self.max_queued_tokens and self._expect_wait() <= self.max_wait_s
+        return self.num_waiting_tokens < self.max_queued_tokens and self._expect_wait() <= self.max_wait_s
 
     def check_room(self) -> None:
         """Raise Overloaded where the queue is full."""
         if not self.has_room:
             raise Overloaded(self._expect_wait())
 
-    async def predict(self, text: str, *, is_patient: bool = False) -> Answer:
-        """The entities of a text. Raises what the text itself causes.
+    async def predict(self, text: str, *, is_patient: bool = False, timeout_s: float | None = None) -> Answer:
+        """The entities of a text. Raises what the text itself causes, and TimeoutError.
 
         Args:
             is_patient: wait until there is room; else it is taken whether there is some or not (`check_room`).
+            timeout_s: for computing it: waiting does not count.
         """
         queued_at = time.monotonic()
         prepared = await self._prepare(text)
         windows = prepared.document.windows
         if not windows:
             return Answer(self.engine.finish([prepared], [[]])[0], time.monotonic() - queued_at, 0.0)
-        job = Job(
-            prepared,
-            asyncio.get_running_loop().create_future(),
-            queued_at,
-            [None] * len(windows),
-            num_left=len(windows),
-        )
-        if is_patient:
-            self.patient.append(job)
-            self._let_in()
-        else:
-            self._queue(job)
-        try:
-            return await job.future
-        finally:
-            self._drop(job)
+        loop = asyncio.get_running_loop()
+        job = Job(prepared, loop.create_future(), queued_at, [None] * len(windows), num_left=len(windows))
+        async with asyncio.timeout(None) as deadline:
+            if timeout_s is not None:
+                job.begin = lambda: deadline.reschedule(loop.time() + timeout_s)
+            if is_patient:
+                self.patient.append(job)
+                self._let_in()
+            else:
+                self._queue(job)
+            try:
+                return await job.future
+            finally:
+                self._drop(job)
 
     def close(self) -> None:
         """Take nothing more. Jobs under way are cancelled."""
@@ -130,17 +141,31 @@ class Batcher:
         loop = asyncio.get_running_loop()
         num_characters = self.num_inline_characters + len(text)
         if len(text) > INLINE_CHARACTERS or num_characters > INLINE_CHARACTERS_A_TURN:
-            return await loop.run_in_executor(self.preparing, self.engine.prepare, text)
+            return await self._prepare_elsewhere(text)
         if not self.num_inline_characters:
             loop.call_soon(self._begin_turn)
         self.num_inline_characters = num_characters
         return self.engine.prepare(text)
 
+    async def _prepare_elsewhere(self, text: str) -> PreparedText:
+        """In a thread, one text after the other: where the device is fast, this is what requests wait for."""
+        num_tokens = max(1, len(text) // CHARACTERS_PER_TOKEN)
+        self.num_preparing_tokens += num_tokens
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self.preparing, _time_prepare, self.engine, text)
+            prepared, seconds = await running
+        finally:
+            self.num_preparing_tokens -= num_tokens
+            self._let_in()
+        rate = num_tokens / max(seconds, 1e-6)
+        self.prepared_per_s = RATE_MEMORY * self.prepared_per_s + (1 - RATE_MEMORY) * rate
+        return prepared
+
     def _begin_turn(self) -> None:
         self.num_inline_characters = 0
 
     def _expect_wait(self) -> float:
-        return self.num_queued_tokens / self.tokens_per_s
+        return self.num_queued_tokens / self.tokens_per_s + self.num_preparing_tokens / self.prepared_per_s
 
     def _queue(self, job: Job) -> None:
         waiting = job.count_waiting()
@@ -243,6 +268,11 @@ class Batcher:
                 self.engine.streams.pool, finish, self.engine, finished
             )
             deciding.add_done_callback(_give_answers)
+
+
+def _time_prepare(engine: NerEngine, text: str) -> tuple[PreparedText, float]:
+    began = time.monotonic()
+    return engine.prepare(text), time.monotonic() - began
 
 
 def _give_answers(finished: "asyncio.Future[dict[Job, Prediction | Exception]]") -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -23,6 +23,7 @@ MAX_NAMES = 100
 """In a body."""
 
 Model = TypeVar("Model", bound=BaseModel)
+Item = TypeVar("Item")
 
 
 def check_media_type(request: Request, *wanted: str) -> None:
@@ -54,12 +55,18 @@ async def read_body(request: Request, max_kib: int) -> bytes:
     return b"".join(parts)
 
 
-async def read_lines(request: Request, max_kib: int) -> AsyncIterator[bytes | Problem]:
-    """The lines of a body, without their ends; a Problem in place of one that is too long. Blank lines come too."""
+async def read_lines(
+    request: Request, max_kib: int, is_owed: Callable[[], bool] = lambda: False
+) -> AsyncIterator[bytes | Problem]:
+    """The lines of a body, without their ends; a Problem in place of one that is too long. Blank lines come too.
+
+    Args:
+        is_owed: whether the client may be waiting for us before it sends more; then its silence is not counted.
+    """
     limit = max_kib * KIB
     rest = bytearray()
     is_skipping = False
-    async for part in iterate_parts(request):
+    async for part in iterate_parts(request, is_owed):
         *whole, tail = part.split(b"\n")
         for piece in whole:
             rest += piece
@@ -79,19 +86,35 @@ async def read_lines(request: Request, max_kib: int) -> AsyncIterator[bytes | Pr
         yield bytes(rest)
 
 
-async def iterate_parts(request: Request) -> AsyncIterator[bytes]:
+async def iterate_parts(request: Request, is_owed: Callable[[], bool] = lambda: False) -> AsyncIterator[bytes]:
     """The parts of a body as they come. Raises Problem for a client that stops sending."""
-    parts = request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                part = await anext(parts)
-        except StopAsyncIteration:
-            return
-        except TimeoutError as error:
-            raise Problem(408, f"no part of the body came for {BODY_TIMEOUT_S:.0f} s") from error
+    async for part in await_each(request.stream(), BODY_TIMEOUT_S, is_owed, "part of the body"):
         if part:
             yield part
+
+
+async def await_each(
+    coming: AsyncIterable[Item], timeout_s: float, is_owed: Callable[[], bool], what: str
+) -> AsyncIterator[Item]:
+    """What comes, one by one. Raises Problem if nothing comes for so long while the client is owed nothing."""
+    items = aiter(coming)
+    waiting: asyncio.Future[Item] | None = None
+    try:
+        while True:
+            waiting = waiting or asyncio.ensure_future(anext(items))
+            done, _ = await asyncio.wait([waiting], timeout=timeout_s)
+            if done:
+                try:
+                    item = waiting.result()
+                except StopAsyncIteration:
+                    return
+                waiting = None
+                yield item
+            elif not is_owed():
+                raise Problem(408, f"no {what} came for {timeout_s:g} s")
+    finally:
+        if waiting is not None:
+            waiting.cancel()
 
 
 def parse(model: type[Model], body: bytes) -> Model:

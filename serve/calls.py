@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import grpc
 
 from serve import entities_pb2 as messages
-from serve.bodies import BODY_TIMEOUT_S, check_size, validate
+from serve.bodies import BODY_TIMEOUT_S, await_each, check_size, validate
 from serve.border import CLIENT_LEFT, choose_request_id, explain, note_request, open_span
 from serve.problems import Problem
 from serve.replica import Replica, Timing
@@ -209,7 +209,7 @@ class Stream:
     async def _read(self, lines: AsyncIterable[Any]) -> None:
         number = 0
         try:
-            async for line in iterate_lines(lines):
+            async for line in await_each(lines, BODY_TIMEOUT_S, lambda: bool(self.tasks), "line"):
                 number += 1
                 size = line.ByteSize()
                 while self.size and self.size + size > MAX_CHARACTERS:
@@ -231,30 +231,15 @@ class Stream:
             check_size(line.ByteSize(), self.replica.tuning.max_body_kib)
             parsed = validate(StreamLine, {"text": line.text, **read_options(line)})
             self.replica.check_line(parsed)
-            async with asyncio.timeout(self.replica.tuning.timeout_s):
-                answered = await self.replica.answer_text(
-                    parsed.text, parsed, line.model or None, self.timing, is_patient=True
-                )
+            answered = await self.replica.answer_text(
+                parsed.text, parsed, line.model or None, self.timing, is_patient=True
+            )
             return messages.StreamResult(**given, result=messages.Result(**answered))
         except Exception as error:
             problem = explain(error)
             if problem.status == 500:
                 logger.exception("line %d of request %s failed", number, self.request_id)
             return messages.StreamResult(**given, problem=describe(problem, self.request_id))
-
-
-async def iterate_lines(lines: AsyncIterable[Any]) -> AsyncIterator[Any]:
-    """Lines as they come. Raises Problem for a client that stops sending."""
-    coming = aiter(lines)
-    while True:
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                line = await anext(coming)
-        except StopAsyncIteration:
-            return
-        except TimeoutError as error:
-            raise Problem(408, f"no line came for {BODY_TIMEOUT_S:g} s") from error
-        yield line
 
 
 def read_options(message: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ class HttpConfig:
     """Where the endpoint listens."""
 
     host: str = "127.0.0.1"
-    """Address to listen at; others than this machine's own need API keys."""
+    """Address to listen at; others than this machine's own need API keys, and so does any on a cluster."""
     port: int = 8000
     """Port of HTTP."""
     grpc_port: int | None = None
@@ -34,7 +34,10 @@ class ReplicaConfig:
     runtime: str = "auto"
     """How emissions are computed, as in `rayner predict`; auto measures once."""
     precision: str = "auto"
-    """fp32, bf16, fp16 or auto."""
+    """fp32, bf16, fp16, int8 (of a bundle that has it) or auto."""
+    scheme: str | None = None
+    """Tag scheme of a checkpoint that others have made, where its tags do not tell: `IOB1` for one in which entities
+    begin with `I-`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class LimitsConfig:
     max_wait_s: float = 5.0
     """Expected waiting, by the present speed, above which a replica answers 429."""
     timeout_s: float = 30.0
-    """A request that takes longer is answered 504."""
+    """A request that takes longer is answered 504; for a line of a stream waiting does not count."""
     max_body_kib: int = 4096
     """Of a request, and of a line of a stream."""
     max_texts: int = 1024

@@ -4,7 +4,7 @@ Ray reads its settings from the environment, before it is imported and in every 
 """
 
 import json
-import os
+import math
 import shlex
 import shutil
 import socket
@@ -12,12 +12,17 @@ import stat
 from contextlib import ExitStack
 from pathlib import Path
 
+from pipelines.ner.machine import count_cores
+
 INGRESSES = ("auto", "haproxy", "python")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 BUFFER_BYTES = 65_536
 """HAProxy sends a request again, if the replica died, where it fits in its buffer."""
 HEADERS_TIMEOUT_S = 15
 IDLE_TIMEOUT_S = 300
+"""A connection without a byte ends then; where a request may take longer, later."""
+MARGIN_S = 30
+"""By which what holds a request lives longer than the request."""
 
 GRPC_SERVICER = "serve.entities_pb2_grpc.add_NerServicer_to_server"
 GRPC_HOOK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
@@ -38,8 +43,6 @@ HAPROXY_ENVIRONMENT = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
     "RAY_SERVE_HAPROXY_RETRIES": "10",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
-    "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(IDLE_TIMEOUT_S),
-    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(IDLE_TIMEOUT_S),
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
 }
 """Besides, where HAProxy is the way in."""
@@ -69,8 +72,12 @@ def find_haproxy() -> str | None:
         return shutil.which("haproxy")
 
 
-def choose_environment(ingress: str, folder: Path) -> dict[str, str]:
-    """The environment of a cluster of this machine alone, with HAProxy's files and ports of its own."""
+def choose_environment(ingress: str, folder: Path, timeout_s: float = 0) -> dict[str, str]:
+    """The environment of a cluster of this machine alone, with HAProxy's files and ports of its own.
+
+    Args:
+        timeout_s: the longest that a request may take.
+    """
     program = find_haproxy() if ingress != "python" else None
     if program is None:
         return ENVIRONMENT | {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
@@ -81,15 +88,17 @@ def choose_environment(ingress: str, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
     }
+    idle_s = str(max(IDLE_TIMEOUT_S, math.ceil(timeout_s) + MARGIN_S))
     return (
         ENVIRONMENT
         | HAPROXY_ENVIRONMENT
+        | {"RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": idle_s, "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": idle_s}
         | {name: str(folder / file) for name, file in files.items()}
         | {
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_wrapper(program, folder)),
             **{name: str(port) for name, port in zip(PORTS, find_free_ports(len(PORTS)), strict=True)},
-            "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, len(os.sched_getaffinity(0)) // 2))),
+            "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, count_cores() // 2))),
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # its only HAProxy hears at once of a replica's end
         }
     )
@@ -107,6 +116,17 @@ def find_free_ports(count: int) -> list[int]:
         for listener in listeners:
             listener.bind(("127.0.0.1", 0))
         return [listener.getsockname()[1] for listener in listeners]
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether an address of this machine can be listened at."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError:
+            return False
+        return True
 
 
 def write_wrapper(program: str, folder: Path) -> Path:

@@ -13,7 +13,7 @@ MIN_CHARACTERS = 16
 
 
 class ApiKeyError(UserError):
-    """A file of API keys that cannot be used."""
+    """API keys that cannot be used, or are missing."""
 
 
 class ApiKeys:
@@ -36,20 +36,26 @@ class ApiKeys:
         return sum(hmac.compare_digest(digest, one) for one in self.digests) > 0  # looks at all of them
 
 
-def read_keys(file: str | None) -> ApiKeys:
-    """Keys of a file, one a line, `#` for comments; without a file those of `RAYNER_API_KEYS`, separated by commas."""
-    where = f"`{file}`" if file else f"`{VARIABLE}`"
-    if file:
+def read_keys(file: str | None, *, are_needed: bool = False) -> ApiKeys:
+    """Keys of a file, one a line, `#` for comments; without a file those of `RAYNER_API_KEYS`, separated by commas.
+
+    Args:
+        are_needed: refuse where neither is given; else everybody may ask then.
+    """
+    given = os.environ.get(VARIABLE, "")
+    where = f"`{VARIABLE}`" if file is None else f"`{file}`"
+    if file is None:
+        keys = [key.strip() for key in given.split(",") if key.strip()]
+    else:
         try:
             lines = Path(file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise ApiKeyError("the API keys cannot be read", where=where, value=reason) from error
         keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    else:
-        keys = [key.strip() for key in os.environ.get(VARIABLE, "").split(",") if key.strip()]
-    if file and not keys:
-        raise ApiKeyError("the file has no API key", where=where, rule="one key a line")
+    if not keys and (file is not None or given or are_needed):
+        rule = "one key a line" if file else "keys separated by commas, in the environment of every replica"
+        raise ApiKeyError("no API key is found", where=where, rule=rule, remedy="`api_keys_file`, a file on every node")
     short = sum(len(key) < MIN_CHARACTERS or not key.isascii() for key in keys)
     if short:
         raise ApiKeyError(

@@ -1,7 +1,6 @@
 """What a replica does, without Ray and without HTTP: it answers texts with one engine a model."""
 
 import asyncio
-import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ class Timing:
 class Replica:
     """Answers requests. To be used from one event loop.
 
-    Raises UserError where a file of keys cannot be used.
+    Raises UserError where keys are needed and there are none, or a file of them cannot be used.
 
     Args:
         redaction_key: of the hashes in redacted texts; all replicas of an endpoint have the same.
@@ -55,7 +54,7 @@ class Replica:
     def __init__(self, arguments: Arguments, redaction_key: bytes) -> None:
         self.arguments, self.tuning = arguments, arguments.tuning
         self.metrics = Metrics()
-        self.keys = read_keys(arguments.api_keys_file)
+        self.keys = read_keys(arguments.api_keys_file, are_needed=arguments.needs_api_keys)
         self.redaction_key = redaction_key
         self.num_threads = max(1, int(arguments.num_cpus))
         torch.set_num_threads(self.num_threads)
@@ -92,6 +91,7 @@ class Replica:
             device=self.arguments.device if share or self.arguments.device != "auto" else "cpu",
             runtime=self.arguments.runtime,
             precision=self.arguments.precision,
+            scheme=self.arguments.scheme,
             num_threads=self.num_threads,
             gpu_memory_fraction=share if 0 < share < 1 else None,
         )
@@ -144,7 +144,7 @@ class Replica:
         """A `Result` as plain data.
 
         Args:
-            is_patient: wait where the queue is full.
+            is_patient: wait where the queue is full; the deadline is for computing alone. Else it is the caller's.
         """
         async with self.shelf.borrow(model or self.arguments.model_name) as loaded:
             if not is_patient:
@@ -154,7 +154,8 @@ class Replica:
     async def _answer_one(
         self, text: str, options: Options, model: LoadedModel, timing: Timing, *, is_patient: bool = False
     ) -> dict[str, Any]:
-        answer = await model.batcher.predict(text, is_patient=is_patient)
+        timeout_s = self.tuning.timeout_s if is_patient else None
+        answer = await model.batcher.predict(text, is_patient=is_patient, timeout_s=timeout_s)
         timing.add(answer)
         self.metrics.observe_text(model.name, answer.prediction, answer.queue_s, answer.engine_s)
         return self.render(text, answer.prediction, options)
@@ -204,7 +205,7 @@ class Replica:
     def count_load(self) -> int:
         """Sub-tokens that wait or are computed."""
         return sum(
-            model.batcher.num_queued_tokens + model.batcher.num_running_tokens for model in self.shelf.loaded.values()
+            model.batcher.num_waiting_tokens + model.batcher.num_running_tokens for model in self.shelf.loaded.values()
         )
 
     def list_models(self) -> dict[str, Any]:
@@ -260,5 +261,6 @@ def read_redaction_key(file: str | None) -> bytes:
 
 
 def _read_resident_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    import psutil  # type: ignore[import-untyped]  # it comes with Ray, which may have to be imported first
+
+    return int(psutil.Process().memory_info().rss)

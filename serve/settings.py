@@ -5,6 +5,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from pipelines.ner.labels import SCHEMES
+from pipelines.ner.runtimes.calibration import RUNTIMES
+from pipelines.ner.runtimes.runtime import PRECISIONS
+
+DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -23,7 +28,12 @@ class Tuning(BaseModel):
     max_wait_s: float = Field(
         5.0, gt=0, description="Expected waiting, by the present speed, above which a replica answers 429."
     )
-    timeout_s: float = Field(30.0, gt=0, le=3600, description="A request that takes longer is answered 504.")
+    timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="A request that takes longer is answered 504; for a line of a stream waiting does not count.",
+    )
     max_body_kib: int = Field(4096, ge=1, description="Of a request, and of a line of a stream.")
     max_texts: int = Field(1024, ge=1, description="Of a request.")
     max_characters: int = Field(500_000, ge=1, description="Of a text.")
@@ -57,9 +67,22 @@ class Arguments(BaseModel):
         2048, ge=1, description="Memory for the weights of loaded models; those longest unused make room."
     )
 
-    device: str = Field("auto", description="cpu, cuda, or auto: a GPU where the replica has a share of one.")
-    runtime: str = Field("auto", description="How emissions are computed; auto measures.")
-    precision: str = Field("auto", description="fp32, bf16, fp16, int8 (of a bundle that has it) or auto.")
+    device: str = Field(
+        "auto", pattern=DEVICE, description="cpu, cuda, or auto: a GPU where the replica has a share of one."
+    )
+    runtime: str = Field(
+        "auto", pattern=f"^({'|'.join(RUNTIMES)})$", description="How emissions are computed; auto measures."
+    )
+    precision: str = Field(
+        "auto",
+        pattern=f"^(auto|{'|'.join(PRECISIONS)})$",
+        description="fp32, bf16, fp16, int8 (of a bundle that has it) or auto.",
+    )
+    scheme: str | None = Field(
+        None,
+        pattern=f"^({'|'.join(SCHEMES)})$",
+        description="Tag scheme of a checkpoint of others whose tags do not tell: IOB1.",
+    )
     num_cpus: float = Field(1.0, gt=0, description="CPUs of a replica: so many threads compute.")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of a replica; a fraction caps its share of the memory too.")
 
@@ -74,6 +97,7 @@ class Arguments(BaseModel):
     api_keys_file: str | None = Field(
         None, description="A file on every node with one key a line; else `RAYNER_API_KEYS`; else everybody may ask."
     )
+    needs_api_keys: bool = Field(False, description="A replica that finds no API key does not start.")
     redaction_key_file: str | None = Field(
         None, description="A file whose bytes key the hashes of `redact`; else each start makes a key of its own."
     )

@@ -43,6 +43,7 @@ class StreamResponse(Response):
         self.request, self.replica, self.model, self.timing = request, replica, model, timing
         self.lines: asyncio.Queue[Line | None] = asyncio.Queue(MAX_LINES)
         self.num_characters = 0
+        self.num_under_way = 0
         self.has_room = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +62,7 @@ class StreamResponse(Response):
     async def _read(self, group: asyncio.TaskGroup) -> None:
         number = 0
         try:
-            async for line in read_lines(self.request, self.replica.tuning.max_body_kib):
+            async for line in read_lines(self.request, self.replica.tuning.max_body_kib, self._is_owed):
                 number += 1
                 if isinstance(line, bytes) and not line.strip():
                     continue
@@ -70,10 +71,20 @@ class StreamResponse(Response):
                     self.has_room.clear()
                     await self.has_room.wait()
                 self.num_characters += size
-                await self.lines.put(Line(number, group.create_task(self._answer(number, line)), size))
+                task = group.create_task(self._answer(number, line))
+                self.num_under_way += 1
+                task.add_done_callback(self._note_answer)
+                await self.lines.put(Line(number, task, size))
         except Problem as problem:  # the client stopped sending
             await self.lines.put(Line(number + 1, group.create_task(self._answer(number + 1, problem)), 0))
         await self.lines.put(None)
+
+    def _is_owed(self) -> bool:
+        """Whether the client may be waiting for an answer before it sends more."""
+        return self.num_under_way > 0
+
+    def _note_answer(self, _: Any) -> None:
+        self.num_under_way -= 1
 
     async def _write(self) -> AsyncIterator[bytes]:
         """Answers in order, those that are ready together."""
@@ -104,10 +115,7 @@ class StreamResponse(Response):
             if parsed.id is not None:
                 given["id"] = parsed.id
             self.replica.check_line(parsed)
-            async with asyncio.timeout(self.replica.tuning.timeout_s):
-                return given | await self.replica.answer_text(
-                    parsed.text, parsed, self.model, self.timing, is_patient=True
-                )
+            return given | await self.replica.answer_text(parsed.text, parsed, self.model, self.timing, is_patient=True)
         except Exception as error:
             problem, request_id = explain(error), self.request.state.request_id
             if problem.status == 500:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -29,6 +29,8 @@ class Job:
     num_left: int = 0
     """Windows that are not computed yet."""
     is_queued: bool = False
+    begin: Callable[[], None] = lambda: None
+    """Is called when its first window goes into a batch."""
 
     @property
     def windows(self) -> Sequence[Window]:
@@ -59,6 +61,8 @@ class Work:
 
     def add(self, job: Job) -> None:
         """Take the job's next window."""
+        if not job.num_taken:
+            job.begin()
         self.jobs.append(job)
         self.places.append(job.num_taken)
         self.num_tokens += len(job.windows[job.num_taken].input_ids)

@@ -16,12 +16,15 @@ os.environ.update(
         "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_memory_usage_threshold": "0.98",
+        # Workers of tests end soon: what they import is no garbage, and to look for some takes a fifth of their start.
+        "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "gc.disable",
     }
 )
 
 import json
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -30,10 +33,13 @@ from pipelines.ner.encoders import build_scratch_encoder, load_tokenizer
 from pipelines.ner.encoding import Encoder
 from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import ModelConfig, build_token_classifier
+from tests.quickstart import ROOT, Quickstart, make_quickstart
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("patient", deadline=None)  # as in `ci`: a busy machine is no mistake
+if not os.environ.get("CI"):
+    hypothesis.settings.load_profile("patient")
 
-ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "pipelines" / "sample"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 EXACT = {"device": "cpu", "runtime": "torch", "precision": "fp32"}
@@ -68,3 +74,9 @@ def make_bundle(
     tokens = Encoder(load_tokenizer(encoder), window=window, stride=stride, splitter="punctuation")
     save_bundle(folder, Bundle(model.eval(), tokens, BundleInfo(scheme, head, "punctuation", window, stride)))
     return folder
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
+    """The README's first command, run once."""
+    return make_quickstart(tmp_path_factory.mktemp("quickstart"))

@@ -125,9 +125,13 @@ class EarlyExitConfig:
     """Where windows may leave the network, and how sure it must be of all their words."""
 
     layers: list[int] = field(default_factory=list)
-    """After how many layers there is an exit; default: after a third and two thirds of them."""
+    """After how many layers there is an exit; default: after each from a third of them on."""
     max_f1_loss: float = 0.2
-    """Points of strict F1 on dev that leaving early may cost: the threshold is the lowest that keeps to it."""
+    """Points of strict F1 on dev that leaving early may cost: the threshold is the lowest that keeps to it, and to the
+    gate's bound if any does."""
+    joint: bool = False
+    """Whether the network is trained with its exits first, so that its layers before them tell tags too. That takes a
+    training, and may cost F1 at the end what it gains before; without it the network stays as it is."""
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""

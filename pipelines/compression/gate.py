@@ -56,7 +56,7 @@ def judge(start: Documents, variant: Documents, tolerance: Tolerance) -> Verdict
             f"a loss of {tolerance.f1:g} is not excluded"
         )
     for name, found in labels.items():
-        if found.high <= -tolerance.label:
+        if found.high < -tolerance.label:
             reasons.append(
                 f"{name} {found.difference:+.2f} points, interval {found.low:+.2f} to {found.high:+.2f}: it loses more "
                 f"than {tolerance.label:g}"

@@ -26,6 +26,7 @@ def choose_layers(num_layers: int, num_kept: int) -> list[int]:
 
 def keep_layers(model: TokenClassifier, kept: Sequence[int]) -> TokenClassifier:
     """A copy of a model with these of its encoder's layers. Raises CompressionError if it has none to choose from."""
+    check_first(model.network, kept)
     student = copy.deepcopy(model)
     config: Any = student.network.config
     stack = find_stack(student.network)
@@ -33,18 +34,30 @@ def keep_layers(model: TokenClassifier, kept: Sequence[int]) -> TokenClassifier:
         if position not in kept:
             del stack[position]
     config.num_hidden_layers = len(kept)
-    widths = getattr(config, "attention_widths", None)
-    if widths is not None:
-        config.attention_widths = [widths[position] for position in kept]
+    for name in ("attention_widths", "attention_window", "layer_types"):  # what a configuration tells of each layer
+        each = getattr(config, name, None)
+        if isinstance(each, list | tuple):
+            setattr(config, name, [each[position] for position in kept])
     return student
+
+
+def check_first(network: Any, kept: Sequence[int]) -> None:
+    """Raise CompressionError where another layer would become the first of a network whose first one is special."""
+    if network.config.model_type == "modernbert" and 0 not in kept:
+        raise CompressionError(
+            "a student without its teacher's first layer",
+            where="`distillation.layers`",
+            rule="at least 2 for ModernBERT, whose first layer has no norm before its attention",
+            value=len(kept),
+        )
 
 
 def find_stack(network: Any) -> nn.ModuleList:
     """The encoder's layers. Raises CompressionError for an architecture without a list of them."""
     num_layers = network.config.num_hidden_layers
-    for module in network.base_model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
-            return module
+    lists = [one for one in network.base_model.modules() if isinstance(one, nn.ModuleList) and len(one) == num_layers]
+    if len(lists) == 1:  # XLM has parts of its layers in several
+        return lists[0]
     raise CompressionError(
         "an encoder whose layers cannot be taken out",
         rule="a list of layers, each with weights of its own",

@@ -14,6 +14,7 @@ from pipelines.evaluation.rendering import render_markdown_table
 Variant = Mapping[str, Any]
 Table = tuple[str, list[str], list[list[str]]]
 """Title, names of the columns, rows; the first cell of each is its name."""
+SAME_SPEED = 0.9
 PLOTS = (("tokens_per_s", "sub-tokens/s"), ("size_mib", "MiB on disk"), ("peak_memory_mib", "peak memory, MiB"))
 
 
@@ -26,7 +27,7 @@ def render_html(result: Mapping[str, Any], title: str) -> str:
     return environment.get_template("compression.html.jinja").render(
         title=title,
         summary=describe(result),
-        tables=[table_variants(result["variants"]), table_labels(result["variants"])],
+        tables=list_tables(result["variants"]),
         pictures=[Markup(_draw(result, name, label)) for name, label in PLOTS],
         refused=_list_refused(result),
         facts=[(name, str(value)) for name, value in result["facts"].items()],
@@ -36,7 +37,7 @@ def render_html(result: Mapping[str, Any], title: str) -> str:
 def render_markdown(result: Mapping[str, Any], title: str) -> str:
     """The same tables in text."""
     parts = [f"# {title}", describe(result)]
-    for name, header, rows in (table_variants(result["variants"]), table_labels(result["variants"])):
+    for name, header, rows in list_tables(result["variants"]):
         parts += [f"## {name}", render_markdown_table(header, rows)]
     refused = [[name, "; ".join(reasons)] for name, reasons in _list_refused(result)]
     parts += ["## Not good enough", render_markdown_table(["", "why"], refused, num_text=2)] if refused else []
@@ -48,11 +49,31 @@ def describe(result: Mapping[str, Any]) -> str:
     """What came of it, in a sentence."""
     start, chosen = (find_variant(result, result[name]) for name in ("start", "chosen"))
     if chosen is start:
+        if any(one["verdict"] and one["verdict"]["passes"] for one in result["variants"]):
+            return "No variant that is good enough is faster or smaller: the model stays as it is."
         return "No variant is good enough: the model stays as it is."
     return (
         f"{chosen['name']} is {_times(chosen, start, 'tokens_per_s'):.2f} times as fast and has "
         f"{100 * _times(chosen, start, 'size_mib'):.0f} % of the bytes; strict F1 on dev {_points(chosen)} points."
     )
+
+
+def choose_variant(variants: Sequence[Variant]) -> Variant:
+    """The fastest of those that are good enough, and of those as fast the smallest; else the first, the start.
+
+    Speeds nearer to each other than `SAME_SPEED` are taken for equal: so much do they differ from run to run.
+    """
+    start, *others = variants
+    good = [one for one in others if one["verdict"]["passes"]]
+    good = [
+        one
+        for one in good
+        if one["tokens_per_s"] > start["tokens_per_s"] / SAME_SPEED
+        or (one["tokens_per_s"] >= start["tokens_per_s"] * SAME_SPEED and one["size_mib"] < start["size_mib"])
+    ]
+    best = max((one["tokens_per_s"] for one in good), default=0.0)
+    fast = [one for one in good if one["tokens_per_s"] >= best * SAME_SPEED]
+    return min(fast, key=lambda one: (one["size_mib"], -one["tokens_per_s"]), default=start)
 
 
 def find_variant(result: Mapping[str, Any], name: str) -> Variant:
@@ -78,6 +99,48 @@ def find_front(variants: Sequence[Variant], name: str = "tokens_per_s") -> list[
 
     front = [at for at, one in enumerate(variants) if not any(beats(other, one) for other in variants)]
     return sorted(front, key=lambda at: variants[at][name])
+
+
+def list_tables(variants: Sequence[Variant]) -> list[Table]:
+    """All tables of the report."""
+    steps = [(one["name"], one["details"]) for one in variants if one["details"]]
+    return [
+        table_variants(variants),
+        table_labels(variants),
+        *(table_exits(name, details["exits"]) for name, details in steps if "exits" in details),
+        *(table_layers(name, details) for name, details in steps if "layers" in details),
+    ]
+
+
+def table_exits(name: str, points: Sequence[Mapping[str, Any]]) -> Table:
+    """What each confidence at which windows leave costs and gives; the first point is without exits."""
+    whole = points[0]
+    rows = [
+        [
+            "none leaves" if point is whole else f"{point['threshold']:g}",
+            f"{100 * point['f1']:.2f}",
+            f"{100 * (point['f1'] - whole['f1']):+.2f}",
+            f"{whole['seconds'] / point['seconds']:.2f} ×",
+            "yes" if point["accepted"] else "no",
+        ]
+        for point in points
+    ]
+    header = ["confidence", "strict F1, dev", "difference", "speed, fp32, once", "good enough"]
+    return f"{name}: how sure of its words a window must be to leave", header, rows
+
+
+def table_layers(name: str, details: Mapping[str, Any]) -> Table:
+    """How much each layer alone changes as int8, the most first, and which are left out."""
+    rows = [
+        [
+            layer["name"],
+            f"{layer['error']:.5f}",
+            f"{100 * layer['changed']:.2f} %",
+            "no" if layer["name"] in details["left_out"] else "yes",
+        ]
+        for layer in details["layers"]
+    ]
+    return f"{name}: the layers", ["layer", "error", "tags changed", "int8"], rows
 
 
 def table_variants(variants: Sequence[Variant]) -> Table:
@@ -142,4 +205,11 @@ def _draw(result: Mapping[str, Any], name: str, label: str) -> str:
         )
         for variant in variants
     ]
-    return draw_scatter(lines, find_front(variants, name), f"F1 against {label}", label, "strict F1 on dev")
+    return draw_scatter(
+        lines,
+        find_front(variants, name),
+        f"F1 against {label}",
+        label,
+        "strict F1 on dev",
+        more_is_better=name == "tokens_per_s",
+    )

@@ -17,7 +17,7 @@ from pipelines.compression.config import (
 )
 from pipelines.compression.early_exit import choose_exits, choose_threshold, train_exits
 from pipelines.compression.int8_settings import QuantizationConfig, check_quantizable
-from pipelines.compression.layers import choose_layers, find_stack, keep_layers
+from pipelines.compression.layers import check_first, choose_layers, find_stack, keep_layers
 from pipelines.compression.pruning import find_parts, measure_importance, prune
 from pipelines.compression.quantization import quantize_bundle
 from pipelines.compression.students import build_student, check_states, check_student
@@ -101,8 +101,10 @@ class Recipe:
                 network, tokenizer = check_student(bundle, self.distillation)
                 num_layers = network.config.num_hidden_layers
             elif step == "distill":
-                num_layers = len(self._choose_layers(bundle))
+                chosen = self._choose_layers(bundle)
+                num_layers = len(chosen)
                 find_stack(network)
+                check_first(network, chosen)
             elif step == "prune":
                 find_parts(network)
             elif step == "vocabulary":
@@ -125,7 +127,7 @@ class Recipe:
         *,
         accept: Callable[[Mapping[str, Tallies]], bool],
         folder: Path,
-    ) -> tuple[Bundle, Any]:
+    ) -> tuple[Bundle, dict[str, Any] | None]:
         """A bundle after a step, to be trained unless the step is one of `LAST_STEPS`.
 
         Args:
@@ -156,10 +158,13 @@ class Recipe:
         if step == "vocabulary":
             used = set(table["input_ids"].combine_chunks().flatten().to_numpy().tolist())
             return prune_vocabulary(bundle, used, self.vocabulary.least), None
-        layers = choose_exits(bundle.model.network.config.num_hidden_layers, self.early_exit.layers)
-        with_exits = train_exits(bundle, TrainingWindows(table), layers, self.seed)
-        chosen, points = choose_threshold(with_exits, dev, self.early_exit.max_f1_loss)
-        return chosen, [asdict(point) for point in points]
+        with_exits = train_exits(bundle, TrainingWindows(table), self.choose_exits(bundle), self.seed)
+        chosen, points = choose_threshold(with_exits, dev, self.early_exit.max_f1_loss, accept)
+        return chosen, {"exits": [asdict(point) for point in points]}
+
+    def choose_exits(self, bundle: Bundle) -> list[int]:
+        """After how many of a bundle's layers windows may leave."""
+        return choose_exits(bundle.model.network.config.num_hidden_layers, self.early_exit.layers)
 
     def _quantize(
         self,

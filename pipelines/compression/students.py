@@ -32,14 +32,14 @@ def check_student(teacher: Bundle, config: DistillationConfig) -> tuple[Any, Any
         shape, tokenizer = _shape_scratch(teacher, config), teacher.encoder.tokenizer
     else:
         name = find_encoder(str(config.encoder))
-        shape, tokenizer = AutoConfig.from_pretrained(name), load_tokenizer(name)
+        shape, tokenizer = AutoConfig.from_pretrained(name, trust_remote_code=False), load_tokenizer(name)
         tagged = any("TokenClassification" in one for one in getattr(shape, "architectures", None) or ())
         if tagged or getattr(shape, FIELD, None):
             raise _cannot_be_student(config, "it has a head for tags, or pruned attention, already")
         shape.num_labels = len(teacher.model.scheme.tags)
     try:
         with torch.device("meta"):
-            network = AutoModelForTokenClassification.from_config(shape)
+            network = AutoModelForTokenClassification.from_config(shape, trust_remote_code=False)
     except ValueError as error:
         raise _cannot_be_student(config, f"transformers has no token classifier of `{shape.model_type}`") from error
     if config.follows_states:
@@ -92,12 +92,14 @@ def build_student(teacher: Bundle, config: DistillationConfig, seed: int) -> Bun
     torch.manual_seed(seed)
     scheme, head = teacher.model.scheme, teacher.info.head
     if config.is_scratch:
-        network: Any = AutoModelForTokenClassification.from_config(_shape_scratch(teacher, config))
+        network: Any = AutoModelForTokenClassification.from_config(
+            _shape_scratch(teacher, config), trust_remote_code=False
+        )
         if teacher.encoder.casing:
             add_cases(network)
         return replace(teacher, model=TokenClassifier(network, scheme, head), int8=None)
     name = find_encoder(str(config.encoder))
-    tokenizer, shape = load_tokenizer(name), AutoConfig.from_pretrained(name)
+    tokenizer, shape = load_tokenizer(name), AutoConfig.from_pretrained(name, trust_remote_code=False)
     casing = can_learn_cases(shape, tokenizer)
     model = build_token_classifier(name, scheme, ModelConfig(name, head, scheme.name), casing=casing)
     window = min(teacher.encoder.window, get_max_window(shape, tokenizer))

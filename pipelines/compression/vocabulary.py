@@ -70,8 +70,8 @@ def choose_pieces(state: dict[str, Any], used: set[int], least: int = 0) -> list
     needed = {
         number
         for piece, number in state["model"]["vocab"].items()
-        if number in special or number in used or len(piece.removeprefix(prefix)) == 1
-    }
+        if number in used or len(piece.removeprefix(prefix)) == 1
+    } | special  # of which those that were added stand outside the vocabulary
     others = sorted(set(state["model"]["vocab"].values()) - needed)
     return sorted([*needed, *others[: max(0, least - len(needed))]])
 

@@ -7,13 +7,14 @@ would depend on who labelled what.
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines.corpus.inference import ActorPlan, InferenceConfig
+from pipelines.corpus.inference import ActorPlan, InferenceConfig, find_device
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.runtimes.runtime import RuntimeUnavailable
 
@@ -25,7 +26,8 @@ def load_agreed(work: Path, model: str, config: InferenceConfig, plan: ActorPlan
 
     An actor whose machine does not have that runtime chooses for itself.
     """
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device.split(":")[0]
+    device = find_device(config, plan)
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device.split(":")[0]
     path = work / f"engine-{kind}.json"
     agreed = _follow(path, config)
     try:
@@ -41,13 +43,15 @@ def load_agreed(work: Path, model: str, config: InferenceConfig, plan: ActorPlan
 
 def read_agreements(work: Path) -> list[dict[str, Any]]:
     """What engines tell of themselves, the figures of their choice included; one for each kind of device."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob("engine-*.json"))]
+    texts = [path.read_text(encoding="utf-8") for path in sorted(work.glob("engine-*.json"))]
+    return [json.loads(text) for text in texts if text]
 
 
 def _follow(path: Path, config: InferenceConfig) -> InferenceConfig:
-    if not path.is_file():
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not text:  # none yet; or, where there are no hard links, one that is about to be written
         return config
-    agreed = json.loads(path.read_text(encoding="utf-8"))
+    agreed = json.loads(text)
     return replace(config, runtime=agreed["runtime"], precision=agreed["precision"])
 
 
@@ -59,5 +63,8 @@ def _propose(path: Path, choice: dict[str, Any]) -> None:
         os.link(staging, path)
     except FileExistsError:
         pass
+    except OSError:  # the file system has no hard links
+        with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(choice))
     finally:
         staging.unlink()

@@ -105,9 +105,16 @@ def _unify_types(types: Sequence[pa.DataType]) -> pa.DataType:
     try:
         columns = [pa.schema([("column", one)]) for one in types]
         found = pa.unify_schemas(columns, promote_options="permissive").field("column").type
+        if _has_decimal(found) and len(set(types)) > 1:  # whole numbers that no such decimal holds
+            return pa.string()
     except pa.ArrowException:
         return pa.string()
     return pa.string() if pa.types.is_null(found) else found
+
+
+def _has_decimal(kind: pa.DataType) -> bool:
+    """Whether a type has decimals, at any depth."""
+    return pa.types.is_decimal(kind) or any(_has_decimal(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def cast_rows(table: pa.Table, schema: pa.Schema) -> pa.Table:

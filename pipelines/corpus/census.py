@@ -8,21 +8,23 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import ray.data
 
-from pipelines.corpus.chunks import count_characters, cut_chunks, read_items, to_text
+from pipelines.corpus.assembly import name_partition
+from pipelines.corpus.chunks import count_characters, cut_chunks, read_items
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.ledger import LedgerEntry, check_bad_fraction
-from pipelines.corpus.reading import UNREADABLE
+from pipelines.corpus.reading import MAX_BLOCKS, UNREADABLE
 from pipelines.corpus.records import CorpusError
 from pipelines.ner.errors import UserError, raise_all
 
 SHOWN_ENTRIES = 10
 MAX_PARTITIONS = 1000
-MAX_BLOCKS = 1000
-"""Ray tasks for one pass; a task reads several files where there are more of them."""
+MAX_FOLDER_BYTES = 255
+"""Of a folder's name, on any usual file system."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class FileCensus:
     """The first rejections, `path:line: reason: detail`."""
     kept: list[str]
     """Columns to keep that the file has."""
-    partitions: list[list[str]]
-    """The values that the columns to partition by have together."""
+    partitions: list[str]
+    """The folders that the columns to partition by make: `lang=en/year=2024`."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Census:
         return cls([FileCensus(**file) for file in content["files"]], content["keep"])
 
     def check(self, max_bad_fraction: float) -> None:
-        """Raise CorpusError for too many rejections, no documents, absent columns or too many partitions."""
+        """Raise CorpusError for too many rejections, no documents, absent columns or impossible partitions."""
         self._check_fraction(max_bad_fraction)
         errors: list[UserError] = []
         if not self.num_records:
@@ -93,7 +95,7 @@ class Census:
             if name not in found:
                 rule = "`keep` names columns that some document has"
                 errors.append(CorpusError(f"no document has a column `{name}`", rule=rule, remedy="mend `--keep`"))
-        if len({tuple(one) for file in self.files for one in file.partitions}) > MAX_PARTITIONS:
+        if len({one for file in self.files for one in file.partitions}) > MAX_PARTITIONS:
             errors.append(
                 CorpusError(
                     "too many partitions",
@@ -101,7 +103,22 @@ class Census:
                     remedy="partition by a column with fewer values, or not at all",
                 )
             )
-        raise_all(errors)
+        raise_all(errors + self._find_long_folder())
+
+    def _find_long_folder(self) -> list[UserError]:
+        names = {name: file.path for file in self.files for place in file.partitions for name in place.split("/")}
+        longest = max(names, key=len, default="")
+        if len(longest) <= MAX_FOLDER_BYTES:
+            return []
+        return [
+            CorpusError(
+                "a value to partition by is too long for the name of a folder",
+                where=names[longest],
+                rule=f"`column=value` takes at most {MAX_FOLDER_BYTES} bytes; a byte that is not ASCII takes three",
+                value=f"{len(longest)} bytes: {unquote(longest)}",
+                remedy="partition by a column with shorter values, or not at all",
+            )
+        ]
 
     def _check_fraction(self, max_bad_fraction: float) -> None:
         damaged = [file for file in self.files if file.is_damaged]
@@ -142,7 +159,7 @@ def count_file(path: str, reader: FormatOptions, chunk_characters: int, partitio
     is_damaged = False
     entries: list[str] = []
     kept: set[str] = set()
-    partitions: set[tuple[str, ...]] = set()
+    partitions: set[str] = set()
     for chunk in cut_chunks(read_items(path, reader), chunk_characters):
         num_chunks += 1
         for item in chunk:
@@ -156,11 +173,9 @@ def count_file(path: str, reader: FormatOptions, chunk_characters: int, partitio
             num_records += 1
             kept.update(item.extra)
             if partition_by and len(partitions) <= MAX_PARTITIONS:
-                partitions.add(tuple(to_text(item.extra.get(name)) for name in partition_by))
-    values = [list(one) for one in sorted(partitions)]
-    return FileCensus(
-        path, num_records, num_rejected, num_characters, num_chunks, is_damaged, entries, sorted(kept), values
-    )
+                partitions.add(name_partition(partition_by, [item.extra.get(name) for name in partition_by]))
+    counts = (num_records, num_rejected, num_characters, num_chunks)
+    return FileCensus(path, *counts, is_damaged, entries, sorted(kept), sorted(partitions))
 
 
 def _count_files(

@@ -14,7 +14,7 @@ from pipelines.corpus.formats.files import read_records
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.reading import UNREADABLE
-from pipelines.corpus.records import CorpusError, Record
+from pipelines.corpus.records import CorpusError, EmptyFile, Record
 
 MAX_DOCUMENTS = 4096
 KEPT_PREFIX = "keep."
@@ -47,24 +47,16 @@ def parse_chunk(chunk: str) -> tuple[int, int]:
 
 def read_items(path: str, reader: FormatOptions) -> Iterator[Item]:
     """The documents of a file, and an entry for each that is rejected; damage to the file itself is the last entry."""
-    if _is_empty(path):
-        return  # as clusters write them where a task had no rows: nothing is lost with it
     try:
         for item in read_records(path, reader):
             if isinstance(item, Record) or item.outcome == "rejected":
                 yield item
+    except EmptyFile:
+        return  # as clusters write them where a task had no rows: nothing is lost with it
     except CorpusError as error:
         facts = [fact for fact in (error.what, error.where, error.value) if fact is not None and fact != path]
         detail = " ".join("; ".join(map(str, facts)).split())
         yield LedgerEntry(path, path, "rejected", UNREADABLE, detail)
-
-
-def _is_empty(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return not file.read(1)
-    except OSError:  # of which `read_records` tells more
-        return False
 
 
 def cut_chunks(items: Iterable[Item], max_characters: int) -> Iterator[list[Item]]:
@@ -116,14 +108,27 @@ def unpack_chunk(packed: pa.Buffer) -> pa.Table:
 
 
 def build_column(values: Sequence[Any]) -> pa.Array:
-    """Values of any kind as an Arrow array; where they have no common type, as text."""
+    """Values of any kind as an Arrow array; where they have no common type, or one that no file takes, as text."""
+    has_nanoseconds = any(getattr(value, "nanosecond", 0) for value in values)  # which pyarrow would not see
     try:
-        return pa.array(values)
+        column = pa.array(values)
+        if has_nanoseconds and pa.types.is_timestamp(column.type):
+            column = pa.array(values, pa.timestamp("ns", column.type.tz))
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        column = None
+    if column is None or _has_empty_struct(column.type):
         return pa.array([None if value is None else to_text(value) for value in values], pa.string())
+    return column
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    """Whether a type holds, at any depth, a struct without fields (all objects were `{}`), which Parquet refuses."""
+    inside = [kind.field(index).type for index in range(kind.num_fields)]
+    return (pa.types.is_struct(kind) and not inside) or any(map(_has_empty_struct, inside))
 
 
 def to_text(value: Any) -> str:
-    """A value as text: a string as it is, anything else as JSON."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    """A value as text: what JSON knows as JSON, but for strings, which are as they are; a date as it is written."""
+    is_json = value is None or isinstance(value, bool | int | float | list | tuple | dict)
+    text = json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")  # a lone surrogate has no UTF-8

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipelines.corpus.formats.names import is_uri
@@ -11,10 +12,17 @@ from pipelines.corpus.formats.stores import open_store
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.encoding import fingerprint_tokenizer
 
+STORE_REQUESTS = 32
+"""Files of an object store that are asked for at once."""
 
-def identify_model(model: str) -> str:
-    """The fingerprint of a bundle, or a hash of what a foreign checkpoint holds. Raises BundleError."""
-    bundle = load_bundle(model)
+
+def identify_model(model: str, scheme: str | None = None) -> str:
+    """The fingerprint of a bundle, or a hash of what a foreign checkpoint holds. Raises BundleError.
+
+    Args:
+        scheme: of a foreign checkpoint's tags, if it is given.
+    """
+    bundle = load_bundle(model, scheme=scheme)
     if bundle.info.fingerprint:
         return bundle.info.fingerprint
     digest = hashlib.sha256(repr((bundle.model.scheme, bundle.info)).encode())
@@ -27,7 +35,9 @@ def identify_model(model: str) -> str:
 
 def identify_input(paths: Sequence[str]) -> dict[str, str]:
     """File → its place in the input, its size, and when it was changed, where its file system tells."""
-    return {path: f"file {number}, {_identify_file(path)}" for number, path in enumerate(paths, 1)}
+    with ThreadPoolExecutor(STORE_REQUESTS if any(map(is_uri, paths)) else 1) as pool:
+        found = list(pool.map(_identify_file, paths))
+    return {path: f"file {number}, {one}" for number, (path, one) in enumerate(zip(paths, found, strict=True), 1)}
 
 
 def fingerprint(content: Any) -> str:

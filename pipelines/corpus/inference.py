@@ -6,6 +6,7 @@ from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 
@@ -14,6 +15,7 @@ from pipelines.ner.bundle import Bundle
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.entities import Coverage, Entity, Prediction, Span
 from pipelines.ner.errors import UserError
+from pipelines.ner.labels import SCHEMES
 from pipelines.ner.runtimes.calibration import RUNTIMES
 from pipelines.ner.runtimes.runtime import PRECISIONS
 
@@ -23,6 +25,8 @@ _COUNTS = [(name, pa.int32()) for name in ("num_characters", "num_words", "num_t
 COVERAGE_TYPE = pa.struct([*_COUNTS, ("fraction", pa.float64())])
 PREDICTED_TYPE = pa.list_(pa.struct([*SPAN_TYPE, ("score", pa.float64())]))
 BATCH_RECORDS = 512
+FEW_BYTES = 50_000
+"""Of text: some seconds of work. An actor starts in as many, and in ten on slow cores."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class InferenceConfig:
     """cpu, cuda, or auto: a GPU where the actor has one."""
     max_batch_tokens: int | None = None
     """Padded sub-tokens in one forward pass; default: as the engine finds best."""
+    scheme: str | None = None
+    """Tag scheme of a checkpoint that others have made, where its tags do not tell: `IOB1` for one in which entities
+    begin with `I-`. A bundle knows its own."""
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
@@ -47,6 +54,9 @@ class InferenceConfig:
             if value not in choices:
                 where, rule = f"`inference.{name}`", "one of " + ", ".join(choices)
                 problems.append(CorpusError(f"no such {name}", where=where, rule=rule, value=value))
+        if self.scheme is not None and self.scheme not in SCHEMES:
+            where, rule = "`inference.scheme`", "one of " + ", ".join(SCHEMES)
+            problems.append(CorpusError("no such tag scheme", where=where, rule=rule, value=self.scheme))
         if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
             where, value = "`inference.max_batch_tokens`", self.max_batch_tokens
             problems.append(CorpusError("a number out of range", where=where, rule="at least 1", value=value))
@@ -58,7 +68,8 @@ class ActorResources:
     """What labelling takes of the cluster."""
 
     num_actors: int | None = None
-    """Actors, each with a copy of the model; default: as many as the cluster has room for, also while it grows."""
+    """Actors, each with a copy of the model; default: as many as there is room and some seconds of work
+    for, also while the cluster grows."""
     cpus_per_actor: int | None = None
     """CPUs, and threads, of an actor; default: 4, or the machine's cores if fewer."""
     gpus_per_actor: float | None = None
@@ -122,9 +133,14 @@ def plan_actors(
     return ActorPlan(resources.num_actors or max(1, room), cpus, gpus, is_elastic, resources.num_actors)
 
 
+def find_device(config: InferenceConfig, plan: ActorPlan) -> str:
+    """Where an actor computes: its machine may have a GPU that it was not given."""
+    return "cpu" if config.device == "auto" and not plan.num_gpus else config.device
+
+
 def load_engine(model: str, config: InferenceConfig, plan: ActorPlan) -> NerEngine:
     """An engine for an actor of this plan."""
-    return NerEngine.load(model, **_list_choices(config, plan))
+    return NerEngine.load(model, scheme=config.scheme, **_list_choices(config, plan))
 
 
 def open_engine(bundle: Bundle, config: InferenceConfig, plan: ActorPlan) -> NerEngine:
@@ -134,13 +150,23 @@ def open_engine(bundle: Bundle, config: InferenceConfig, plan: ActorPlan) -> Ner
 
 def _list_choices(config: InferenceConfig, plan: ActorPlan) -> dict[str, Any]:
     return {
-        "device": config.device,
+        "device": find_device(config, plan),
         "runtime": config.runtime,
         "precision": config.precision,
         "max_batch_tokens": config.max_batch_tokens,
         "num_threads": plan.num_cpus,
         "gpu_memory_fraction": plan.num_gpus if 0 < plan.num_gpus < 1 else None,
     }
+
+
+def predict_table(records: pa.Table, model: str, config: InferenceConfig, plan: ActorPlan) -> pa.Table:
+    """As `predict_records`. A few records on CPUs are computed in this process, sooner than an actor would start."""
+    size = pc.sum(pc.binary_length(records["text"])).as_py() or 0
+    size += sum(len(word) for words in records["words"].to_pylist() for word in words or ())
+    if size > FEW_BYTES or plan.num_gpus:
+        predicted = predict_records(ray.data.from_arrow(records), model, config, plan)
+        return pa.concat_tables(predicted.iter_batches(batch_size=None, batch_format="pyarrow"))
+    return _predict(load_engine(model, config, plan), records)
 
 
 def predict_records(
@@ -172,11 +198,14 @@ class _Predictor:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The records with a column of their spans, in words or characters as the record has them."""
-        texts, words = table["text"].to_pylist(), table["words"].to_pylist()
-        documents = [text if text is not None else one for text, one in zip(texts, words, strict=True)]
-        spans = self.engine.predict_documents(documents)
-        rows = [[to_row(span) for span in found] for found in spans]
-        return table.append_column("predicted", pa.array(rows, PREDICTED_TYPE))
+        return _predict(self.engine, table)
+
+
+def _predict(engine: NerEngine, table: pa.Table) -> pa.Table:
+    texts, words = table["text"].to_pylist(), table["words"].to_pylist()
+    documents = [text if text is not None else one for text, one in zip(texts, words, strict=True)]
+    rows = [[to_row(span) for span in found] for found in engine.predict_documents(documents)]
+    return table.append_column("predicted", pa.array(rows, PREDICTED_TYPE))
 
 
 def label_documents(

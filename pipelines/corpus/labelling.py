@@ -9,13 +9,13 @@ import pyarrow as pa
 import ray.data
 
 from pipelines.corpus.agreement import LoadEngine
-from pipelines.corpus.census import MAX_BLOCKS, Census
+from pipelines.corpus.census import Census
 from pipelines.corpus.chunks import cut_chunks, name_chunk, pack_chunk, read_items
 from pipelines.corpus.inference import ActorPlan, load_engine
 from pipelines.corpus.labeller import ChunkLabeller, LabellingJob
 from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.parts import ChunkCounts
-from pipelines.corpus.reading import UNREADABLE
+from pipelines.corpus.reading import MAX_BLOCKS, UNREADABLE
 from pipelines.corpus.records import CorpusError
 
 CHUNKS_PER_ACTOR = 2
@@ -47,6 +47,7 @@ def label_chunks(
             "file": number,
             "path": file.path,
             "num_chunks": file.num_chunks,
+            "num_documents": file.num_records + file.num_rejected,
             "is_damaged": file.is_damaged,
             "done": numbers,
         }
@@ -116,17 +117,28 @@ def _read_chunks(batch: pa.Table, job: LabellingJob) -> Iterator[pa.Table]:
 def _read_file(row: Mapping[str, Any], job: LabellingJob) -> Iterator[tuple[int, bytes]]:
     """The chunks of a file that are not done. Raises CorpusError where it is no longer as it was counted."""
     path, num_chunks, done = row["path"], row["num_chunks"], set(row["done"])
-    number = -1
+    number, num_documents, is_damaged = -1, 0, False
+    last_chunk: tuple[int, bytes] | None = None  # held back until the file has shown to be the one that was counted
     for number, items in enumerate(cut_chunks(read_items(path, job.reader), job.chunk_characters)):
         last = items[-1]
-        if isinstance(last, LedgerEntry) and last.reason == UNREADABLE and not row["is_damaged"]:
-            raise _changed(path, last.detail)
+        if isinstance(last, LedgerEntry) and last.reason == UNREADABLE:
+            is_damaged = True
+            if not row["is_damaged"]:
+                raise _changed(path, last.detail)
+        num_documents += len(items)
         if number >= num_chunks:
             raise _changed(path, "it is longer now")
-        if number not in done:
-            yield number, pack_chunk(items, job.reader.extra_columns)
+        if last_chunk is not None:
+            yield last_chunk
+        last_chunk = None if number in done else (number, pack_chunk(items, job.reader.extra_columns))
     if number + 1 != num_chunks:
         raise _changed(path, "it is shorter now")
+    if row["is_damaged"] and not is_damaged:
+        raise _changed(path, "it could not be read to its end before, and can be now")
+    if num_documents != row["num_documents"]:
+        raise _changed(path, f"{row['num_documents']:,} documents before, {num_documents:,} now")
+    if last_chunk is not None:
+        yield last_chunk
 
 
 def _changed(path: str, how: str) -> CorpusError:

@@ -47,6 +47,13 @@ class OfflineJob:
         """Whether the input was counted, and found good."""
         return (self.work.root / CENSUS_FILE).is_file()
 
+    def keep_what_is_done(self) -> bool:
+        """Whether a chunk is done. If none is, the work folder goes, and with it all that tells of this job."""
+        if any(self.list_done()):
+            return True
+        self.clear()
+        return False
+
     def begin(self, take: Callable[[], Census], max_bad_fraction: float) -> None:
         """Count the input, or remember what an earlier run has counted. Raises CorpusError for input that is no good.
 

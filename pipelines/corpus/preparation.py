@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -65,7 +65,7 @@ def prepare_shards(
         max_bad_fraction=corpus.max_bad_fraction,
         split_off=split_off,
     )
-    _check_splits(read, needed)
+    check_splits(read, needed, split_off)
     with stage_folder(folder) as staging:
         return _write_shards(read, staging, encoder, encoding, model, corpus.augmentation, split_off, seed, num_actors)
 
@@ -126,6 +126,7 @@ def _write_shards(
         batch_format="pyarrow",
     )
     encoded.write_parquet(str(staging / "records"), partition_cols=["split"], row_group_size=ROW_GROUP_RECORDS)
+    check_written(staging, read.num_records)
     ledger = read.summary.ledger
     ledger.entries += _find_repairs(staging)
     ledger.write_parquet(staging / "ledger.parquet")
@@ -159,7 +160,7 @@ def _write_shards(
 
 def resolve_window(encoder: str, tokenizer: Any, encoding: EncodingConfig) -> tuple[int, int]:
     """Window and stride in sub-tokens, defaults filled in. Raises EncodingError if the encoder cannot take them."""
-    longest = get_max_window(AutoConfig.from_pretrained(encoder), tokenizer)
+    longest = get_max_window(AutoConfig.from_pretrained(encoder, trust_remote_code=False), tokenizer)
     window = min(DEFAULT_WINDOW, longest) if encoding.window is None else encoding.window
     if window > longest:
         raise EncodingError(
@@ -175,7 +176,7 @@ def resolve_window(encoder: str, tokenizer: Any, encoding: EncodingConfig) -> tu
 
 def resolve_casing(encoder: str, tokenizer: Any, model: ModelConfig) -> bool:
     """Whether the model is to learn the case of words. Raises EncodingError if it is asked to and cannot."""
-    possible = can_learn_cases(AutoConfig.from_pretrained(encoder), tokenizer)
+    possible = can_learn_cases(AutoConfig.from_pretrained(encoder, trust_remote_code=False), tokenizer)
     if model.casing and not possible:
         raise EncodingError(
             "the encoder cannot learn the case of words",
@@ -187,7 +188,26 @@ def resolve_casing(encoder: str, tokenizer: Any, model: ModelConfig) -> bool:
     return possible if model.casing is None else model.casing
 
 
-def _check_splits(corpus: Corpus, needed: Sequence[str]) -> None:
+def check_written(folder: Path, num_records: Mapping[str, int]) -> None:
+    """Raise CorpusError where the written files do not hold the records that were read (split → how many)."""
+    for split, expected in num_records.items():
+        found = read_split(folder, split, ["record_id"]).num_rows
+        if found != expected:
+            raise CorpusError(
+                f"the written files do not hold the {split} split as it was read",
+                where=str(folder),
+                rule=f"{expected} records",
+                value=f"{found} records, as this machine sees them",
+                remedy="give an `--output_dir` that every machine of the cluster sees",
+            )
+
+
+def check_splits(corpus: Corpus, needed: Sequence[str], split_off: Mapping[str, float]) -> None:
+    """Raise CorpusError for a needed split that is empty, and for labels that only dev or test has.
+
+    Args:
+        split_off: splits that were made of training documents.
+    """
     num_records, labels = corpus.num_records, corpus.labels
     for split in needed:
         if not num_records.get(split):
@@ -206,8 +226,17 @@ def _check_splits(corpus: Corpus, needed: Sequence[str]) -> None:
                 f"the {split} split has labels that the training split lacks",
                 rule="labels of train: " + ", ".join(f"`{label}`" for label in sorted(labels["train"])),
                 value="only in " + split + ": " + ", ".join(f"`{label}`" for label in sorted(unknown)),
-                remedy="use the same label names everywhere, or move such records into train",
+                remedy=_advise_on_labels(split, is_split_off=split in split_off),
             )
+
+
+def _advise_on_labels(split: str, *, is_split_off: bool) -> str:
+    if not is_split_off:
+        return "use the same label names everywhere, or move such records into train"
+    return (
+        f"these documents were set apart from train by a hash: set another `--corpus.{split}_fraction`, "
+        f"give files as `--corpus.{split}`, or more documents with these labels"
+    )
 
 
 def _iterate_words(records: ray.data.Dataset) -> Any:

@@ -35,6 +35,7 @@ from pipelines.ner.words import split_pieces, split_words
 TEXT_FILE = "text.json"
 COUNTS_FILE = "word_counts.npy"
 NUM_BUCKETS = 1 << 20
+PACKED_AT_ONCE = 8192
 """Into which words are counted; two words in one bucket make a rare one look frequent, never the other way round."""
 _INTEGERS = pa.list_(pa.int32())
 WINDOW_SCHEMA = pa.schema(
@@ -112,28 +113,29 @@ def prepare_text(
     records, summary = read_texts(corpus.list_patterns(), corpus.reader, corpus.max_bad_fraction)
     if encoding.splitter == "auto":
         encoding = replace(encoding, splitter="punctuation" if summary.num_texts else "unicode")
+    held_out = 0.0 if corpus.held_out else corpus.held_out_fraction
     with stage_folder(folder) as staging:
         name = encoder
         if encoder == SCRATCH:
-            encoder = build_scratch_encoder(_iterate_texts(records), staging / SCRATCH, seed)
+            encoder = build_scratch_encoder(_iterate_texts(records, held_out), staging / SCRATCH, seed)
         settings: dict[str, Any] = {
             "encoder": encoder,
             "window": window or 256,
             "num_segments": num_segments,
             "encoding": encoding,
-            "held_out_fraction": 0.0 if corpus.held_out else corpus.held_out_fraction,
+            "held_out_fraction": held_out,
             "mentions": mentions,
             "rare_count": rare_count,
             "counts": None,
         }
         if rare_count is not None:
             settings["counts"] = str(staging / COUNTS_FILE)
-            np.save(staging / COUNTS_FILE, count_words(records, encoding.splitter))
+            np.save(staging / COUNTS_FILE, count_words(records, encoding.splitter, held_out))
         packed = records.map_batches(
             PackText,
             fn_constructor_kwargs=settings,
             compute=ray.data.ActorPoolStrategy(size=1),
-            batch_size=None,
+            batch_size=PACKED_AT_ONCE,  # of small files too: what is packed together are the documents of a batch
             batch_format="pyarrow",
         )
         packed.write_parquet(str(staging / "windows"), partition_cols=["split"])
@@ -177,8 +179,14 @@ class PackText:
         """The windows of a block of records."""
         rows = table.select(["record_id", "text", "words", "split"]).to_pylist()
         documents = [_split(row["text"], row["words"], self.encoder.splitter) for row in rows]
-        found = self.finder.find([words for words, _ in documents]) if self.finder else [[] for _ in documents]
-        splits = [self._choose_split(row) for row in rows]
+        splits = [choose_split(row, self.held_out_fraction) for row in rows]
+        found: list[list[tuple[int, int]]] = [[] for _ in documents]
+        if self.finder:  # mentions of held-out text would be hidden as one, and its perplexity another
+            trained_on = [index for index, split in enumerate(splits) if split == "train"]
+            for index, mentions in zip(
+                trained_on, self.finder.find([documents[index][0] for index in trained_on]), strict=True
+            ):
+                found[index] = mentions
         windows: list[dict[str, Any]] = []
         for split in SPLITS:
             chosen = [index for index, one in enumerate(splits) if one == split and documents[index][0]]
@@ -198,27 +206,28 @@ class PackText:
             rare = (self.counts[_find_buckets(words)] <= self.rare_count).tolist()
         return build_units(words, ids, mentions, rare, newlines)
 
-    def _choose_split(self, row: dict[str, Any]) -> str:
-        """By the document's content, so that copies of it are on one side."""
-        if row["split"] != "train":
-            return "held_out"
-        content = row["text"] if row["text"] is not None else "\x1f".join(row["words"])
-        digest = hashlib.blake2b(content.encode("utf-8", "replace"), digest_size=8).digest()
-        return "held_out" if int.from_bytes(digest, "big") / 2**64 < self.held_out_fraction else "train"
+
+def choose_split(row: Mapping[str, Any], held_out_fraction: float) -> str:
+    """train or held_out, by the document's content, so that copies of it are on one side."""
+    if row["split"] != "train":
+        return "held_out"
+    content = row["text"] if row["text"] is not None else "\x1f".join(row["words"])
+    digest = hashlib.blake2b(content.encode("utf-8", "replace"), digest_size=8).digest()
+    return "held_out" if int.from_bytes(digest, "big") / 2**64 < held_out_fraction else "train"
 
 
-def count_words(records: ray.data.Dataset, splitter: str) -> np.ndarray:
-    """How often the words of each bucket occur in all records."""
+def count_words(records: ray.data.Dataset, splitter: str, held_out_fraction: float) -> np.ndarray:
+    """How often the words of each bucket occur in the records for training."""
     total = np.zeros(NUM_BUCKETS, dtype=np.int64)
-    count = partial(count_block, splitter=splitter)
+    count = partial(count_block, splitter=splitter, held_out_fraction=held_out_fraction)
     for batch in records.map_batches(count, batch_size=None, batch_format="pyarrow").iter_batches(batch_format="numpy"):
         np.add.at(total, batch["bucket"], batch["count"])
     return total
 
 
-def count_block(table: pa.Table, splitter: str) -> pa.Table:
+def count_block(table: pa.Table, splitter: str, held_out_fraction: float) -> pa.Table:
     """Buckets that the words of some records fall into, and how often."""
-    rows = table.select(["text", "words"]).to_pylist()
+    rows = _list_train_rows(table, held_out_fraction)
     words = [word for row in rows for word in _split(row["text"], row["words"], splitter)[0]]
     buckets, counts = np.unique(_find_buckets(words), return_counts=True)
     return pa.table({"bucket": buckets, "count": counts})
@@ -239,10 +248,16 @@ def _split(text: str | None, words: list[str] | None, splitter: str) -> tuple[li
     return pieces, frozenset(index for index, ((_, end), (start, _)) in enumerate(gaps, 1) if "\n" in text[end:start])
 
 
-def _iterate_texts(records: ray.data.Dataset) -> Iterator[str]:
+def _list_train_rows(table: pa.Table, held_out_fraction: float) -> list[dict[str, Any]]:
+    """The documents that are trained on: what is known of the others would flatter the perplexity."""
+    rows = table.select(["text", "words", "split"]).to_pylist()
+    return [row for row in rows if choose_split(row, held_out_fraction) == "train"]
+
+
+def _iterate_texts(records: ray.data.Dataset, held_out_fraction: float) -> Iterator[str]:
     for batch in records.iter_batches(batch_size=1000, batch_format="pyarrow"):
-        for text, words in zip(batch["text"].to_pylist(), batch["words"].to_pylist(), strict=True):
-            yield from words if text is None else [text]
+        for row in _list_train_rows(batch, held_out_fraction):
+            yield from row["words"] if row["text"] is None else [row["text"]]
 
 
 def _describe(folder: Path, encoder: str, window: int, ledger: Any) -> TextInfo:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ from pipelines.ner.labels import (
 )
 
 BLOCK_RECORDS = 1000
+MAX_BLOCKS = 1000
+"""Ray tasks for one pass; a task reads several files where there are more of them."""
+SCHEME_FLAGS = "`--corpus.scheme`, or `--scheme` of `evaluate`"
 UNREADABLE = "unreadable"
 _STATUS = [("split", pa.string()), ("outcome", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
 RAW_SCHEMA = pa.schema([*RECORD_SCHEMA, *_STATUS])
@@ -78,7 +82,7 @@ def read_corpus(
         raise CorpusError(
             f"{summary.num_without_gold} records have no annotation",
             rule="each record has `entities`, `spans` or `label` beside its text, or `tags` beside its words",
-            remedy="name the column: `--corpus.reader.spans_column` or `--corpus.reader.tags_column`",
+            remedy="name the column: `reader.spans_column` or `reader.tags_column`",
         )
     found_scheme = _choose_scheme(summary, scheme)
     labels = {split: set(found) for split, found in summary.span_labels.items()}
@@ -94,7 +98,7 @@ def read_raw(
     """All rows of the files, also those that tell of a rejection; nothing is read yet. Raises CorpusError."""
     files = find_all_files(patterns)
     settings = {"reader": reader, "split_off": dict(split_off or {})}
-    raw = ray.data.from_items(files, override_num_blocks=len(files))
+    raw = ray.data.from_items(files, override_num_blocks=min(len(files), MAX_BLOCKS))
     return raw.map_batches(_read_files, fn_kwargs=settings, batch_size=1, batch_format="pyarrow")
 
 
@@ -145,8 +149,9 @@ def _choose_scheme(summary: Summary, scheme: str) -> str:
         first_of = {split_tag(tag)[0]: tag for tag in sorted(places, reverse=True)}
         odd = {"": first_of[""]} if "" in first_of else first_of
         shown = "; ".join(f"`{tag}` in {places[tag]}" for tag in odd.values())
-        what = "an unknown tag prefix" if "" in first_of else error.what
-        raise CorpusError(what, where=shown, rule=error.rule, value=error.value, remedy=error.remedy) from error
+        what = "an unknown tag prefix" if "" in first_of and len(odd) < len(first_of) else error.what
+        remedy = f"{error.remedy} ({SCHEME_FLAGS})"
+        raise CorpusError(what, where=shown, rule=error.rule, value=error.value, remedy=remedy) from error
     prefixes = set(SCHEMES[found])
     strange = [tag for tag in sorted(places) if found != "IO" and split_tag(tag)[0] not in prefixes]
     if strange:
@@ -155,7 +160,7 @@ def _choose_scheme(summary: Summary, scheme: str) -> str:
             where=places[strange[0]],
             rule=f"prefixes of {found}: " + ", ".join(f"`{prefix}-`" for prefix in sorted(prefixes)),
             value=", ".join(f"`{tag}`" for tag in strange[:5]),
-            remedy="mend the tags, or set `--corpus.scheme`; `IO` reads every tag as a bare label",
+            remedy=f"mend the tags, or set the scheme; `IO` reads every tag as a bare label ({SCHEME_FLAGS})",
         )
     return found
 
@@ -185,22 +190,28 @@ def _read_files(batch: pa.Table, reader: FormatOptions, split_off: dict[str, flo
                 else:
                     entries.append(item)
                 if len(kept) >= BLOCK_RECORDS:
-                    yield _build_block(kept, entries, row["split"], split_off, reader.extra_columns)
+                    yield _build_block(kept, entries, row, split_off, reader.extra_columns)
                     kept, entries = [], []
         except CorpusError as error:
             fields = {name: getattr(error, name) for name in ("what", "where", "rule", "value", "remedy")}
             detail = json.dumps({name: str(value) for name, value in fields.items() if value is not None})
             entries.append(LedgerEntry(row["path"], row["path"], "rejected", UNREADABLE, detail))
-        yield _build_block(kept, entries, row["split"], split_off, reader.extra_columns)
+        yield _build_block(kept, entries, row, split_off, reader.extra_columns)
 
 
 def _build_block(
-    kept: Sequence[Record], entries: Sequence[LedgerEntry], split: str, split_off: dict[str, float], keep: Sequence[str]
+    kept: Sequence[Record],
+    entries: Sequence[LedgerEntry],
+    file: Mapping[str, str],
+    split_off: dict[str, float],
+    keep: Sequence[str],
 ) -> pa.Table:
+    split, folder = file["split"], os.path.join(os.path.dirname(file["path"]), "")
     records = to_table(kept)
     for name in keep:
         records = records.append_column(name, pa.array([record.extra.get(name) for record in kept]))
-    splits = [_choose_split(record.doc_id, split, split_off) for record in kept]
+    # by a name that does not depend on where the file lies, or how it was given
+    splits = [_choose_split(record.doc_id.removeprefix(folder), split, split_off) for record in kept]
     ok = [["kept"] * len(kept), [None] * len(kept), [None] * len(kept)]
     for (name, kind), values in zip(_STATUS, [splits, *ok], strict=True):
         records = records.append_column(name, pa.array(values, kind))

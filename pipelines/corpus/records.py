@@ -14,6 +14,10 @@ class CorpusError(UserError):
     """A corpus that cannot be read or used as it is."""
 
 
+class EmptyFile(CorpusError):
+    """A file that is whole and holds no records."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One sentence or document.

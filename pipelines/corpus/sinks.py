@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -97,11 +99,27 @@ class JsonlSink(FileSink):
     def write(self, rows: pa.Table) -> None:
         """Write a line a row."""
         for batch in rows.to_batches(max_chunksize=1000):
-            lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in batch.to_pylist())
+            lines = (_to_json(row) + "\n" for row in batch.to_pylist())
             self.file.write(self.compress("".join(lines).encode("utf-8")))
 
     def finish(self) -> None:
         """Lines need no end."""
+
+
+def _to_json(row: dict[str, Any]) -> str:
+    """JSON knows no number that is none, or infinite: those of kept columns become null."""
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(row), ensure_ascii=False, default=str)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def open_sink(folder: Path, number: int, schema: pa.Schema, file_format: str, compression: str) -> FileSink:

@@ -21,7 +21,8 @@ from pipelines.corpus.inference import ActorPlan, InferenceConfig, load_engine, 
 from pipelines.corpus.records import CorpusError
 from pipelines.corpus.windows import split_record
 from pipelines.ner.bundle import Bundle, load_bundle
-from pipelines.ner.labels import LabelScheme
+from pipelines.ner.entities import Span
+from pipelines.ner.labels import LabelScheme, parse_tag
 
 BATCH_RECORDS = 512
 _INTEGERS = pa.list_(pa.int32())
@@ -113,7 +114,7 @@ class _Teacher:
         marginals = self.engine.decoder.find_marginals(emissions)
         windows: list[dict[str, Any]] = []
         for row, (pieces, spans), found_WK, states_WH in zip(rows, split, marginals, states, strict=True):
-            tag_ids = self.scheme.to_tag_ids(spans, len(pieces))
+            tag_ids = find_tag_ids(self.scheme, spans, len(pieces))
             targets_WK = mix_targets(found_WK[:, self.order], tag_ids, self.lesson)
             windows += self._cut(row, pieces, tag_ids, targets_WK, states_WH)
         return pa.Table.from_pylist(windows, SCHEMA)
@@ -168,6 +169,19 @@ def match_tags(teacher: LabelScheme, student: LabelScheme) -> list[int]:
             remedy="give a corpus that has the teacher's labels",
         )
     return [teacher.tags.index(tag) for tag in student.tags]
+
+
+def find_tag_ids(scheme: LabelScheme, spans: Sequence[Span], num_words: int) -> list[int]:
+    """As the scheme's `to_tag_ids`, for others' models that lack some tags: the nearest one of the label stands in.
+
+    Without `B-PER` (IOB1), two persons side by side are one to such a model.
+    """
+    found = []
+    for tag in scheme.to_tags(spans, num_words):
+        label = parse_tag(tag, scheme.name)[1]
+        others = [index for index, (_, own) in enumerate(scheme.parsed) if own == label]
+        found.append(scheme.ids.get(tag, others[-1] if others else 0))
+    return found
 
 
 def mix_targets(teacher_WK: np.ndarray, tag_ids: list[int], lesson: Lesson) -> np.ndarray:

@@ -93,6 +93,7 @@ def render_card(
         shards=shards,
         cost=_list_cost(info, usage),
         is_uncased=is_uncased(load_tokenizer(str(bundle))),
+        has_cases=bool(json.loads((bundle / "config.json").read_text(encoding="utf-8")).get("casing")),
         has_seen_mentions=(bundle / SEEN_FILE).is_file(),
     )
     data = _describe(info, name, encoder, strict, datasets)

@@ -49,15 +49,27 @@ def draw_curves(lines: Sequence[Line], title: str, x_label: str, y_label: str) -
     return _wrap(parts, title, _FLOOR + 44, f"{title}: {len(lines)} trials by {x_label}")
 
 
-def draw_scatter(lines: Sequence[Line], front: Sequence[int], title: str, x_label: str, y_label: str) -> str:
-    """A dot for each line's last point; those of the front, by their places in `lines`, are joined by steps."""
+def draw_scatter(
+    lines: Sequence[Line],
+    front: Sequence[int],
+    title: str,
+    x_label: str,
+    y_label: str,
+    *,
+    more_is_better: bool = False,
+) -> str:
+    """A dot for each line's last point; those of the front, by their places in `lines`, are joined by steps.
+
+    Args:
+        more_is_better: x is a gain and not a cost, so that a point reaches what lies left of it.
+    """
     points = [line.points[-1] for line in lines]
     x_ticks, y_ticks = find_ticks([0.0, *(x for x, _ in points)]), find_ticks([y for _, y in points])
     parts = [_draw_frame(x_ticks, y_ticks, x_label, y_label)]
     places = [_place(point, x_ticks, y_ticks) for point in points]
     if front:
         first, *rest = (places[number] for number in front)
-        steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in rest)
+        steps = "".join(f"V{y:.1f}H{x:.1f}" if more_is_better else f"H{x:.1f}V{y:.1f}" for x, y in rest)
         style = 'fill="none" stroke="currentColor" stroke-opacity=".45" stroke-width="1.5"'
         parts.append(f'<path d="M{first[0]:.1f} {first[1]:.1f}{steps}" {style}/>')
     for line, (x, y) in zip(lines, places, strict=True):

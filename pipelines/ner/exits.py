@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from pipelines.ner.casing import has_cases, split_cases
 
+NEVER = 2.0
+"""A threshold at which nothing leaves."""
+
 
 class Exits(nn.Module):
     """A linear classifier after each of some layers.

@@ -68,6 +68,7 @@ class LabelScheme:
     def from_tags(cls, tags: Sequence[str], name: str | None = None) -> "LabelScheme":
         """The scheme of a foreign model, read off its tags. Raises SchemeError if they fit none."""
         seen = Counter(f"prefix:{split_tag(tag)[0]}" for tag in tags)
+        seen["bare_letters"] = sum(tag in _ROLES for tag in tags)
         if any(split_tag(tag)[0] == "I" and f"B-{split_tag(tag)[1]}" not in tags for tag in tags):
             seen["inside_starts"] = 1  # without `B-PER` an entity can only begin with `I-PER`
         found = name or detect_scheme(seen)
@@ -184,6 +185,7 @@ def observe_tags(tags: Sequence[str]) -> Counter[str]:
     for tag in tags:
         prefix, label = split_tag(tag)
         seen[f"prefix:{prefix}"] += 1
+        seen["bare_letters"] += tag in _ROLES
         goes_on = label == previous_label and previous not in ("", OUTSIDE)
         if prefix == "I" and not goes_on:
             seen["inside_starts"] += 1
@@ -194,14 +196,25 @@ def observe_tags(tags: Sequence[str]) -> Counter[str]:
 
 
 def detect_scheme(seen: Counter[str]) -> str:
-    """The scheme that added observations show. Raises SchemeError for prefixes that no single scheme has."""
+    """The scheme that added observations show.
+
+    Raises SchemeError for prefixes that no single scheme has, and where every tag is a prefix alone (`B I O`): read as
+    bare labels, `B` and `I` would be two kinds of entity.
+    """
     prefixes = {key.removeprefix("prefix:") for key in seen if key.startswith("prefix:") and seen[key]} - {OUTSIDE}
     if "" in prefixes and len(prefixes) > 1:
         raise SchemeError(
             "some tags have a scheme prefix and some have none",
             rule="every tag but `O` is a prefix, a dash and a label (`B-PER`), or every tag is a bare label",
             value=", ".join(sorted(f"`{prefix or '(none)'}`" for prefix in prefixes)),
-            remedy="mend the tags, or set `--corpus.scheme IO` to read every tag as a bare label",
+            remedy="mend the tags, or set the scheme `IO`, which reads every tag as a bare label",
+        )
+    if prefixes == {""} and seen["bare_letters"] == seen["prefix:"]:
+        raise SchemeError(
+            "the tags are prefixes without a label",
+            rule="every tag but `O` is a prefix, a dash and a label (`B-PER`), or every tag is a bare label",
+            value="every tag is one of " + ", ".join(f"`{letter}`" for letter in sorted(_ROLES) if letter),
+            remedy="write `B-ENTITY` for `B`, and so on; if they are labels, set the `scheme` `IO`",
         )
     if prefixes <= {""}:
         return "IO" if prefixes else "BIO"

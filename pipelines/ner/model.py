@@ -3,6 +3,8 @@
 Shapes: B windows, T sub-tokens, W words, K tags.
 """
 
+import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForTokenClassification
 
-from pipelines.ner.casing import add_cases, compute_logits
+from pipelines.ner.casing import add_cases, compute_logits, has_cases
 from pipelines.ner.crf import Chain, LinearChainCRF, build_legal_chain
 from pipelines.ner.encoders import EncoderError
 from pipelines.ner.errors import UserError
@@ -70,7 +72,7 @@ class TokenClassifier(nn.Module):
         self.head = head
         self.crf = LinearChainCRF(scheme) if head == "crf" else None
         self.exits: Exits | None = None
-        """Used by runtimes that predict; training knows none."""
+        """By which windows may leave early; training has them only to teach them."""
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, word_starts_BW: Tensor) -> Tensor:
         """Emissions `[B, W, K]`: the tag scores at each word's first sub-token, in nats (logits)."""
@@ -91,28 +93,61 @@ def build_token_classifier(
     """A classifier on a pretrained encoder (a resolved path or hub id), with a new head. Seed torch before the call."""
     id2label = dict(enumerate(scheme.tags))
     settings: dict[str, Any] = {"id2label": id2label, "label2id": {tag: index for index, tag in id2label.items()}}
-    encoder_config = AutoConfig.from_pretrained(encoder)
+    encoder_config = AutoConfig.from_pretrained(encoder, trust_remote_code=False)
+    if getattr(encoder_config, "attention_widths", None) is not None:
+        raise EncoderError(
+            f"the encoder `{encoder}` is one whose attention heads were cut out",
+            rule="a network of a shape that transformers knows",
+            remedy="train the model that it was made of, and make that one smaller",
+        )
     if config.dropout is not None:
         settings |= {name: config.dropout for name in vars(encoder_config) if "dropout" in name}
     try:
-        network = AutoModelForTokenClassification.from_pretrained(
-            encoder, dtype=torch.float32, use_safetensors=True, **settings
+        network, loading = AutoModelForTokenClassification.from_pretrained(
+            encoder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # a tag head of its own is of other tags
+            output_loading_info=True,
+            **settings,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise EncoderError(
             f"the encoder `{encoder}` cannot be loaded",
             rule="weights in safetensors, an architecture that has a token classifier in transformers",
             value=str(error).splitlines()[0],
             remedy="choose another encoder, or convert its weights with `save_pretrained` of transformers",
         ) from error
-    if casing:
+    base = f"{network.base_model_prefix}."
+    wrong = [key for key, *_ in loading["mismatched_keys"] if key.startswith(base)]
+    if wrong:
+        raise EncoderError(
+            f"the encoder `{encoder}` has weights of other shapes than its config.json says",
+            value=", ".join(sorted(wrong)[:3]),
+            remedy="mend its config.json, or choose another encoder",
+        )
+    _renew_head(network, loading["missing_keys"])
+    if casing and not has_cases(network):
         add_cases(network)
     return TokenClassifier(network, scheme, config.head)
+
+
+def _renew_head(network: Any, new: Collection[str]) -> None:
+    """Give a head that came with the checkpoint new weights, for it knows other tags, or these in another order."""
+    for name, module in network.named_modules():
+        is_head = isinstance(module, nn.Linear) and module.out_features == network.config.num_labels
+        if is_head and not name.startswith(f"{network.base_model_prefix}.") and f"{name}.weight" not in new:
+            nn.init.normal_(module.weight, std=getattr(network.config, "initializer_range", 0.02))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def get_max_window(network_config: Any, tokenizer: Any) -> int:
     """The longest input, special tokens included, that both the encoder and its tokenizer take."""
     positions = getattr(network_config, "max_position_embeddings", None) or 512
+    if positions < 0:  # XLNet's, which has none and so no limit
+        positions = sys.maxsize
     if getattr(network_config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "longformer"):
         positions -= 2  # their positions begin after the padding index
     return int(min(positions, tokenizer.model_max_length))

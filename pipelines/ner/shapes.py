@@ -20,11 +20,13 @@ FIELD = "attention_widths"
 
 def load_network(path: Path) -> Any:
     """The token classifier in a folder, in float32, whatever its shape."""
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     widths = getattr(config, FIELD, None)
     if widths is None:
-        return AutoModelForTokenClassification.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-    network = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
+        return AutoModelForTokenClassification.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    network = AutoModelForTokenClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
     for layer, width in zip(read_architecture(network).layers, widths, strict=True):  # type: ignore[union-attr]
         for part in (layer.query, layer.key, layer.value):
             set_weights(part, part.weight[:width], part.bias[:width])

@@ -106,7 +106,7 @@ def read_architecture(model: str) -> Architecture:
         return convert_config(BertConfig(vocab_size=SCRATCH_VOCABULARY, **SCRATCH_SHAPE))
     path = find_encoder(model)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _refuse(model, error) from error
     return convert_config(config)
@@ -120,7 +120,7 @@ def convert_config(config: Any) -> Architecture:
         return readers[config.model_type](config)
     try:
         with torch.device("meta"):
-            outline = AutoModelForTokenClassification.from_config(config)
+            outline = AutoModelForTokenClassification.from_config(config, trust_remote_code=False)
         guess = replace(_read_bert(config), is_packed=False, is_known=False)
     except (AttributeError, TypeError, ValueError) as error:
         raise _refuse(config.model_type, error) from error

@@ -107,11 +107,22 @@ def calibrate(
     Args:
         train_probe: makes real steps; without it only products and bandwidth are measured.
         precision: of the steps; the rates are kept for the one that they had.
+
+    Raises:
+        PlanError: a precision that the machine has no fast products in.
     """
     target = torch.device(device)
-    flops = {}
-    for name in list_precisions(target):
-        flops[name] = measure_products(name, target)
+    measured = list_precisions(target)
+    resolved = choose_precision(target) if precision == "auto" else precision
+    if resolved not in measured:
+        raise PlanError(
+            "a precision in which this machine computes no faster",
+            where="`training.precision`",
+            rule="auto, or one of " + ", ".join(measured),
+            value=precision,
+            remedy="calibrate the one that training takes by itself: `auto`",
+        )
+    flops = {name: measure_products(name, target) for name in measured}
     rates = Rates(
         name=describe_machine(target),
         device=target.type,
@@ -121,7 +132,6 @@ def calibrate(
         network_bytes_per_s=NETWORK_BYTES_PER_S,
         source="calibration",
     )
-    resolved = choose_precision(target) if precision == "auto" else precision
     if train_probe is not None:
         runs = []
         for probe in probes:

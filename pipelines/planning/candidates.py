@@ -14,6 +14,7 @@ from pipelines.planning.fit import (
     Placement,
     count_all_places,
     count_places,
+    limit_added,
     list_added,
     list_all_nodes,
     place,
@@ -38,6 +39,8 @@ DEVICE_BATCH_TOKENS = 4096
 MOST_DEVICE_BATCH_TOKENS = 65_536
 MOST_SAMPLED = 20_000
 """Windows of a histogram that are reckoned with; of a larger one a smaller copy."""
+WITHOUT_CHECKPOINTING = ("albert", "flaubert", "funnel", "mpnet", "xlm", "xlnet")
+"""Architectures for which transformers computes no activations again."""
 USABLE = 0.92
 """Share of a device's memory that a plan fills: predictions err, and memory is fragmented."""
 
@@ -141,10 +144,28 @@ def list_candidates(
         corrections = find_corrections(node, rates, precision)
         for setup in _list_setups(request, number, bool(bundle.gpus)):
             setup = replace(setup, precision=precision)
+            if request.num_workers is None and not can_divide(setup, architecture):
+                continue
+            is_own_idea = setup.gradient_checkpointing and not request.setup.gradient_checkpointing
+            if is_own_idea and architecture.family in WITHOUT_CHECKPOINTING:
+                continue
             one = _evaluate(inventory, architecture, sample, request, setup, placement, rates, corrections)
             scale = lengths.num_tokens / max(1, sample.num_tokens)
             found.append(replace(one, num_steps=max(1, round(one.num_steps * scale))))
     return found, problems
+
+
+def can_divide(setup: TrainingSetup, architecture: Architecture) -> bool:
+    """Whether so many workers can train an encoder by their strategy."""
+    workers, strategy = setup.num_workers, setup.strategy
+    if strategy in ("ddp", "local_sgd"):
+        return True
+    if workers < 2 or (strategy == "pipeline" and workers > architecture.num_layers):
+        return False
+    if strategy == "hybrid" and (workers % setup.inside_size or workers < 2 * setup.inside_size):
+        return False
+    size = workers if strategy == "tensor" else setup.inside_size
+    return not setup.slices_products or not (architecture.num_heads % size or architecture.intermediate_size % size)
 
 
 def thin(lengths: Lengths) -> Lengths:
@@ -175,6 +196,7 @@ def _list_groups(inventory: Inventory, request: TrainingRequest, limits: Limits)
     for kind in kinds if request.use_gpu is not False and limits.gpus != 0 else []:
         of_kind = [node for node in nodes if node.gpus and node.accelerator == kind]
         least = Bundle(float(request.cpus_per_worker or 1), 1.0, accelerator=kind)
+        of_kind = limit_added(of_kind, inventory, least, KEPT)
         most = min(count_all_places(of_kind, least, KEPT), limits.gpus or MOST_WORKERS, MOST_WORKERS)
         for number in _list_numbers(most, request, [count_places(node, least, KEPT) for node in of_kind]):
             bundle = _shape_worker(least, number, of_kind, MOST_GPU_CPUS, request)
@@ -182,6 +204,7 @@ def _list_groups(inventory: Inventory, request: TrainingRequest, limits: Limits)
                 yield bundle, number
     if request.use_gpu is not True and not request.accelerator:
         least = Bundle(float(request.cpus_per_worker or 1))
+        nodes = limit_added(nodes, inventory, least, KEPT)
         most = min(sum(count_all_places([node], least, KEPT) > 0 for node in nodes), MOST_WORKERS)
         for number in _list_numbers(most, request, [1] * most):
             bundle = _shape_worker(least, number, nodes, MOST_WORKERS, request)

@@ -63,7 +63,9 @@ class TrainingSetup:
         """Workers that read different parts of a batch."""
         if self.is_alone or self.strategy in ("tensor", "pipeline"):
             return 1
-        return self.num_workers // (self.inside_size if self.slices_products else 1)
+        if self.strategy != "hybrid" or not self.slices_products:
+            return self.num_workers
+        return max(1, self.num_workers // self.inside_size)
 
     @property
     def slices_products(self) -> bool:

@@ -135,14 +135,16 @@ def place_growing(bundle: Bundle, number: int, inventory: Inventory, kept: Kept 
     if found is not None:
         return found
     left = number - count_all_places(inventory.nodes, bundle, kept)
-    nodes = list(inventory.nodes)
+    nodes, most = list(inventory.nodes), MANY if inventory.most_added is None else inventory.most_added
     for group in sorted(inventory.groups, key=lambda group: _price_place(group, bundle, kept)):
         places = count_places(group.node, bundle, kept)
         if places and left > 0:
-            added = min(group.max_count, math.ceil(left / places))
-            left -= added * places
+            added = min(group.max_count, math.ceil(left / places), most)
+            left, most = left - added * places, most - added
             nodes += list_added(group, added)
     found = place(bundle, number, nodes, kept)
+    if found is None and inventory.most_added is not None:  # the cheapest are too many: the roomiest
+        found = place(bundle, number, limit_added(list_all_nodes(inventory), inventory, bundle, kept), kept)
     return found and settle_added(found, inventory)
 
 
@@ -170,6 +172,17 @@ def list_all_nodes(inventory: Inventory, at_most: int = 1024) -> list[Node]:
     return [*inventory.nodes, *added]
 
 
+def limit_added(nodes: Sequence[Node], inventory: Inventory, bundle: Bundle, kept: Kept = NOTHING) -> list[Node]:
+    """The nodes without those beyond what may be added, all groups together: those that hold most bundles stay."""
+    if inventory.most_added is None:
+        return list(nodes)
+    there = {node.name for node in inventory.nodes}
+    added = [(count_places(node, bundle, kept), node.name) for node in nodes if node.name not in there]
+    roomiest = sorted(added, key=lambda one: -one[0])[: inventory.most_added]
+    chosen = there | {name for places, name in roomiest if places}
+    return [node for node in nodes if node.name in chosen]
+
+
 def round_up_share(fraction: float) -> float:
     """The smallest share of a GPU that holds this fraction, and of which whole numbers fit; above 1, whole GPUs."""
     if fraction > 1:
@@ -180,7 +193,7 @@ def round_up_share(fraction: float) -> float:
 def explain_shortage(bundle: Bundle, number: int, inventory: Inventory, kept: Kept = NOTHING) -> str:
     """What there is and what is missing for `number` bundles."""
     now = count_all_places(inventory.nodes, bundle, kept)
-    grown = count_all_places(list_all_nodes(inventory), bundle, kept)
+    grown = count_all_places(limit_added(list_all_nodes(inventory), inventory, bundle, kept), bundle, kept)
     told = f"room for {now}" + (f", and for {grown} once the cluster has grown to its most" if grown > now else "")
     shapes = "; ".join(describe_nodes(inventory.nodes)) or "no nodes"
     best = max(list_all_nodes(inventory), key=lambda node: count_places(node, bundle, kept), default=None)

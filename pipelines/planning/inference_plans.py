@@ -1,20 +1,23 @@
 """Plans of labelling and serving: what an actor or a replica takes, how many there are, and what holds them up."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.errors import PlanError
-from pipelines.planning.fit import Bundle, explain_shortage, round_up_share
+from pipelines.planning.fit import Bundle, explain_shortage, round_up_share, settle_added
 from pipelines.planning.inventory import Inventory
 from pipelines.planning.lengths import Lengths
-from pipelines.planning.placing import fill
+from pipelines.planning.placing import fill, list_used
 from pipelines.planning.plans import GIB, Limits, Plan, Rejected, price_nodes, render_money, render_seconds
 from pipelines.planning.pools import HOST_TOKENS_PER_S, KEPT, USABLE, InferenceRequest, Pool, list_pools
 
 ENOUGH = 0.95
 """Fewer actors are taken if they reach this share of the best speed."""
+WORTH_S = 5.0
+"""Seconds of labelling for which an actor is started: about what it takes to import torch and load a model."""
 HOST_BOUND = "tokenizing and decoding, one core a process"
 MOST_LOAD = 0.7
 """Share of a server's speed above which queues grow long."""
@@ -27,14 +30,28 @@ def plan_prediction(
     request: InferenceRequest,
     limits: Limits = Limits(),  # noqa: B008 - it is frozen
 ) -> Plan:
-    """The fastest pool of actors that fits. Raises PlanError with what is missing.
+    """The fastest pool of actors that fits, or one of as few as have some seconds of work each.
+
+    Raises PlanError with what is missing.
 
     Args:
         lengths: of all that is to be labelled.
     """
     pools, problems = list_pools(inventory, architecture, lengths, request, limits)
-    chosen = _choose(pools, problems, inventory, request, limits, lengths)
+    try:
+        chosen = _choose(pools, problems, inventory, request, limits, lengths)
+    except PlanError:
+        if not inventory.groups:
+            raise
+        pools, problems = list_pools(inventory, architecture, lengths, request, limits, may_add=True)
+        chosen = _choose(pools, problems, inventory, request, limits, lengths)
+    reasons = []
     total_s = lengths.num_tokens / chosen.tokens_per_s
+    worthwhile = max(1, math.ceil(total_s * chosen.placement.number / WORTH_S))
+    if request.num_actors is None and worthwhile < chosen.placement.number:
+        reasons.append(f"more would start for less than {WORTH_S:g} s of work each; `--resources.num_actors` adds some")
+        chosen = _shrink(chosen, worthwhile, inventory)
+        total_s = lengths.num_tokens / chosen.tokens_per_s
     cost = None if chosen.price_per_hour is None else chosen.price_per_hour * total_s / 3600
     return _build_plan(
         "predict",
@@ -47,8 +64,9 @@ def plan_prediction(
             "cost": cost,
             "price_per_hour": chosen.price_per_hour,
         },
-        [_reject(one, chosen) for one in pools if one is not chosen][:6]
+        [_reject(one, chosen) for one in pools if one.placement.bundle != chosen.placement.bundle][:6]
         + [Rejected("some GPUs", one.what) for one in problems],
+        reasons,
     )
 
 
@@ -77,15 +95,7 @@ def plan_serving(
                 value=f"room for {chosen.placement.number} replicas, {chosen.tokens_per_s:,.0f} sub-tokens/s",
                 remedy="more or faster nodes, or a smaller model",
             )
-        counts = fill(chosen.placement.bundle, int(max(1, needed)), chosen.nodes, KEPT).counts
-        nodes = [node for node in chosen.nodes if counts.get(node.name)]
-        chosen = replace(
-            chosen,
-            placement=replace(chosen.placement, counts=counts),
-            nodes=nodes,
-            tokens_per_s=one * sum(counts.values()),
-            price_per_hour=price_nodes(nodes, chosen.rates.price_per_hour),
-        )
+        chosen = _shrink(chosen, int(max(1, needed)), inventory)
         reasons.append(f"{needed:,.0f} bear {request.tokens_per_s:,.0f} sub-tokens/s with 70 % of their speed")
     settings = {"max_replicas": chosen.placement.number, "num_cpus": _as_number(chosen.placement.bundle.cpus)}
     predicted = {"tokens_per_s": chosen.tokens_per_s, "price_per_hour": chosen.price_per_hour}
@@ -112,14 +122,13 @@ def _choose(
             value=explain_shortage(bundle, number, inventory, KEPT),
             remedy="lower `--resources.cpus_per_actor` or `--resources.gpus_per_actor`, or add nodes",
         )
-    best = max(pool.tokens_per_s for pool in pools)
-    good = [pool for pool in pools if pool.tokens_per_s >= ENOUGH * best]
+    within = pools if lengths is None else [pool for pool in pools if not _exceeds(pool, limits, lengths)]
+    best = max(pool.tokens_per_s for pool in within or pools)
+    good = [pool for pool in within or pools if pool.tokens_per_s >= ENOUGH * best]
     chosen = min(good, key=lambda pool: (pool.placement.number, -pool.tokens_per_s))
     if lengths is not None:
-        seconds = lengths.num_tokens / chosen.tokens_per_s
-        cost = None if chosen.price_per_hour is None else chosen.price_per_hour * seconds / 3600
-        late = limits.hours is not None and seconds > limits.hours * 3600
-        if late or (limits.price is not None and (cost is None or cost > limits.price)):
+        seconds, cost = _reckon(chosen, lengths)
+        if not within:
             told = f"{chosen.describe()} each take {render_seconds(seconds)}"
             raise PlanError(
                 "the run cannot be done within the limits",
@@ -129,6 +138,32 @@ def _choose(
                 remedy="more time or money, a smaller model, or more and faster nodes",
             )
     return chosen
+
+
+def _reckon(pool: Pool, lengths: Lengths) -> tuple[float, float | None]:
+    """Seconds of labelling all, and its price."""
+    seconds = lengths.num_tokens / pool.tokens_per_s
+    return seconds, None if pool.price_per_hour is None else pool.price_per_hour * seconds / 3600
+
+
+def _exceeds(pool: Pool, limits: Limits, lengths: Lengths) -> bool:
+    seconds, cost = _reckon(pool, lengths)
+    is_late = limits.hours is not None and seconds > limits.hours * 3600
+    return is_late or (limits.price is not None and (cost is None or cost > limits.price))
+
+
+def _shrink(pool: Pool, number: int, inventory: Inventory) -> Pool:
+    """The same processes, at most so many, on the fewest nodes."""
+    found = fill(pool.placement.bundle, number, pool.nodes, KEPT)
+    nodes = list_used(pool.nodes, found)
+    placement = settle_added(found, inventory)
+    return replace(
+        pool,
+        placement=placement,
+        nodes=nodes,
+        tokens_per_s=pool.tokens_per_s / pool.placement.number * placement.number,
+        price_per_hour=price_nodes(nodes, pool.rates.price_per_hour),
+    )
 
 
 def _build_plan(

@@ -74,6 +74,8 @@ class Inventory:
     """Where it was read."""
     may_grow: bool = False
     """Whether an autoscaler adds nodes, also where its limits (`groups`) are not known."""
+    most_added: int | None = None
+    """How many nodes may be added of all groups together; None: as many as the groups have."""
 
     def list_accelerators(self) -> list[str | None]:
         """Kinds of GPU that the cluster has or may get, in the order met; None among them: of an unknown kind."""

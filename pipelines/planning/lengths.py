@@ -30,16 +30,25 @@ class Lengths:
 
     @classmethod
     def from_records(
-        cls, histogram: Mapping[str, int], *, window: int, stride: int, words_per_token: float = 0.75
+        cls,
+        histogram: Mapping[str, int],
+        *,
+        window: int,
+        stride: int,
+        words_per_token: float = 0.75,
+        step: int = HISTOGRAM_STEP,
     ) -> "Lengths":
         """Of a `token_histogram` as `ShardsInfo` has it (lower edge of 16 sub-tokens → records), cut into windows.
 
         A bar counts as its middle. Of a longer record each window but the last is full, and begins `stride`
         sub-tokens before the end of the one before.
+
+        Args:
+            step: sub-tokens of a bar; 1 for lengths that are known exactly.
         """
         counts: dict[int, int] = {}
         for edge, number in histogram.items():
-            left = int(edge) + HISTOGRAM_STEP // 2
+            left = max(1, int(edge) + step // 2)
             while left > window:
                 counts[window] = counts.get(window, 0) + number
                 left -= max(1, window - 2 - stride)  # two are special

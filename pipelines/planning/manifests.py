@@ -54,7 +54,8 @@ def read_cluster_yaml(path: Path) -> Inventory:
     workers = [node for node in nodes if node.group != head]
     groups = build_groups([(name, {}, {}, most) for name, (_, most) in shapes.items()], workers, limit)
     whole = tuple(NodeGroup(shapes[group.name][0], group.max_count) for group in groups)
-    return Inventory(tuple(nodes), whole, f"the cluster file {path}", bool(whole))
+    most = max(0, limit - len(workers))
+    return Inventory(tuple(nodes), whole, f"the cluster file {path}", bool(whole), most)
 
 
 def read_kuberay(path: Path) -> Inventory:

@@ -6,7 +6,16 @@ from dataclasses import dataclass, replace
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.candidates import thin
 from pipelines.planning.errors import PlanError
-from pipelines.planning.fit import SHARES, Bundle, Kept, Placement, count_places, settle_added
+from pipelines.planning.fit import (
+    SHARES,
+    Bundle,
+    Kept,
+    Placement,
+    count_places,
+    limit_added,
+    list_all_nodes,
+    settle_added,
+)
 from pipelines.planning.inventory import Inventory, Node
 from pipelines.planning.lengths import Lengths
 from pipelines.planning.memory import Memory, estimate_inference_memory
@@ -73,11 +82,21 @@ class Pool:
 
 
 def list_pools(
-    inventory: Inventory, architecture: Architecture, lengths: Lengths, request: InferenceRequest, limits: Limits
+    inventory: Inventory,
+    architecture: Architecture,
+    lengths: Lengths,
+    request: InferenceRequest,
+    limits: Limits,
+    *,
+    may_add: bool = False,
 ) -> tuple[list[Pool], list[PlanError]]:
-    """Every pool that fits now; where none does, every one that fits on nodes that may be added; and GPUs unknown."""
+    """Every pool that fits now; where none does, every one that fits on nodes that may be added; and GPUs unknown.
+
+    Args:
+        may_add: take nodes that may be added though there is room without.
+    """
     problems: list[PlanError] = []
-    for nodes in may_fill(inventory):
+    for nodes in [list_all_nodes(inventory)] if may_add else may_fill(inventory):
         found: list[Pool] = []
         for bundle in _list_bundles(nodes, request, limits):
             try:
@@ -114,6 +133,7 @@ def _build_pool(
     bundle: Bundle,
 ) -> Pool | None:
     """The pool of all such actors that fit, or of as many as are asked for; None if there is no room."""
+    nodes = limit_added(nodes, inventory, bundle, KEPT)
     hosts = [node for node in nodes if count_places(node, bundle, KEPT)]
     if not hosts:
         return None

@@ -50,7 +50,10 @@ class Rates:
 def _gpu(
     name: str, fp32: float, half: float, bf16: float, int8: float, gib: float, gb_per_s: float, link_gb_per_s: float
 ) -> Rates:
-    """Of published peaks: dense TFLOP/s by precision (fp32 as PyTorch computes it, without TF32), GiB, GB/s."""
+    """Of published peaks: dense TFLOP/s by precision (fp32 as PyTorch computes it, without TF32), and GB/s.
+
+    GiB are those that PyTorch finds: error correction and the driver take some of what the card is sold by.
+    """
     flops = {"fp32": fp32 * TERA, "fp16": half * TERA, "bf16": bf16 * TERA, "int8": int8 * TERA}
     return Rates(
         name=name,
@@ -73,22 +76,22 @@ def _gpu(
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        _gpu("T4", 8.1, 65, 8.1, 130, 16, 320, 16),
-        _gpu("L4", 30.3, 121, 121, 242, 24, 300, 32),
-        _gpu("A10", 31.2, 125, 125, 250, 24, 600, 32),
-        _gpu("A10G", 31.5, 70, 70, 140, 24, 600, 32),
-        _gpu("V100", 15.7, 125, 15.7, 62, 16, 900, 150),
-        _gpu("A30", 10.3, 165, 165, 330, 24, 933, 100),
-        _gpu("A40", 37.4, 149.7, 149.7, 299, 48, 696, 56),
-        _gpu("A100-40G", 19.5, 312, 312, 624, 40, 1555, 300),
-        _gpu("A100-80G", 19.5, 312, 312, 624, 80, 2039, 300),
-        _gpu("L40S", 91.6, 362, 362, 733, 48, 864, 32),
-        _gpu("RTX-6000-Ada", 91.1, 364, 364, 728, 48, 960, 32),
-        _gpu("RTX-3090", 35.6, 71, 71, 284, 24, 936, 32),
-        _gpu("RTX-4090", 82.6, 165, 165, 660, 24, 1008, 32),
-        _gpu("H100", 67, 989, 989, 1979, 80, 3350, 450),
-        _gpu("H200", 67, 989, 989, 1979, 141, 4800, 450),
-        _gpu("B200", 75, 2250, 2250, 4500, 180, 8000, 900),
+        _gpu("T4", 8.1, 65, 8.1, 130, 14.7, 320, 16),
+        _gpu("L4", 30.3, 121, 121, 242, 22.0, 300, 32),
+        _gpu("A10", 31.2, 125, 125, 250, 22.0, 600, 32),
+        _gpu("A10G", 31.5, 70, 70, 140, 22.0, 600, 32),
+        _gpu("V100", 15.7, 125, 15.7, 62, 15.7, 900, 150),
+        _gpu("A30", 10.3, 165, 165, 330, 23.5, 933, 100),
+        _gpu("A40", 37.4, 149.7, 149.7, 299, 44.3, 696, 56),
+        _gpu("A100-40G", 19.5, 312, 312, 624, 39.4, 1555, 300),
+        _gpu("A100-80G", 19.5, 312, 312, 624, 79.1, 2039, 300),
+        _gpu("L40S", 91.6, 362, 362, 733, 44.3, 864, 32),
+        _gpu("RTX-6000-Ada", 91.1, 364, 364, 728, 47.4, 960, 32),
+        _gpu("RTX-3090", 35.6, 71, 71, 284, 23.6, 936, 32),
+        _gpu("RTX-4090", 82.6, 165, 165, 660, 23.6, 1008, 32),
+        _gpu("H100", 67, 989, 989, 1979, 79.1, 3350, 450),
+        _gpu("H200", 67, 989, 989, 1979, 139.7, 4800, 450),
+        _gpu("B200", 75, 2250, 2250, 4500, 178.3, 8000, 900),
     )
 }
 _ALIASES = {"A100": "A100-40G", "RTX3090": "RTX-3090", "RTX4090": "RTX-4090"}
@@ -103,7 +106,10 @@ def find_rates(accelerator: str) -> Rates:
     if name in known:
         return GPUS[known[name]]
     for one in sorted(GPUS, key=len, reverse=True):  # `NVIDIA H100 80GB HBM3`, `A100-SXM4-80GB`
-        if name.startswith(one.upper().partition("-")[0] + "-"):
+        if one.startswith("RTX-"):  # a family of many cards, which their numbers tell apart
+            if name.startswith(f"{one.upper()}-"):
+                return GPUS[one]
+        elif name.startswith(one.upper().partition("-")[0] + "-"):
             family = [gpu for gpu in GPUS if gpu.partition("-")[0] == one.partition("-")[0]]
             return GPUS[max(family) if "80G" in name else min(family)]
     near = get_close_matches(name, known, n=3, cutoff=0.3)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.ner.machine import count_cores
 from pipelines.planning.inventory import GROUP_LABEL, Inventory, Limit, Node, NodeGroup, build_groups, find_accelerator
 
 HEAD_RESOURCE = "node:__internal_head__"
@@ -13,6 +14,8 @@ ID_LENGTH = 12
 """Digits of a node's id that name it."""
 MONITORS = ("autoscaler/_private/monitor.py", "autoscaler/v2/monitor.py")
 HEAD_TIMEOUT_S = 30.0
+KUBERAY_START, NO_MONITOR = "KUBERAY_GEN_RAY_START_CMD", "--no-monitor"
+"""How KubeRay's operator starts Ray in its containers, and what it tells a head that has its autoscaler beside it."""
 LOCAL_MEMORY = 0.7
 """Share of a machine's memory that Ray leaves to workers; its object store has the rest."""
 
@@ -22,7 +25,7 @@ def read_this_machine() -> Inventory:
     import torch
     from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     gpus = torch.cuda.device_count()
     kind = NvidiaGPUAcceleratorManager.get_current_node_accelerator_type() if gpus else None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -48,8 +51,8 @@ def read_running_cluster(*, is_private: bool = False) -> Inventory:
         for node in ray.nodes()
         if node["Alive"]
     ]
-    groups, may_grow = ((), False) if is_private else _read_groups(nodes)
-    return Inventory(tuple(nodes), groups, "this machine" if is_private else "the running cluster", may_grow)
+    groups, may_grow, most = ((), False, None) if is_private else _read_groups(nodes)
+    return Inventory(tuple(nodes), groups, "this machine" if is_private else "the running cluster", may_grow, most)
 
 
 def _read_node(node: dict[str, Any], available: Mapping[str, float] | None, is_draining: bool, is_here: bool) -> Node:
@@ -67,16 +70,16 @@ def _read_node(node: dict[str, Any], available: Mapping[str, float] | None, is_d
         used_memory_bytes=max(0, int(used.get("memory", 0))),
         is_draining=is_draining,
         group=labels.get(GROUP_LABEL),
-        real_cpus=float(len(os.sched_getaffinity(0))) if is_here else None,
+        real_cpus=float(count_cores()) if is_here else None,
     )
 
 
-def _read_groups(nodes: Sequence[Node]) -> tuple[tuple[NodeGroup, ...], bool]:
-    """What the autoscaler may add, and whether there is one.
+def _read_groups(nodes: Sequence[Node]) -> tuple[tuple[NodeGroup, ...], bool, int | None]:
+    """What the autoscaler may add, whether there is one, and how many nodes of all groups together.
 
     Ray knows the limits only where a platform has published them; else they stand in the file that the autoscaler on
-    the head node was started with. (The autoscaler of KubeRay runs in a container of its own, and tells nobody: give
-    its manifest.)
+    the head node was started with. The autoscaler of KubeRay runs in a container of its own, and tells nobody: there
+    the cluster may grow to what is not known. (Give its manifest to plan for that.)
     """
     import ray
     from ray._private.state import state
@@ -87,10 +90,10 @@ def _read_groups(nodes: Sequence[Node]) -> tuple[tuple[NodeGroup, ...], bool]:
             (one.name, dict(one.resources), {}, one.max_count if one.max_count >= 0 else sys.maxsize)
             for one in published.node_group_configs
         ]
-        return build_groups(found, nodes, None), True
+        return build_groups(found, nodes, None), True, None
     config = _read_autoscaling_config()
     if config is None:
-        return (), False
+        return (), NO_MONITOR in os.environ.get(KUBERAY_START, ""), None
     types = config.get("available_node_types") or {}
     head, limit = config.get("head_node_type"), config.get("max_workers")
     found = [
@@ -100,7 +103,9 @@ def _read_groups(nodes: Sequence[Node]) -> tuple[tuple[NodeGroup, ...], bool]:
     ]
     heads = {node["NodeID"][:ID_LENGTH] for node in ray.nodes() if HEAD_RESOURCE in node["Resources"]}
     present = [node for node in nodes if node.group != head and node.name not in heads]  # not each head has its label
-    return build_groups(found, present, None if limit is None else int(limit)), True
+    if limit is None:
+        return build_groups(found, present, None), True, None
+    return build_groups(found, present, int(limit)), True, max(0, int(limit) - len(present))
 
 
 def _read_autoscaling_config() -> dict[str, Any] | None:

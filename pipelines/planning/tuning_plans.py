@@ -13,6 +13,7 @@ from pipelines.planning.fit import (
     count_all_places,
     count_places,
     explain_shortage,
+    limit_added,
     round_up_share,
     settle_added,
 )
@@ -20,7 +21,7 @@ from pipelines.planning.inventory import Inventory, Node
 from pipelines.planning.lengths import Lengths, divide_batch
 from pipelines.planning.memory import Memory, estimate_training_memory
 from pipelines.planning.placing import fill, list_used, may_fill
-from pipelines.planning.plans import Limits, Plan, Rejected, price_nodes
+from pipelines.planning.plans import Limits, Plan, Rejected, price_nodes, render_money, render_seconds
 from pipelines.planning.rates import Rates
 from pipelines.planning.speeds import find_node_rates, resolve_precision
 from pipelines.planning.timing import StepTime, count_steps, estimate_step_s
@@ -61,6 +62,17 @@ class _Way:
     def trials_per_hour(self) -> float:
         return self.number * 3600 / self.trial_s
 
+    def reckon(self, num_trials: int) -> tuple[float | None, float, float | None]:
+        """Price of an hour, seconds of all trials if none is stopped early, and their price."""
+        price = price_nodes(self.nodes, self.rates.price_per_hour)
+        total_s = -(-num_trials // self.number) * self.trial_s
+        return price, total_s, None if price is None else price * total_s / 3600
+
+    def exceeds(self, limits: Limits, num_trials: int) -> bool:
+        _, total_s, cost = self.reckon(num_trials)
+        is_late = limits.hours is not None and total_s > limits.hours * 3600
+        return is_late or (limits.price is not None and (cost is None or cost > limits.price))
+
 
 def plan_tuning(
     inventory: Inventory,
@@ -79,16 +91,19 @@ def plan_tuning(
         if problems:
             raise problems[0]
         raise _want_of_room(inventory, request)
-    chosen = max(ways, key=lambda way: (way.trials_per_hour, -way.number))
+    within = [way for way in ways if not way.exceeds(limits, request.num_trials)]
+    chosen = max(within or ways, key=lambda way: (way.trials_per_hour, -way.number))
     bundle = chosen.placement.bundle
     rounds = -(-request.num_trials // chosen.number)
-    total_s = rounds * chosen.trial_s
-    price = price_nodes(chosen.nodes, chosen.rates.price_per_hour)
-    cost = None if price is None else price * total_s / 3600
-    if limits.hours is not None and chosen.trial_s > limits.hours * 3600:
-        rule, value = f"{limits.hours:g} h", f"one whole trial takes {chosen.trial_s / 3600:.2f} h"
-        remedy = "more time, fewer epochs, a smaller model or corpus"
-        raise PlanError("the time is too short for one trial", rule=rule, value=value, remedy=remedy)
+    price, total_s, cost = chosen.reckon(request.num_trials)
+    if not within:
+        told = "at a price that is not known" if cost is None else f"for {render_money(cost)}"
+        raise PlanError(
+            "the search cannot be done within the limits",
+            rule=limits.describe(),
+            value=f"{request.num_trials} whole trials, {chosen.number} at once, take {render_seconds(total_s)} {told}",
+            remedy="more time or money, fewer trials or epochs, a smaller model or corpus",
+        )
     workers = _count_workers(request)
     return Plan(
         task="tune",
@@ -166,12 +181,14 @@ def _list_bundles(nodes: Sequence[Node], request: TrialRequest, limits: Limits) 
     ready = [node for node in nodes if not node.is_draining]
     found: list[Bundle] = []
     if training.use_gpu is not False and limits.gpus != 0 and request.gpus_per_trial != 0:
-        kinds = dict.fromkeys(node.accelerator for node in ready if node.gpus)
+        kinds = dict.fromkeys(
+            node.accelerator for node in ready if node.gpus and training.accelerator in (None, node.accelerator)
+        )
         shares = [request.gpus_per_trial] if request.gpus_per_trial else [1.0, 0.5, 0.25, 0.2]
         if _count_workers(request) > 1:
             shares = [1.0]
         found += [Bundle(float(given or 1), share, accelerator=kind) for kind in kinds for share in shares]
-    if training.use_gpu is not True and not request.gpus_per_trial:
+    if training.use_gpu is not True and not request.gpus_per_trial and not training.accelerator:
         cores = int(max((node.cores for node in ready), default=0))
         found += [Bundle(float(one)) for one in ([given] if given else _halve(cores))]
     return [replace(one, fills_cores=not given) for one in found]
@@ -193,6 +210,7 @@ def _build_way(
     limits: Limits,
     bundle: Bundle,
 ) -> _Way | None:
+    nodes = limit_added(nodes, inventory, bundle, KEPT)
     hosts = [node for node in nodes if count_places(node, bundle, KEPT)]
     if not hosts:
         return None

@@ -19,6 +19,10 @@ class TrainingError(UserError):
     """Training that cannot go on."""
 
 
+class TrainingHalted(TrainingError):
+    """Training that cannot go on here and now; the same command goes on from the last checkpoint."""
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How long, in what steps, at what precision."""
@@ -122,6 +126,24 @@ class TrainingConfig:
             for name, value, rule, holds in checks
             if not holds
         ]
+
+
+def find_idle(training: TrainingConfig, parallel: ParallelConfig) -> list[str]:
+    """Settings given that change nothing in this run, each with its reason."""
+    averaged, hurt = training.averaging, training.adversarial
+    needs = [
+        ("averaging", averaged, ("decay",), "`averaging.method` ema", averaged.method == "ema"),
+        ("averaging", averaged, ("start_fraction",), "`averaging.method` swa", averaged.method == "swa"),
+        ("averaging", averaged, ("every_steps",), "an `averaging.method`", averaged.method != "none"),
+        ("adversarial", hurt, ("epsilon", "first_epoch"), "an `adversarial.method`", hurt.method != "none"),
+        ("adversarial", hurt, ("steps",), "`adversarial.method` pgd", hurt.method == "pgd"),
+    ]
+    return [
+        f"`training.{part}.{name}` has no effect without {what}"
+        for part, config, names, what, holds in needs
+        for name in names
+        if not holds and getattr(config, name) != getattr(type(config)(), name)
+    ] + parallel.find_idle()
 
 
 def find_contradictions(model: ModelConfig, training: TrainingConfig, parallel: ParallelConfig) -> list[UserError]:

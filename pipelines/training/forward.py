@@ -10,6 +10,7 @@ length T.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,13 @@ class Forward(nn.Module):
     keeps_states = False
     states_VH: Tensor
     """Of the last batch, where `keeps_states` is set: the last hidden states of words, in fp32, window after window."""
+    exit_layers: Sequence[int] = ()
+    exit_states: list[Tensor]
+    """Of the last batch, after each of `exit_layers`: hidden states of words `[V, H]`, likewise."""
+
+    def keep_exits(self, layers: Sequence[int]) -> None:
+        """Keep the states after so many layers of each batch, for exits to learn from."""
+        self.exit_layers = layers
 
     def sample_dropout(self, count: int) -> None:
         """Draw so many masks before the classifier in training (multi-sample dropout, Inoue 2019).
@@ -92,6 +100,20 @@ def build_forward(
     return PackedForward(model, found, precision, gradient_checkpointing)
 
 
+def check_passes_differ(network: Any) -> None:
+    """Raise ForwardError for a network of which two passes in training are the same, where R-Drop compares them."""
+    shares = [module.p for module in network.modules() if isinstance(module, nn.Dropout)]
+    told = [value for name, value in vars(network.config).items() if "dropout" in name and isinstance(value, float)]
+    if not any(share > 0 for share in [*shares, *told]):
+        raise ForwardError(
+            "two passes that differ by nothing",
+            where="`training.r_drop`",
+            rule="an encoder with some dropout, by which its passes differ",
+            value=network.config.model_type,
+            remedy="leave it out, or set `--model.dropout`",
+        )
+
+
 class PaddedForward(Forward):
     """The network as it is, under autocast."""
 
@@ -102,6 +124,11 @@ class PaddedForward(Forward):
             model.network.gradient_checkpointing_enable({"use_reentrant": False})
         model.network.base_model.register_forward_hook(self._keep_states)
 
+    def keep_exits(self, layers: Sequence[int]) -> None:
+        """The network is asked for the states of all layers."""
+        super().keep_exits(layers)
+        self.model.network.config.output_hidden_states = True
+
     def forward(self, batch: Batch) -> Tensor:
         """Emissions `[B, W, K]`."""
         reduced = DTYPES[self.precision]
@@ -109,13 +136,15 @@ class PaddedForward(Forward):
         with torch.autocast(batch.input_ids_BT.device.type, reduced, enabled=reduced != torch.float32):
             emissions_XWK: Tensor = self.model(batch.input_ids_BT, batch.attention_mask_BT, word_starts_XW)
         if self.keeps_states:
-            index_BWH = batch.word_starts_BW[:, :, None].expand(-1, -1, self.hidden_BTH.shape[2])
-            self.states_VH = self.hidden_BTH.gather(1, index_BWH)[find_words(batch)].float()
+            self.states_VH = _pick_words(self.hidden_BTH, batch)
+        self.exit_states = [_pick_words(self.all_hidden[layer], batch) for layer in self.exit_layers]
         return emissions_XWK.float()
 
     def _keep_states(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self.keeps_states:
             self.hidden_BTH: Tensor = output[0]
+        if self.exit_layers:
+            self.all_hidden: Sequence[Tensor] = output.hidden_states
 
     def _sample_before(self, dropout: nn.Dropout) -> None:
         def repeat(module: nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor] | None:
@@ -159,8 +188,11 @@ class PackedForward(Forward):
         x_NH = x_NH.to(self.dtype)
         if found.projection is not None:
             x_NH = _project(x_NH, found.projection)
-        for layer in found.layers[:-1]:
+        self.exit_states = []
+        for number, layer in enumerate(found.layers[:-1], 1):
             x_NH = self._run_layer(x_NH, layer, groups, None)
+            if number in self.exit_layers:
+                self.exit_states.append(x_NH[places_V[: int(is_word_BW.sum())]].float())
         x_VH = self._run_layer(x_NH, found.layers[-1], groups, places_V)
         if self.keeps_states:
             self.states_VH = x_VH[: int(is_word_BW.sum())].float()
@@ -200,6 +232,12 @@ class PackedForward(Forward):
         return dropped
 
 
+def _pick_words(hidden_BTH: Tensor, batch: Batch) -> Tensor:
+    """The hidden states of words `[V, H]` in fp32."""
+    index_BWH = batch.word_starts_BW[:, :, None].expand(-1, -1, hidden_BTH.shape[2])
+    return hidden_BTH.gather(1, index_BWH)[find_words(batch)].float()
+
+
 def pack(batch: Batch, first_position: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Groups]:
     """The layout of a batch without padding.
 
@@ -234,7 +272,7 @@ class _Linear(torch.autograd.Function):
         weight_OI, bias_O = (_join([part.to(x_NI.dtype) for part in parts[start::2]]) for start in (0, 1))
         ctx.save_for_backward(x_NI, weight_OI)
         ctx.sizes, ctx.dtype = [len(weight) for weight in parts[::2]], parts[0].dtype
-        if x_NI.dtype != torch.float32 and has_fused_linear():
+        if x_NI.dtype != torch.float32 and has_fused_linear(x_NI.dtype):
             y_NO: Tensor = torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
             return y_NO
         return F.linear(x_NI, weight_OI, bias_O)

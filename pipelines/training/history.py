@@ -121,8 +121,12 @@ def summarize_usage(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _compare_workers(steps: Sequence[Row]) -> float | None:
-    """The slowest worker's own time in a step over the median worker's, at the median step; None for one worker."""
-    ratios = [max(row["worker_s"]) / max(1e-9, median(row["worker_s"])) for row in steps if row.get("worker_s")]
+    """The slowest worker's own time in a step over the median worker's, at the median step.
+
+    None for one worker, and for GPUs, which work on while the clock is read.
+    """
+    times = [row["worker_s"] for row in steps if any(row.get("worker_s", ()))]
+    ratios = [max(worker_s) / max(1e-9, median(worker_s)) for worker_s in times]
     return round(median(ratios), 3) if ratios else None
 
 

@@ -13,11 +13,13 @@ from pipelines.ner.bundle import Bundle, BundleInfo, load_bundle
 from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.encoding import Encoder
 from pipelines.ner.engine import NerEngine
+from pipelines.ner.exits import NEVER, Exits
 from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import ModelConfig, TokenClassifier, build_token_classifier
 from pipelines.training.batches import TrainingWindows, Windows
 from pipelines.training.checkpoints import find_last, load_state
 from pipelines.training.config import TrainingConfig, TrainingError
+from pipelines.training.forward import check_passes_differ
 from pipelines.training.objective import Imitation
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import CHECKPOINTS
@@ -81,6 +83,8 @@ class TrainingJob:
     """A bundle to begin with, instead of the encoder with a new head."""
     imitation: Imitation | None = None
     """How the hidden states that the windows have of a teacher are followed."""
+    exit_layers: Sequence[int] = ()
+    """After how many layers of `start` new early exits are trained with it, by which nothing leaves yet."""
     rounds_to_int8: bool = False
     """Whether the model is trained as int8 will compute it, and is scored so."""
 
@@ -88,9 +92,14 @@ class TrainingJob:
         """What training begins with: the pretrained encoder with a new head, or the model of a bundle."""
         if self.start is not None:
             model = load_bundle(self.start).model
-            model.exits = None  # nothing trains them
+            config, num_tags = model.network.config, len(model.scheme.tags)
+            layers = self.exit_layers
+            model.exits = Exits(layers, config.hidden_size, num_tags, NEVER) if layers else None
             return model
-        return build_token_classifier(self.encoder, self.scheme, self.model, casing=self.casing)
+        model = build_token_classifier(self.encoder, self.scheme, self.model, casing=self.casing)
+        if self.training.r_drop:
+            check_passes_differ(model.network)
+        return model
 
     def build_encoder(self) -> Encoder:
         """What makes windows of words, as the corpus was encoded."""

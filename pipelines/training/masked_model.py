@@ -83,7 +83,7 @@ def has_masked_head(encoder: str) -> bool:
 
 def find_model_problems(encoder: str) -> list[UserError]:
     """What keeps an encoder (a resolved path or hub id) from being pretrained."""
-    config = AutoConfig.from_pretrained(encoder)
+    config = AutoConfig.from_pretrained(encoder, trust_remote_code=False)
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         return []
     return [
@@ -98,11 +98,16 @@ def find_model_problems(encoder: str) -> list[UserError]:
 
 
 def _load(encoder: str, dropout: float | None) -> tuple[Any, set[str]]:
-    config = AutoConfig.from_pretrained(encoder)
+    config = AutoConfig.from_pretrained(encoder, trust_remote_code=False)
     settings = {} if dropout is None else {name: dropout for name in vars(config) if "dropout" in name}
     try:
         network, told = AutoModelForMaskedLM.from_pretrained(
-            encoder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **settings
+            encoder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **settings,
         )
     except (OSError, ValueError) as error:
         raise EncoderError(

@@ -1,7 +1,8 @@
 """The loss: negative log-likelihood of gold tags, summed over words.
 
 Where a batch has probabilities of tags instead (a teacher's, Hinton et al. 2015), it is the cross-entropy to those; and
-where it has a teacher's hidden states, those may be followed too.
+where it has a teacher's hidden states, those may be followed too. Early exits learn the same tags from their layers'
+states.
 
 Sums, not means: the caller divides by the words of the whole global batch, so that neither padding nor the number of
 workers nor accumulation changes a word's weight.
@@ -11,12 +12,14 @@ of the classifier's dropout; X windows of all samples together.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipelines.ner.exits import Exits
 from pipelines.ner.model import TokenClassifier
 from pipelines.training.batches import Batch, find_words
 from pipelines.training.forward import Forward
@@ -53,6 +56,9 @@ class Objective(nn.Module):
         self.compute_emissions, self.label_smoothing, self.r_drop = forward, label_smoothing, r_drop
         self.imitation = imitation
         forward.keeps_states = imitation is not None
+        exits = getattr(forward.model, "exits", None)  # a masked language model has none
+        if exits is not None:
+            forward.keep_exits(exits.layers)
 
     def forward(self, batch: Batch) -> Tensor:
         """The summed loss of a batch, in nats; where dropout is drawn several times, the mean of those losses."""
@@ -68,6 +74,11 @@ class Objective(nn.Module):
         if self.imitation is not None:
             states_VH = self.compute_emissions.states_VH
             loss = loss + sum_imitation(states_VH, batch.repeat(passes), self.imitation) / passes
+        if self.compute_emissions.exit_layers:
+            exits = self.compute_emissions.model.exits
+            states, wanted = self.compute_emissions.exit_states, batch.repeat(passes)
+            assert exits is not None
+            loss = loss + sum_exit_loss(exits, states, wanted, self.label_smoothing) / passes
         return loss
 
 
@@ -86,10 +97,22 @@ def sum_loss(model: TokenClassifier, emissions_BWK: Tensor, batch: Batch, label_
             emissions_BWK, batch.tag_ids_BW, batch.lengths_B, batch.starts_B, batch.ends_B
         )
         return -log_likelihood_B.sum()
-    is_word_BW = find_words(batch)
+    return _sum_cross_entropy(emissions_BWK[find_words(batch)], batch, label_smoothing)
+
+
+def sum_exit_loss(exits: Exits, states: Sequence[Tensor], batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+    """The loss of a batch at early exits, in the mean over them, from the states `[V, H]` that each reads.
+
+    Beside the loss at the end it makes earlier layers tell tags too (deep supervision, Lee et al. 2015).
+    """
+    found = [exits.classify(number, states_VH) for number, states_VH in enumerate(states)]
+    return torch.stack([_sum_cross_entropy(one_VK, batch, label_smoothing) for one_VK in found]).mean()
+
+
+def _sum_cross_entropy(emissions_VK: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
     wanted = batch.tag_ids_BW if batch.targets_BWK is None else batch.targets_BWK
-    emissions_VK = emissions_BWK[is_word_BW]
-    return functional.cross_entropy(emissions_VK, wanted[is_word_BW], reduction="sum", label_smoothing=label_smoothing)
+    wanted = wanted[find_words(batch)]
+    return functional.cross_entropy(emissions_VK, wanted, reduction="sum", label_smoothing=label_smoothing)
 
 
 def sum_divergence(one_SBWK: Tensor, other_SBWK: Tensor, is_word_BW: Tensor) -> Tensor:

@@ -3,14 +3,22 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from pipelines.ner.errors import UserError
 from pipelines.ner.model import TokenClassifier
 from pipelines.training.parallel import Strategy
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+class OptimizerError(UserError):
+    """Rates that an encoder's layers cannot have."""
+
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCHEDULES = ("linear", "cosine", "constant")
@@ -144,7 +152,10 @@ class Optimizer:
             for group in part.param_groups:
                 for one in group["params"]:
                     for name, value in state["moments"].get(self.names[one], {}).items():
-                        if isinstance(value, Tensor):
+                        if name == "step":  # SparseAdam counts by a number, AdamW by a tensor
+                            is_sparse = isinstance(part, torch.optim.SparseAdam)
+                            value = int(value) if is_sparse else torch.tensor(float(value), device=one.device)
+                        elif isinstance(value, Tensor):
                             value = self.strategy.take_part(value, one) if name in MOMENTS else value.to(one.device)
                         part.state[one][name] = value
         vars(self.scale).update(state["scale"])
@@ -169,6 +180,15 @@ def _group_parameters(model: TokenClassifier, config: OptimizerConfig) -> list[d
     rate = config.learning_rate or choose_learning_rate(model.network.config.hidden_size)
     head_rate = config.head_learning_rate or max(rate, min(10 * rate, 2e-3))
     num_layers = model.network.config.num_hidden_layers
+    known = {find_layer(name) for name, _ in model.named_parameters()} - {None}
+    if config.layer_decay != 1 and known != set(range(num_layers)):
+        raise OptimizerError(
+            "layers that learn at rates of their own",
+            where="`training.optimizer.layer_decay`",
+            rule="an encoder whose layers have weights and numbers of their own",
+            value=model.network.config.model_type,
+            remedy="leave it at 1",
+        )
     encoder_prefix = f"network.{model.network.base_model_prefix}."
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -177,16 +197,21 @@ def _group_parameters(model: TokenClassifier, config: OptimizerConfig) -> list[d
             depth = num_layers if layer is None else num_layers - 1 - layer
             peak = rate * config.layer_decay**depth if name.startswith(encoder_prefix) else head_rate
             decay = config.weight_decay if parameter.ndim > 1 and not name.startswith("crf.") else 0.0
-            groups.setdefault((peak, decay, isinstance(parameter, DTensor)), []).append(parameter)
+            groups.setdefault((peak, decay, is_sliced(parameter)), []).append(parameter)
     return [
         {"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": decay}
         for (peak, decay, _), parameters in groups.items()
     ]
 
 
+def is_sliced(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether it is a DTensor, of which each worker holds a slice; told without importing them, which takes seconds."""
+    return hasattr(tensor, "to_local")
+
+
 def get_local(tensor: Tensor) -> Tensor:
     """What this worker holds of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sliced(tensor) else tensor
 
 
 def _open_gradient(parameter: nn.Parameter) -> Tensor:
@@ -196,6 +221,6 @@ def _open_gradient(parameter: nn.Parameter) -> Tensor:
     if gradient.is_sparse:
         parameter.grad = gradient.coalesce()
         return parameter.grad._values()
-    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
+    if is_sliced(gradient) and is_sliced(parameter):
         parameter.grad = gradient = gradient.redistribute(placements=parameter.placements)
     return get_local(gradient)

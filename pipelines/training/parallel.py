@@ -25,6 +25,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 
 from pipelines.ner.errors import UserError
 from pipelines.ner.model import TokenClassifier
+from pipelines.ner.runtimes.architectures import may_pack
 from pipelines.training.batches import Batch, BatchPlan
 from pipelines.training.forward import Forward, PaddedForward, build_forward
 from pipelines.training.objective import Imitation, Objective
@@ -67,6 +68,23 @@ class ParallelConfig:
     more time."""
     cpu_offload: bool = False
     """Keep fsdp's slices in the CPU's memory and bring them to the GPU layer by layer."""
+
+    def find_idle(self) -> list[str]:
+        """Settings given that change nothing in this run, each with its reason."""
+        plain = ParallelConfig()
+        reasons = {
+            "powersgd_rank": ("`gradient_compression` powersgd", self.gradient_compression == "powersgd"),
+            "inside": ("`strategy` hybrid", self.strategy == "hybrid"),
+            "inside_size": ("`strategy` hybrid", self.strategy == "hybrid"),
+            "sync_every": ("`strategy` local_sgd", self.strategy == "local_sgd"),
+            "micro_batches": ("`strategy` pipeline", self.strategy == "pipeline"),
+        }
+        given = {
+            name: needs
+            for name, (needs, holds) in reasons.items()
+            if not holds and getattr(self, name) != getattr(plain, name)
+        }
+        return [f"`parallel.{name}` has no effect without {needs}" for name, needs in given.items()]
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings alone."""
@@ -216,6 +234,8 @@ class DataParallel(Strategy):
             objective,
             broadcast_buffers=False,  # they are constants
             gradient_as_bucket_view=True,  # sent from where they are
+            # a network of another kind may have parameters that a batch does not touch (XLNet, Longformer)
+            find_unused_parameters=not may_pack(self.model.network.config),
         )
         if self.config.gradient_compression == "bf16":
             wrapped.register_comm_hook(None, _send_bf16)

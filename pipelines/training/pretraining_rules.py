@@ -1,5 +1,6 @@
 """What pretraining asks of an encoder's tokenizer and of the settings of training."""
 
+from dataclasses import replace
 from typing import Any
 
 from pipelines.ner.encoding import read_special_tokens
@@ -36,6 +37,11 @@ def find_tokenizer_problems(tokenizer: Any, objective: str) -> list[UserError]:
         for what, rule, holds in checks
         if not holds
     ]
+
+
+def with_own_loss(training: TrainingConfig) -> TrainingConfig:
+    """The settings without those that pretraining does not have."""
+    return replace(training, label_smoothing=0.0, r_drop=0.0, dropout_samples=1)
 
 
 def find_setting_problems(objective: str, training: TrainingConfig, parallel: ParallelConfig) -> list[UserError]:

@@ -61,7 +61,9 @@ def train_probe(
     windows, listener = TrainingWindows(pa.Table.from_pylist(rows)), _Steps()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = TokenClassifier(AutoModelForTokenClassification.from_config(config, dtype=torch.float32), scheme)
+        model = TokenClassifier(
+            AutoModelForTokenClassification.from_config(config, dtype=torch.float32, trust_remote_code=False), scheme
+        )
         train(
             model,
             windows,

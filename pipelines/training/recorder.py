@@ -70,7 +70,7 @@ class Recorder:
                 value=f"none; one of step {max(told)} was written",
                 remedy="bring them back from a copy, or start over with `--fresh`",
             )
-        faults = {read_step(one.with_suffix(".pt")): f"damaged, and kept as {one.name}" for one in damaged}
+        faults = {read_step(one.with_suffix(".pt")): f"damaged, and kept as {one.name} for now" for one in damaged}
         faults = {step: "gone" for step in told if step > self.step} | faults
         for step, fault in sorted(faults.items()):
             self.notify(f"the checkpoint of step {step} is {fault}: training goes on from step {self.step}")

@@ -1,15 +1,16 @@
 """What training takes of the cluster: how many workers, with what each, and whether there is room for them."""
 
-import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
 from ray.train import ScalingConfig
 
 from pipelines.ner.errors import UserError
-from pipelines.training.config import TrainingError
+from pipelines.ner.machine import count_cores
+from pipelines.training.config import TrainingError, TrainingHalted
 from pipelines.training.strategies import ELASTIC
 
 _RANGE = re.compile(r"(\d+)(?:\.\.(\d+))?")
@@ -91,13 +92,13 @@ def plan_workers(resources: ResourcesConfig, *, may_grow: bool = False) -> Scali
     use_gpu = resources.use_gpu if resources.use_gpu is not None else num_gpus > 0
     usual = max(1, num_gpus) if use_gpu else 1
     low, high = resources.read_num_workers() or (usual, usual)
-    per_node = -(-min(high, max(low, usual)) // max(1, len(nodes)))
-    cpus = resources.cpus_per_worker or max(1, max(list_cores(), default=1) // per_node)
+    gpus = [int(node.get("GPU", 0)) if use_gpu else sys.maxsize for node in nodes]
+    cpus = resources.cpus_per_worker or choose_cpus(list_cores(), gpus, min(high, max(low, usual)))
     needs = {"CPU": float(cpus)} | ({"GPU": 1.0} if use_gpu else {})
-    places = sum(min(int(node.get(name, 0) // amount) for name, amount in needs.items()) for node in nodes)
+    places = count_places([int(node.get("CPU", 0)) for node in nodes], gpus, cpus)
     may_grow = may_grow or ray._private.state.state.get_max_resources_from_cluster_config() is not None
     if places < low and not may_grow:
-        raise TrainingError(
+        raise TrainingHalted(
             "the cluster has no room for the workers, and does not grow",
             rule=f"{low} workers with {_render_needs(needs)} each",
             value=f"room for {places}: " + "; ".join(_render_needs(node) for node in nodes),
@@ -112,11 +113,22 @@ def plan_workers(resources: ResourcesConfig, *, may_grow: bool = False) -> Scali
     )
 
 
+def choose_cpus(cores: Sequence[int], gpus: Sequence[int], num_workers: int) -> int:
+    """The most CPUs a worker with which so many find a place on nodes of these cores and GPUs; 1 if they never do."""
+    fitting = (cpus for cpus in range(max(cores, default=1), 1, -1) if count_places(cores, gpus, cpus) >= num_workers)
+    return next(fitting, 1)
+
+
+def count_places(cores: Sequence[int], gpus: Sequence[int], cpus: int) -> int:
+    """How many workers with so many CPUs, and a GPU each, nodes of these cores and GPUs have room for."""
+    return sum(min(core // cpus, gpu) for core, gpu in zip(cores, gpus, strict=True))
+
+
 def list_cores() -> list[int]:
     """Cores of every living node; this machine may have been given more logical CPUs than it has."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     here = ray.util.get_node_ip_address()
-    real = [len(os.sched_getaffinity(0)) if node["NodeManagerAddress"] == here else sys.maxsize for node in alive]
+    real = [count_cores() if node["NodeManagerAddress"] == here else sys.maxsize for node in alive]
     return [min(int(node["Resources"].get("CPU", 0)), limit) for node, limit in zip(alive, real, strict=True)]
 
 

@@ -16,6 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import read_architecture, read_layers
 from pipelines.training.objective import Objective
+from pipelines.training.optimizer import get_local
 from pipelines.training.parallel import ParallelConfig, ParallelError, Strategy
 
 
@@ -58,7 +59,10 @@ class Sliced(Strategy):
         """See `Strategy`."""
         if not isinstance(like.data, DTensor):
             return whole.to(like.device)
-        return distribute_tensor(whole.to(like.device), like.data.device_mesh, like.data.placements)
+        given = distribute_tensor(whole.to(like.device), like.data.device_mesh, like.data.placements)
+        mine = torch.empty_like(like.data)  # lies where the parameter lies; the other on the mesh's device
+        get_local(mine).copy_(get_local(given))
+        return mine
 
     def open_model(self) -> TokenClassifier:
         """See `Strategy`; a second copy, on the CPU until it is scored."""

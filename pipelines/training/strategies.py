@@ -11,17 +11,7 @@ from pipelines.ner.errors import UserError
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import read_architecture
 from pipelines.training.parallel import DataParallel, LocalSGD, ParallelConfig, ParallelError, Strategy
-from pipelines.training.pipeline import Pipeline
-from pipelines.training.slices import FullySharded, Hybrid, TensorParallel
 
-KINDS: dict[str, type[Strategy]] = {
-    "ddp": DataParallel,
-    "fsdp": FullySharded,
-    "tensor": TensorParallel,
-    "pipeline": Pipeline,
-    "hybrid": Hybrid,
-    "local_sgd": LocalSGD,
-}
 ELASTIC = ("ddp", "fsdp", "local_sgd")
 """Strategies for any number of workers."""
 
@@ -29,7 +19,25 @@ ELASTIC = ("ddp", "fsdp", "local_sgd")
 def build_strategy(model: TokenClassifier, config: ParallelConfig, device: torch.device) -> Strategy:
     """The strategy for the default process group; one worker alone needs none."""
     alone = not dist.is_initialized() or dist.get_world_size() == 1
-    return Strategy(model, config, device) if alone else KINDS[config.strategy](model, config, device)
+    return Strategy(model, config, device) if alone else find_strategy(config.strategy)(model, config, device)
+
+
+def find_strategy(name: str) -> type[Strategy]:
+    """The class of a name of STRATEGIES.
+
+    Those that slice a model are imported where they are used: what they rest on in torch takes seconds.
+    """
+    if name == "ddp":
+        return DataParallel
+    if name == "local_sgd":
+        return LocalSGD
+    if name == "pipeline":
+        from pipelines.training.pipeline import Pipeline
+
+        return Pipeline
+    from pipelines.training import slices
+
+    return {"fsdp": slices.FullySharded, "tensor": slices.TensorParallel, "hybrid": slices.Hybrid}[name]
 
 
 def find_misfits(config: ParallelConfig, num_workers: int, use_gpu: bool, encoder: str) -> list[UserError]:
@@ -39,6 +47,18 @@ def find_misfits(config: ParallelConfig, num_workers: int, use_gpu: bool, encode
         for name, rule, value, holds in _list_needs(config, num_workers, use_gpu)
         if not holds
     ]
+    if config.gradient_checkpointing and not getattr(
+        _outline_network(encoder), "supports_gradient_checkpointing", False
+    ):
+        problems.append(
+            ParallelError(
+                "an encoder that cannot compute its activations again",
+                where="`parallel.gradient_checkpointing`",
+                rule="one for which transformers has gradient checkpointing",
+                value=encoder,
+                remedy="leave it out; fewer `--training.device_batch_tokens` take less memory too",
+            )
+        )
     slices_products = config.strategy == "tensor" or (config.strategy == "hybrid" and config.inside == "tensor")
     if problems or not (slices_products or config.strategy == "pipeline"):
         return problems
@@ -79,5 +99,7 @@ def _list_needs(config: ParallelConfig, num_workers: int, use_gpu: bool) -> list
 def _outline_network(encoder: str) -> nn.Module:
     """The network's modules without weights."""
     with torch.device("meta"):
-        network: nn.Module = AutoModelForTokenClassification.from_config(AutoConfig.from_pretrained(encoder))
+        network: nn.Module = AutoModelForTokenClassification.from_config(
+            AutoConfig.from_pretrained(encoder, trust_remote_code=False), trust_remote_code=False
+        )
     return network

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from pipelines.training.optimizer import get_local
 
 MIB = 2**20
 KINDS: dict[str, tuple[str, Callable[[int], float]]] = {
@@ -63,7 +64,7 @@ def measure_state(parameters: Iterable[Tensor], moments: Iterable[Tensor]) -> di
 
 
 def _sum_mib(tensors: Iterable[Tensor]) -> float:
-    local = [one.to_local() if isinstance(one, DTensor) else one for one in tensors if not one.is_meta]
+    local = [get_local(one) for one in tensors if not one.is_meta]
     return round(sum(one.nbytes for one in local) / MIB, 3)
 
 

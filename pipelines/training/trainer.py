@@ -1,4 +1,4 @@
-"""Workers of a training on Ray Train: restarts, preemption. Of this room this and `resources` know Ray.
+"""Workers of a training on Ray Train: restarts, preemption. Of this room this, `notices` and `resources` know Ray.
 
 Ray Train starts the workers, again when some die, and more or fewer of them as the cluster changes. The first worker
 writes the run's rows and checkpoints straight into the run folder, where a new group of workers finds them; Ray's own
@@ -8,22 +8,21 @@ record of checkpoints is not used, since it does not survive a kill in mid-write
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 import ray.train
-from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
+import torch.distributed as dist
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.ner.errors import UserError
 from pipelines.training.checkpoints import list_checkpoints
-from pipelines.training.history import append_metrics, read_metrics
 from pipelines.training.job import Job, TrainingResult, load_result
+from pipelines.training.notices import FailureNotices
 from pipelines.training.recorder import CHECKPOINTS, METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, plan_workers
 from pipelines.training.worker import Group, run_worker
@@ -96,10 +95,11 @@ def _run_workers(
     """What the first worker returns. Further settings are of Ray Train's `RunConfig`."""
     interrupt = signal.getsignal(signal.SIGINT)
     with tempfile.TemporaryDirectory() as idle:  # Ray Train wants a folder of its own
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             function,
             train_loop_config=config,
-            torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+            # gloo beside nccl: what is offloaded to the CPU is gathered there
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if scaling.use_gpu else "gloo"),
             scaling_config=scaling,
             run_config=RunConfig(name="train", storage_path=idle, **settings),
         )
@@ -112,35 +112,32 @@ def _run_workers(
                 signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its own behind
 
 
-class FailureNotices(UserCallback):
-    """Writes to the run's history that workers have ended; called in Ray Train's controller, beside the driver."""
+class _Trainer(TorchTrainer):
+    """Without the processes that hand out a Ray dataset, of which there is none: workers read shards themselves."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.told = ""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Tell each end once; it is called again and again while a group ends."""
-        if str(worker_exceptions) == self.told:  # which names the workers' processes
-            return
-        self.told = str(worker_exceptions)
-        text = "; ".join(f"worker {rank} {_tell_end(error)}" for rank, error in sorted(worker_exceptions.items()))
-        steps = [row["step"] for row in read_metrics(self.path)]
-        row = {"kind": "notice", "time": round(time.time(), 3), "step": max(steps, default=0)}
-        with suppress(OSError):
-            append_metrics(self.path, [row | {"text": f"{text}: training starts again from the last checkpoint"}])
+    def _create_default_callbacks(self) -> list[Any]:
+        return [one for one in super()._create_default_callbacks() if type(one).__name__ != "DatasetsCallback"]
 
 
 class _TrainGroup(Group):
     """The workers of a Ray Train run."""
 
     def __init__(self) -> None:
+        super().__init__(use_gpu=bool(ray.get_runtime_context().get_accelerator_ids().get("GPU")))
         context = ray.train.get_context()
         self.rank, self.size = context.get_world_rank(), context.get_world_size()
 
     def agree(self, plain: Any) -> Any:
         """Plain values, since the actor where workers meet would import torch for others."""
         return broadcast_from_rank_zero(plain)
+
+    def gather(self, value: Any) -> list[Any]:
+        """By the process group."""
+        found = [value]
+        if dist.is_initialized() and self.size > 1:
+            found = [None] * self.size
+            dist.all_gather_object(found, value)
+        return found
 
     def list_leaving(self) -> list[str]:
         """As the cluster tells it; all workers meet here."""
@@ -155,11 +152,3 @@ def _train_worker(config: dict[str, Any]) -> UserError | None:
     except UserError as error:  # returned, not raised: no restart mends it
         return error
     return None
-
-
-def _tell_end(error: Exception) -> str:
-    """How a worker ended; what it raised itself by type and last line."""
-    if isinstance(getattr(error, "health_check_failure", error), ray.exceptions.RayError):
-        return "is gone, or its node"
-    told = str(error).strip().splitlines() or [""]
-    return f"failed ({type(error).__name__}: {told[-1].strip()[:200]})"

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from pipelines.ner.errors import UserError
 from pipelines.training.checkpoints import load_state
-from pipelines.training.config import TrainingError
+from pipelines.training.config import TrainingError, TrainingHalted
 from pipelines.training.job import Job, Task
 from pipelines.training.loop import train
 from pipelines.training.process import prepare_process
@@ -22,9 +23,17 @@ class Group:
 
     rank, size = 0, 1
 
+    def __init__(self, *, use_gpu: bool | None = None) -> None:
+        self.use_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
+        """Whether each worker has a GPU: its machine may show others'."""
+
     def agree(self, plain: Any) -> Any:
         """What the first worker gives; plain values."""
         return plain
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each worker gives, for all of them."""
+        return [value]
 
     def list_leaving(self) -> list[str]:
         """Nodes of the group that are about to be taken."""
@@ -36,6 +45,8 @@ def fit_here(
     output_dir: Path,
     storage_patience_s: float,
     on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
+    *,
+    use_gpu: bool | None = None,
 ) -> None:
     """Train in this process alone, as `fit` does with one worker, without the seconds that a worker group costs.
 
@@ -43,12 +54,13 @@ def fit_here(
 
     Args:
         on_epoch: told after every epoch, once its checkpoint is on the disk: its metrics, and whether it is the last.
+        use_gpu: default: if the machine has one.
 
     Raises:
         TrainingError: as `fit` does.
     """
     (output_dir / CHECKPOINTS).mkdir(exist_ok=True)
-    run_worker(job, output_dir, storage_patience_s, Group(), on_epoch)
+    run_worker(job, output_dir, storage_patience_s, Group(use_gpu=use_gpu), on_epoch)
 
 
 def run_worker(
@@ -65,11 +77,11 @@ def run_worker(
         on_epoch: told by the first worker, as in `fit_here`.
     """
     prepare_process()
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", torch.cuda.current_device()) if group.use_gpu else torch.device("cpu")
     recorder = Recorder(output_dir, patience_s) if group.rank == 0 else None
     state = _load_last(recorder, group)
     torch.manual_seed(job.training.seed)
-    task = job.open_task(group.rank, group.size, device)
+    task = _open_task(job, group, device)
     if task.scores_start and state is None:
         _tell_start(task, recorder)
     train(
@@ -84,6 +96,21 @@ def run_worker(
         imitation=task.imitation,
         state=state,
     )
+
+
+def _open_task(job: Job, group: Group, device: torch.device) -> Task:
+    """What is trained. Raises the UserError that any worker has met, in all: the others would wait for it."""
+    task: Task | None = None
+    problem: UserError | None = None
+    try:
+        task = job.open_task(group.rank, group.size, device)
+    except UserError as error:
+        problem = error
+    problem = next((one for one in group.gather(problem) if one is not None), None)
+    if problem is not None:
+        raise problem
+    assert task is not None
+    return task
 
 
 def _tell_start(task: Task, recorder: Recorder | None) -> None:
@@ -136,7 +163,7 @@ class _Reporter:
         leaving = self.group.list_leaving()
         order = Order(**self.group.agree(self.recorder and asdict(self.recorder.look(metrics["step"], leaving))))
         if order.problem is not None:
-            raise TrainingError(**order.problem)
+            raise TrainingHalted(**order.problem)
         self.next_look = order.next_look
         return order.keep_now
 
@@ -145,7 +172,7 @@ class _Reporter:
         metrics = None if metrics is None else self.describe(metrics)
         if metrics is not None and self.recorder:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-            gpu_peak = torch.cuda.max_memory_allocated() >> 20 if torch.cuda.is_available() else 0
+            gpu_peak = torch.cuda.max_memory_reserved() >> 20 if torch.cuda.is_available() else 0
             self.recorder.add("epoch", {**metrics, "peak_memory_mib": peak, "gpu_peak_memory_mib": gpu_peak})
         state = get_state()
         if self.recorder:
@@ -153,7 +180,7 @@ class _Reporter:
         if state.done:
             problem = self.group.agree(self.recorder and self.recorder.finish(state))
             if problem is not None:
-                raise TrainingError(**problem)
+                raise TrainingHalted(**problem)
         if metrics is not None and self.recorder and self.on_epoch:
             self.recorder.writer.wait()
             self.on_epoch(metrics, state.done)

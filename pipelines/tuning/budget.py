@@ -74,6 +74,8 @@ def keep_back_s(search: SearchConfig, trials: Sequence[Trial], concurrent: int) 
     trial_s = estimate_trial_s(trials)
     if search.limit_s is None or trial_s is None:
         return 0.0
+    if not any(trial.status == FINISHED for trial in trials):
+        return close_s(trial_s)  # one whole trial comes before the repeats of any
     num_seeds = search.num_seeds - (search.sampler != "pbt")  # members of a population are trained anew
     num_runs = (min(search.num_leaders, max(1, search.num_trials - 1)) + 1) * num_seeds
     rounds = -(-num_runs // concurrent)
@@ -89,16 +91,19 @@ def find_hopeless(budget: Budget, trials: Sequence[Trial]) -> TuneError | None:
     """The mistake of a budget in which no trial can end, told as soon as the pace of the first one is known."""
     if budget.limit_s is None or any(trial.status != OPEN for trial in trials):
         return None
-    trial_s = estimate_trial_s(trials)
-    if trial_s is None:
-        needs_s = None if budget.left_s(CLOSING_S) > 0 else budget.spent_s + CLOSING_S
+    begun = [trial for trial in trials if trial.num_steps]  # the others wait for them
+    paces = [(estimate_trial_s([trial]), trial.train_s) for trial in begun]
+    known = [(whole_s, max(0.0, whole_s - done_s)) for whole_s, done_s in paces if whole_s is not None]
+    if len(known) < len(paces) or not known:  # one of another size may be shorter
+        trial_s, needs_s = None, budget.spent_s + CLOSING_S
     else:
-        done_s = max((trial.train_s for trial in trials), default=0.0)
-        needs_s = budget.spent_s + max(0.0, trial_s - done_s) + close_s(trial_s)
-        needs_s = needs_s if needs_s > budget.limit_s else None
-    if needs_s is None:
+        trial_s, left_s = min(known, key=lambda one: one[1] + close_s(one[0]))
+        needs_s = budget.spent_s + left_s + close_s(trial_s)
+    if needs_s < budget.limit_s:
         return None
-    pace = "the first trial has not begun" if trial_s is None else f"one trial takes about {trial_s:.0f} s"
+    pace = f"one trial takes about {trial_s:.0f} s" if trial_s is not None else "the first trial has not begun"
+    if begun and trial_s is None:
+        pace = "no trial has come so far that its pace is known"
     return TuneError(
         "the budget is smaller than one trial",
         where="`search.budget_s`" if budget.limit_s else None,

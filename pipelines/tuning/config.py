@@ -99,7 +99,13 @@ class SearchConfig:
                 "gpus_per_trial",
                 gpus,
                 "0 ≤ GPUs ≤ 1, or whole",
-                gpus is None or 0 <= gpus <= 1 or gpus == int(gpus) >= 0,
+                gpus is None or 0 <= gpus <= 1 or (float(gpus).is_integer() and gpus > 1),
+            ),
+            (
+                "gpus_per_trial",
+                gpus,
+                "whole GPUs where a trial has several workers, each of which takes one",
+                gpus is None or num_workers == 1 or not 0 < gpus < 1,
             ),
             ("seed", self.seed, "0 ≤ seed < 2³²", 0 <= self.seed < 2**32),
             (
@@ -123,5 +129,9 @@ class SearchConfig:
             reasons |= dict.fromkeys(("scheduler", "reduction_factor"), "a population stops no trial")
         elif self.scheduler == "none":
             reasons |= dict.fromkeys(("grace_epochs", "reduction_factor"), "no trial is stopped early")
+        elif self.scheduler == "hyperband":
+            reasons["grace_epochs"] = "the brackets of HyperBand have one of their own each"
+        elif self.scheduler == "median":
+            reasons["reduction_factor"] = "the median rule divides by none"
         given = {name: why for name, why in reasons.items() if getattr(self, name) != getattr(plain, name)}
         return [f"`search.{name}` has no effect: {why}" for name, why in given.items()]

@@ -120,7 +120,25 @@ def gather_leaders(
             found.append(
                 Leader(leader.number, leader.plan.settings, tuple(runs[seed] for seed in seeds if seed in runs))
             )
-    return sorted(found, key=lambda one: (not one.best_run.is_whole, -len(one.runs), -one.mean_f1, one.number))
+    return _rank_leaders(found)
+
+
+def _rank_leaders(found: Sequence[Leader]) -> list[Leader]:
+    """The best first, by the seeds that all have: time may have ended before each of them had the last one.
+
+    Those that lack more, since runs of theirs failed, come behind, so that they do not take seeds from the others.
+    """
+    most = max((len(one.runs) for one in found if one.best_run.is_whole), default=0)
+    lacking = {one.number for one in found if not one.best_run.is_whole or len(one.runs) < most - 1}
+    seeds = [{run.seed for run in one.runs} for one in found if one.number not in lacking]
+    shared = set.intersection(*seeds) if seeds else set()
+
+    def rank(one: Leader) -> tuple[Any, ...]:
+        scores = [run.f1 for run in one.runs if run.seed in shared and one.number not in lacking]
+        f1 = mean(scores) if scores else one.mean_f1
+        return not one.best_run.is_whole, one.number in lacking, -f1, -len(one.runs), one.number
+
+    return sorted(found, key=rank)
 
 
 def describe_gain(leaders: Sequence[Leader]) -> str:

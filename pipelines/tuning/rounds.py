@@ -68,7 +68,12 @@ class Rounds:
                 self.slots,
                 limits,
                 draw=draw,
-                scheduler=build_scheduler(config, self.space, self.num_epochs),
+                scheduler=build_scheduler(
+                    config,
+                    self.space,
+                    self.num_epochs,
+                    done=min((len(trial.epochs) for trial in trials if trial.status == OPEN), default=0),
+                ),
                 is_population=is_population,
                 num_trials=config.num_trials,
                 keep=self._keep_leaders,
@@ -99,7 +104,9 @@ class Rounds:
                 self.repeats.add(settings, one)
         searched = self.trials.read_all()
         limits = Limits(self.budget, lambda trials: close_s(estimate_trial_s([*trials, *searched])), is_first=False)
-        self._run_all(self.repeats, limits, tell)
+        repeats = self.repeats.read_all()
+        lacking = {one.number for one in repeats if (one.plan.settings, one.plan.seed) in wanted}
+        self._run_all(self.repeats, limits, tell, only=lacking)  # not those of leaders that lead no more
         self.was_cut |= limits.has_ended
         return gather_leaders(leaders, self.list_seeds(seed), self.trials, self.repeats)
 
@@ -111,7 +118,7 @@ class Rounds:
             return folder
         plan = journal.read_plan(int(folder.name))
         again = Journal(self.trials.folder.with_name("winner"))
-        if [trial.plan.settings for trial in again.read_all()] != [plan.settings]:
+        if [(trial.plan.settings, trial.plan.seed) for trial in again.read_all()] != [(plan.settings, plan.seed)]:
             for trial in again.read_all():
                 again.remove(trial.number)
             again.add(plan.settings, plan.seed)
@@ -146,8 +153,8 @@ class Rounds:
             )
         return notes
 
-    def _run_all(self, journal: Journal, limits: Limits, tell: Tell) -> None:
-        """Run the trials that a journal has, to their end."""
+    def _run_all(self, journal: Journal, limits: Limits, tell: Tell, *, only: set[int] | None = None) -> None:
+        """Run the trials that a journal has, or only some of them, to their end."""
         run_trials(
             self._make_bench(journal, pauses=False),
             journal,
@@ -155,6 +162,7 @@ class Rounds:
             limits,
             draw=lambda trials, number: None,
             num_trials=journal.count(),
+            only=only,
             keep=_keep_best_of_each,
             tell=tell,
         )
@@ -168,6 +176,7 @@ class Rounds:
             self.slots.is_alone,
             pauses,
             self.config.cost == "flops",
+            self.slots.may_grow,
         )
 
     def _keep_leaders(self, trials: list[Trial]) -> set[int]:

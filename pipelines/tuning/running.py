@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForTokenClassification
 
 from pipelines.ner.errors import UserError
+from pipelines.training.config import TrainingHalted
 from pipelines.training.history import MetricsTail
 from pipelines.training.job import TrainingJob
 from pipelines.training.recorder import METRICS_FILE
@@ -52,6 +53,8 @@ class Bench:
     pauses: bool
     """Whether trials are paused, and go on from states of their own or of others."""
     counts_flops: bool
+    may_grow: bool = False
+    """Whether an autoscaler may make room for a trial's workers."""
 
 
 def run_trial(config: dict[str, Any], bench: Bench) -> None:
@@ -84,10 +87,12 @@ def run_trial(config: dict[str, Any], bench: Bench) -> None:
             (folder / "flops.json").write_text(cost, encoding="utf-8")
         if bench.is_alone:
             _limit_gpu_memory(bench.gpus)
-            fit_here(job, folder, bench.resources.storage_patience_s, on_epoch)
+            fit_here(job, folder, bench.resources.storage_patience_s, on_epoch, use_gpu=bench.gpus > 0)
         else:
-            _fit_group(job, bench.resources, folder, on_epoch)
+            _fit_group(job, bench, folder, on_epoch)
         journal.end(number, FINISHED)
+    except TrainingHalted:
+        raise
     except UserError as error:  # no second try mends it
         journal.end(number, FAILED, describe_error(error))
     finally:
@@ -111,9 +116,9 @@ def count_flops_per_token(job: TrainingJob) -> float:
     """
     lengths = pc.list_value_length(job.load_windows()["input_ids"])
     length = max(1, round(pc.mean(lengths).as_py() or 1))
-    config = AutoConfig.from_pretrained(job.encoder, num_labels=len(job.scheme.tags))
+    config = AutoConfig.from_pretrained(job.encoder, num_labels=len(job.scheme.tags), trust_remote_code=False)
     with torch.device("meta"):
-        network = AutoModelForTokenClassification.from_config(config)
+        network = AutoModelForTokenClassification.from_config(config, trust_remote_code=False)
         ids = torch.zeros(1, length, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(input_ids=ids)
@@ -162,15 +167,13 @@ def _limit_gpu_memory(gpus: float) -> None:
         torch.cuda.set_per_process_memory_fraction(gpus)
 
 
-def _fit_group(
-    job: TrainingJob, resources: ResourcesConfig, folder: Path, on_epoch: Callable[[dict[str, Any], bool], None]
-) -> None:
+def _fit_group(job: TrainingJob, bench: Bench, folder: Path, on_epoch: Callable[[dict[str, Any], bool], None]) -> None:
     """Train by Ray Train, and tell of epochs as their rows appear; of the last one when all is written."""
     errors: list[BaseException] = []
 
     def train() -> None:
         try:
-            fit(job, resources, folder)
+            fit(job, bench.resources, folder, may_grow=bench.may_grow)
         except BaseException as error:
             errors.append(error)
 

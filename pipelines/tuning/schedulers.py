@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -31,13 +32,63 @@ CHANGEABLE = (
 """Settings that a model in training can go on with when they change. The others stay as the stronger one has them."""
 
 
-def build_scheduler(search: SearchConfig, space: Space, num_epochs: int) -> TrialScheduler:
-    """What a search asks for, for trials of at most so many epochs."""
+class Population(PopulationBasedTraining):
+    """Ray's population, whose members may end early, and which may have been stopped and go on.
+
+    Args:
+        done: epochs at which members were compared before; what they tell of those again decides nothing.
+    """
+
+    def __init__(self, done: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.done = done - done % int(self._perturbation_interval)
+        self._next_perturbation_sync = self.done + self._perturbation_interval
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Go on, pause, or take another's place."""
+        if result.get(TIME, self.done + 1) > self.done:
+            return str(super().on_trial_result(tune_controller, trial, result))
+        self._save_trial_state(self._trial_state[trial], result[TIME], result, trial)
+        self._trial_state[trial].last_perturbation_time = result[TIME]
+        return str(TrialScheduler.CONTINUE)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The next one; where the last that the others waited for has ended, they wait no longer.
+
+        Ray's own does not hear of the end of a trial: those that are paused then would be so for ever.
+        """
+        found = super().choose_trial_to_run(tune_controller)
+        waiting = tune_controller.get_live_trials()
+        if found is None and waiting and all(trial.status == Trial.PAUSED for trial in waiting):
+            self._next_perturbation_sync += self._perturbation_interval
+            found = super().choose_trial_to_run(tune_controller)
+        return found
+
+
+class Median(MedianStoppingRule):
+    """Ray's rule, which takes every trial that has ended to have told of an epoch, and pauses the first ones."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Note what a trial came to."""
+        if TIME in result and METRIC in result:
+            super().on_trial_complete(tune_controller, trial, result)
+
+    def _on_insufficient_samples(self, tune_controller: Any, trial: Any, time: float) -> str:
+        return str(TrialScheduler.CONTINUE)  # to pause until there are others to compare with would cost a start
+
+
+def build_scheduler(search: SearchConfig, space: Space, num_epochs: int, done: int = 0) -> TrialScheduler:
+    """What a search asks for, for trials of at most so many epochs.
+
+    Args:
+        done: epochs that every open trial has behind it, where a search goes on.
+    """
     shared: dict[str, Any] = {"time_attr": TIME, "metric": METRIC, "mode": "max"}
     if search.sampler == "pbt":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return PopulationBasedTraining(
+            return Population(
+                done,
                 **shared,
                 perturbation_interval=search.grace_epochs,
                 hyperparam_mutations={"settings": {path: _mutate(space[path]) for path in list_changeable(space)}},
@@ -49,9 +100,11 @@ def build_scheduler(search: SearchConfig, space: Space, num_epochs: int) -> Tria
         grace = min(search.grace_epochs, num_epochs)
         return ASHAScheduler(**shared, max_t=num_epochs, grace_period=grace, reduction_factor=search.reduction_factor)
     if search.scheduler == "hyperband":
-        return HyperBandScheduler(**shared, max_t=num_epochs, reduction_factor=search.reduction_factor)
+        # the last round of a bracket may end before a trial does: its winners go on to the end, else they never lead
+        factor = search.reduction_factor
+        return HyperBandScheduler(**shared, max_t=num_epochs, reduction_factor=factor, stop_last_trials=False)
     if search.scheduler == "median":
-        return MedianStoppingRule(**shared, grace_period=search.grace_epochs, min_samples_required=MIN_SAMPLES)
+        return Median(**shared, grace_period=search.grace_epochs, min_samples_required=MIN_SAMPLES)
     return FIFOScheduler()
 
 

@@ -20,7 +20,8 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, Searcher
 
-from pipelines.ner.errors import UserError
+from pipelines.ner.errors import UserError, iterate_causes
+from pipelines.training.config import TrainingHalted
 from pipelines.tuning.budget import Budget, find_hopeless
 from pipelines.tuning.running import Bench, describe_error, run_trial
 from pipelines.tuning.schedulers import METRIC
@@ -69,6 +70,7 @@ def run_trials(
     scheduler: TrialScheduler | None = None,
     is_population: bool = False,
     num_trials: int,
+    only: set[int] | None = None,
     keep: Callable[[list[Trial]], set[int]],
     tell: Tell,
 ) -> None:
@@ -77,6 +79,7 @@ def run_trials(
     Args:
         draw: (trials known, number) → the plan of a new trial, noted in the journal; None for no more.
         is_population: all trials are drawn before the first begins, and may be given others' settings.
+        only: of the journal's trials those that are run; None for all.
         keep: (trials) → those whose weights are kept when they have ended.
 
     Raises:
@@ -84,11 +87,11 @@ def run_trials(
     """
     trials = journal.read_all()
     is_full = len(trials) >= num_trials or has_settled(trials, limits.patience)
-    if is_full and all(trial.status != OPEN for trial in trials):
+    if is_full and all(trial.status != OPEN for trial in trials if only is None or trial.number in only):
         return
     follower = _Follower(journal, limits, keep, tell)
     config: dict[str, Any] = {}
-    searcher: Any = _Drawing(journal, draw, num_trials)
+    searcher: Any = _Drawing(journal, draw, num_trials, only)
     if is_population:
         while len(trials) < num_trials and draw(trials, len(trials)) is not None:
             trials = journal.read_all()
@@ -142,15 +145,23 @@ class _OfDriver:
 class _Drawing(_OfDriver, Searcher):
     """Gives Ray Tune the trials that the journal knows, then new ones."""
 
-    def __init__(self, journal: Journal, draw: Callable[[list[Trial], int], Plan | None], num_trials: int) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        draw: Callable[[list[Trial], int], Plan | None],
+        num_trials: int,
+        only: set[int] | None = None,
+    ) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self.journal, self.draw, self.num_trials = journal, draw, num_trials
+        self.journal, self.draw, self.num_trials, self.only = journal, draw, num_trials, only
         self.next = 0
 
     def suggest(self, trial_id: str) -> Any:
         """The number of the next trial, with its settings."""
-        number = self.next
         known = self.journal.count()
+        while self.only is not None and self.next < known and self.next not in self.only:
+            self.next += 1
+        number = self.next
         if number >= max(known, self.num_trials):
             return Searcher.FINISHED
         if number >= known and self.draw(self.journal.read_all(), number) is None:
@@ -202,6 +213,10 @@ class _Follower(_OfDriver, Callback):
         """Note what a trial failed of."""
         number = _read_number(trial)
         error = trial.get_error() or trial.get_pickled_error()
+        halted = next((one for one in iterate_causes(error) if type(one) is TrainingHalted), None)
+        if halted is not None:  # by what lies around it: the trial stays open
+            self.limits.problem, self.limits.has_ended = halted, True
+            return
         self.journal.end(number, FAILED, describe_error(error) if error else "its process is gone")
         self._close(number)
 

@@ -14,6 +14,8 @@ MOST_CPUS = 4
 """Threads of a trial: small steps gain little from more, and other trials run meanwhile."""
 GRAIN = 1e-4
 """Ray counts resources in such parts, and cuts off what is less: 0.3334 as a binary fraction becomes 0.3333."""
+KIND_SHARE = 0.001
+"""What a trial takes of the one that a node has of its kind of GPU, so that it lies there."""
 SMALL = 0.01
 """CPUs of a trial whose workers are placed by Ray Train, outside of what Ray Tune knows."""
 
@@ -33,10 +35,14 @@ class Slots:
     """Of each worker."""
     concurrent: int
     """Trials at a time."""
+    accelerator: str | None = None
+    """Kind of its GPU; None: any."""
     filler_cpus: float = 0.0
     """Logical CPUs that a trial holds besides, so that no more trials fit than `concurrent`."""
     must_count: bool = False
     """Whether more would fit nevertheless, and trials have to be counted, paused ones too."""
+    may_grow: bool = False
+    """Whether an autoscaler may make room for them."""
 
     @property
     def is_alone(self) -> bool:
@@ -48,6 +54,7 @@ class Slots:
         if not self.is_alone:
             return [{"CPU": SMALL}]
         own = {"CPU": float(self.cpus)} | ({"GPU": self.gpus} if self.gpus else {})
+        own |= {f"accelerator_type:{self.accelerator}": KIND_SHARE} if self.gpus and self.accelerator else {}
         return [own, {"CPU": self.filler_cpus + GRAIN / 2}] if self.filler_cpus else [own]
 
     def describe(self) -> str:
@@ -82,6 +89,9 @@ def fit_slots(
         growth: nodes that an autoscaler may add; none, where there is one whose limits are not known.
     """
     num_workers = (resources.read_num_workers() or (1, 1))[0]
+    kind = resources.accelerator
+    nodes = [_keep_kind(node, kind) for node in nodes]
+    growth = growth and [(_keep_kind(node, kind), count) for node, count in growth]
     shapes = [*nodes, *(node for node, _ in growth or ())]
     sizes = [*cores, *(int(node.get("CPU", 0)) for node, _ in growth or ())]
     gpus = _choose_gpus(search, resources, shapes)
@@ -107,19 +117,28 @@ def fit_slots(
         _count_places(there, node.get("GPU", 0), cpus, gpus) for there, node in zip(declared, nodes, strict=True)
     ]
     if num_workers > 1 or growth is not None:
-        return Slots(num_workers, cpus, gpus, concurrent, must_count=True)
-    size = float(cpus) if sum(natural) == concurrent else _size_slot(declared, cpus, concurrent)
+        return Slots(num_workers, cpus, gpus, concurrent, kind, must_count=True, may_grow=growth is not None)
+    by_gpu = [_count_by_gpu(node.get("GPU", 0), gpus) for node in nodes]
+    size = float(cpus) if sum(natural) == concurrent else _size_slot(declared, by_gpu, cpus, concurrent)
     if size is None:
-        return Slots(num_workers, cpus, gpus, concurrent, must_count=True)
-    return Slots(num_workers, cpus, gpus, concurrent, round(size - cpus, 4))
+        return Slots(num_workers, cpus, gpus, concurrent, kind, must_count=True)
+    return Slots(num_workers, cpus, gpus, concurrent, kind, round(size - cpus, 4))
+
+
+def _keep_kind(node: Mapping[str, Any], kind: str | None) -> Mapping[str, Any]:
+    """What a node has, without GPUs that are of another kind."""
+    return node if kind is None or f"accelerator_type:{kind}" in node else {**node, "GPU": 0}
 
 
 def _count_places(cpus_there: float, gpus_there: float, cpus: int, gpus: float) -> int:
-    by_cpu = int(cpus_there // cpus)
+    return int(min(cpus_there // cpus, _count_by_gpu(gpus_there, gpus)))
+
+
+def _count_by_gpu(there: float, gpus: float) -> float:
+    """Places on a node as far as its GPUs go; without end for those that need none."""
     if not gpus:
-        return by_cpu
-    by_gpu = int(gpus_there) * int(1 / gpus + 1e-9) if gpus < 1 else int(gpus_there // gpus)
-    return min(by_cpu, by_gpu)
+        return math.inf
+    return int(there) * int(1 / gpus + 1e-9) if gpus < 1 else int(there // gpus)
 
 
 def _choose_gpus(search: SearchConfig, resources: ResourcesConfig, nodes: Sequence[Mapping[str, Any]]) -> float:
@@ -136,15 +155,16 @@ def _choose_cpus(nodes: Sequence[Mapping[str, Any]], cores: Sequence[int], gpus:
     return max(1, min(MOST_CPUS, max(cores, default=1) // 2))
 
 
-def _size_slot(declared: list[float], cpus: int, concurrent: int) -> float | None:
+def _size_slot(declared: list[float], by_gpu: list[float], cpus: int, concurrent: int) -> float | None:
     """The fewest CPUs, from `cpus` on, of which exactly so many slots fit on the nodes; None if none does.
 
+    A node has no more than its GPUs hold: without them it has none, however many CPUs are there.
     No more than that: a cluster on which something else holds a CPU would have no room for a slot that takes all.
     """
     counts = [(there, count) for there in declared for count in range(1, int(there // cpus) + 1)]
     just_more = (round((math.floor(there / count / GRAIN + 1e-6) + 1) * GRAIN, 4) for there, count in counts)
     for size in sorted({float(cpus), *(size for size in just_more if size >= cpus)}):
-        fitting = sum(math.floor(there / size + 1e-9) for there in declared)
+        fitting = sum(min(math.floor(there / size + 1e-9), most) for there, most in zip(declared, by_gpu, strict=True))
         if fitting <= concurrent:
             return size if fitting == concurrent else None
     return None

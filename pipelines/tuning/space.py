@@ -68,6 +68,17 @@ def resolve_space(space: Space, base_values: Mapping[str, float | None]) -> Spac
                 low, high = domain.low * value, domain.high * value
                 whole = Domain("lograndint", max(1, math.ceil(low)), math.floor(high))
                 resolved[path] = whole if isinstance(value, int) else Domain("loguniform", low, high).shorten()
+                if not isinstance(value, int) or whole.low <= whole.high:
+                    continue
+                problems.append(
+                    SpaceError(
+                        "no whole number between the ends",
+                        where=f"`space.{path}`",
+                        rule=f"a whole number from {low:g} to {high:g}, for the recipe has {value}",
+                        value=f"times({domain.low:g}, {domain.high:g})",
+                        remedy=f"give numbers: `--space.{path} 'randint(low, high)'`",
+                    )
+                )
                 continue
             problems.append(
                 SpaceError(

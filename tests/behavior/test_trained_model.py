@@ -1,26 +1,16 @@
-"""What a model trained on the sample corpus must do: minimum functionality, invariance, direction."""
-
-import importlib.util
-from pathlib import Path
+"""What the model of the quickstart must do: minimum functionality, invariance, direction."""
 
 import pytest
 
-from pipelines import train
-from pipelines.ner.encoders import PACKAGED_MODULE
 from pipelines.ner.engine import NerEngine
+from tests.quickstart import Quickstart
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec(PACKAGED_MODULE) is None, reason="needs the extra `quickstart`: all-MiniLM-L6-v2"
-)
+pytestmark = pytest.mark.timeout(1500)  # of which the quickstart takes the most
 
 
 @pytest.fixture(scope="module")
-def engine(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> NerEngine:
-    folder: Path = tmp_path_factory.mktemp("behavior") / "run"
-    files = [part for split in ("train", "dev", "test") for part in (f"--corpus.{split}", f"sample:en-{split}.jsonl")]
-    settings = ["--training.num_epochs", "3", "--training.batch_tokens", "512", "--training.precision", "fp32"]
-    assert train.main([*files, *settings, "--output_dir", str(folder)]) == 0
-    return NerEngine.load(folder / "bundle")
+def engine(quickstart: Quickstart) -> NerEngine:
+    return NerEngine.load(quickstart.bundle)
 
 
 def label(engine: NerEngine, text: str) -> list[tuple[str, str]]:

@@ -32,7 +32,7 @@ def start_predict(*arguments: object, **environment: str) -> subprocess.Popen[st
     """Begin a job; its output is one stream."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.predict", *map(str, arguments)],
+        [sys.executable, "-m", "pipelines", "predict", *map(str, arguments)],
         cwd=ROOT,
         env=kept | environment,
         stdout=subprocess.PIPE,
@@ -42,7 +42,7 @@ def start_predict(*arguments: object, **environment: str) -> subprocess.Popen[st
     )
 
 
-def finish(job: subprocess.Popen[str], timeout_s: float = 120) -> str:
+def finish(job: subprocess.Popen[str], timeout_s: float = 600) -> str:
     """What a job told by its end, which is expected to be a good one."""
     try:
         told, _ = job.communicate(timeout=timeout_s)

@@ -137,6 +137,7 @@ def test_file_that_is_damaged_is_refused_however_many_documents_the_others_have(
     assert not list((tmp_path / "out").rglob("*"))
 
 
+@pytest.mark.long
 def test_word_of_300_000_characters_and_document_of_20_megabytes(bundle, tmp_path):
     word = "x" * 300_000
     large = f"Ada {' '.join([GEORGIAN * 99] * 67_000)} Oslo"
@@ -183,7 +184,7 @@ def test_full_disk_ends_the_job_with_one_message_and_it_goes_on_with_room(bundle
 def test_worker_that_has_no_such_device_ends_the_command_with_one_message(bundle, tmp_path):
     source = write_rows(tmp_path / "a.jsonl", make_rows("a", 2))
     job = start_predict(*build_command(bundle, source, tmp_path / "out", "--inference.device", "cuda:99"))
-    told, _ = job.communicate(timeout=120)
+    told, _ = job.communicate(timeout=600)
     assert job.returncode == 2
     counted, message, *rest = [line for line in told.splitlines() if not line.startswith("plan: ")]
     assert "counting documents" in counted

@@ -226,6 +226,10 @@ def test_search_that_cannot_be_run_is_refused(refuse, write, flags, facts):
             ],
             ["a variant that the runtime cannot compute", "`inference.runtime`", "albert"],
         ),
+        (
+            ["--steps", "early_exit", "--inference.runtime", "torch-compiled"],
+            ["a variant that the runtime cannot compute", "auto, packed or torch", "torch-compiled"],
+        ),
     ],
 )
 def test_compression_that_cannot_be_done_is_refused(refuse, write, bundle, flags, facts):
@@ -345,7 +349,7 @@ def test_mended_command_runs_after_a_refusal_in_the_same_output_folder(refuse, w
 def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, env=environment, check=False)
 
 
 @pytest.mark.parametrize(

@@ -41,15 +41,16 @@ def finish(driver: subprocess.Popen[str], code: int) -> tuple[str, str]:
     return told, complained
 
 
-@pytest.mark.timeout(400)
-def test_run_that_is_killed_and_resumed_is_one_run_everywhere_and_reaches_the_hub(tmp_path: Path, monkeypatch):
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_run_that_is_killed_and_resumed_is_one_run_everywhere_and_reaches_the_hub(tiny_encoder, tmp_path, monkeypatch):
     folder, metrics = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
     some = tmp_path / "train.jsonl"
-    some.write_text("".join((SAMPLE / "en-train.jsonl").open().readlines()[:80]), encoding="utf-8")
+    some.write_text("".join((SAMPLE / "en-train.jsonl").open().readlines()[:40]), encoding="utf-8")
     command = (
         *("--corpus.train", str(some), "--corpus.dev", "sample:en-dev.jsonl", "--corpus.test", "sample:en-dev.jsonl"),
-        *("--model.encoder", "scratch", "--model.head", "crf", "--training.num_epochs", "3"),
-        *("--training.batch_tokens", "300", "--training.checkpoint_every_steps", "10"),
+        *("--model.encoder", tiny_encoder, "--model.head", "crf", "--training.num_epochs", "2"),
+        *("--training.batch_tokens", "300", "--training.checkpoint_every_steps", "5"),
         *("--tracking.to", "tensorboard", "mlflow", "wandb", "--push_to_hub", NAME, "--push_private", "true"),
     )
     with serve_hub() as hub:

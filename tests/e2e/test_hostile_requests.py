@@ -392,12 +392,12 @@ def test_schemathesis_finds_nothing(arguments, tmp_path):
     ) as own:
         command = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{own.url}/openapi.json", "--no-color"]
         ended = subprocess.run(
-            [*command, "--max-examples", "60", "--seed", str(SEED)],
+            [*command, "--max-examples", "60", "--request-timeout", "60", "--seed", str(SEED)],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
         )
         assert ended.returncode == 0, ended.stdout[-6000:] + ended.stderr[-2000:]
         assert "No issues found" in ended.stdout

@@ -10,7 +10,8 @@ from pipelines.tuning.trials import FINISHED, OPEN, Journal
 from tests.integration.processes import kill, list_descendants, start_door, wait_until
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_killed_search_keeps_what_has_ended_and_goes_on_from_checkpoints(
     ray_session: None, tiny_encoder: str, tmp_path: Path
 ):
@@ -31,7 +32,7 @@ def test_killed_search_keeps_what_has_ended_and_goes_on_from_checkpoints(
             assert driver.poll() is None, driver.communicate()[0]
             return sum(row["kind"] == "checkpoint" for row in read_metrics(second / "metrics.jsonl")) >= 1
 
-        wait_until(is_under_way, "a checkpoint of the second trial", 120)
+        wait_until(is_under_way, "a checkpoint of the second trial", 300)
     finally:
         kill([driver.pid, *list_descendants(driver.pid)])
         driver.communicate()

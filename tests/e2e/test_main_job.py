@@ -1,7 +1,6 @@
 """The main job as a user runs it: command lines in processes of their own, from the checkout."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,43 +9,23 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-from pipelines import prepare, train
+from pipelines import predict, prepare, train
 from pipelines.ner.engine import NerEngine
 from pipelines.training.history import read_metrics
-from tests.conftest import ROOT, SAMPLE
+from tests.conftest import SAMPLE
+from tests.quickstart import Quickstart
 
-TINY = ("--model.encoder", "scratch", "--training.num_epochs", "2")
+pytestmark = pytest.mark.timeout(1500)  # of which the quickstart takes the most
 
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
-    verb, *rest = map(str, arguments)
-    return subprocess.run(
-        [sys.executable, "-m", f"pipelines.{verb}", *rest],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        cwd=ROOT,
-        env=environment | {"COLUMNS": "200"},
-        check=False,
-    )
-
-
-def succeed(*arguments: object) -> str:
-    done = run(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout
+QUICKSTART = ("train", "--config", "quickstart")
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The quickstart with a tiny model; its folder and what it printed."""
-    folder = tmp_path_factory.mktemp("job") / "run"
-    return folder, succeed("train", "--config", "quickstart", *TINY, "--output_dir", folder)
+def job(quickstart: Quickstart) -> tuple[Path, str]:
+    """The quickstart: its folder and what it printed."""
+    return quickstart.bundle.parent, quickstart.told
 
 
-@pytest.mark.timeout(400)
 def test_bundle_loads_in_transformers_and_in_the_engine(job):
     bundle = job[0] / "bundle"
     model = AutoModelForTokenClassification.from_pretrained(bundle)
@@ -54,7 +33,7 @@ def test_bundle_loads_in_transformers_and_in_the_engine(job):
     info = json.loads((bundle / "bundle.json").read_text())
     assert set(model.config.id2label.values()) == set(NerEngine.load(bundle).scheme.tags)
     assert (info["scheme"], info["head"], info["window"]) == ("BIO", "linear", 256)
-    assert info["training"]["encoder"] == "scratch"
+    assert info["training"]["encoder"] == "all-MiniLM-L6-v2"
     assert {"test_strict_micro", "test_intervals", "seed", "versions"} <= set(info["training"])
     assert not list(bundle.glob("*.bin")) + list(bundle.glob("*.pt"))
 
@@ -63,8 +42,7 @@ def test_run_record_tells_what_ran_and_what_it_took(job):
     record = json.loads((job[0] / "run.json").read_text())
     assert (record["verb"], record["status"], record["seed"]) == ("train", "done", 1)
     assert {"ray", "torch", "transformers", "python"} <= set(record["versions"])
-    assert record["config"]["training"]["num_epochs"] == 2
-    assert record["config"]["model"]["encoder"] == "scratch"
+    assert record["config"]["training"]["batch_tokens"] == 512
     assert record["config"]["corpus"]["train"] == ["sample:en-train.jsonl"]
     assert set(record["phases_s"]) == {"prepare", "train", "bundle", "evaluate"}
     assert record["training"]["tokens_per_s"] > 0
@@ -100,12 +78,18 @@ def test_printed_last_are_scores_examples_paths_and_the_next_command(job):
     assert f"rayner predict --model {folder}/bundle" in told
 
 
-@pytest.mark.timeout(400)
-def test_same_command_again_is_finished_and_another_setting_is_refused(job):
+def test_same_command_again_is_finished_and_another_setting_is_refused(quickstart, job):
     folder, _ = job
     before = (folder / "run.json").read_bytes()
-    assert "this run is finished" in succeed("train", "--config", "quickstart", *TINY, "--output_dir", folder)
-    other = run("train", "--config", "quickstart", *TINY, "--training.seed", 2, "--output_dir", folder)
+    assert "this run is finished" in quickstart.run("rayner", *QUICKSTART)
+    other = subprocess.run(
+        [sys.executable, "-m", "pipelines.train", *QUICKSTART[1:], "--training.seed", "2"],
+        capture_output=True,
+        text=True,
+        cwd=quickstart.checkout,
+        env=quickstart.environment | {"COLUMNS": "200"},
+        check=False,
+    )
     assert other.returncode == 2
     assert other.stdout == ""
     assert "a run with other settings" in other.stderr
@@ -114,22 +98,12 @@ def test_same_command_again_is_finished_and_another_setting_is_refused(job):
     assert (folder / "run.json").read_bytes() == before
 
 
-@pytest.mark.timeout(400)
-def test_evaluate_repeats_the_scores_of_the_job_and_predict_labels_lines(job, tmp_path):
-    folder, _ = job
-    arguments = ("--model", folder / "bundle", "--corpus", "sample:en-test.jsonl")
-    told = succeed("evaluate", *arguments, "--output_dir", tmp_path / "e")
-    assert "strict F1" in told
-    assert "rayner predict" in told
-    trained, evaluated = (json.loads((path / "report.json").read_text()) for path in (folder, tmp_path / "e"))
-    for name in ("strict", "lenient", "errors", "num_gold", "num_predicted", "intervals", "seen", "unseen"):
-        assert evaluated[name] == trained[name]
-
+def test_predict_labels_the_lines_of_a_text(ray_session, job, tmp_path, capsys):
     texts = ["Angela Merkel visited Utrecht.", "Siemens hires 🎉 in Berlin."]
     (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-    arguments = ("--model", folder / "bundle", "--input", tmp_path / "texts.txt", "--format", "jsonl", "--keep", "text")
-    told = succeed("predict", *arguments, "--output_dir", tmp_path / "p")
-    assert "2 documents labelled, 0 quarantined" in told
+    arguments = ["--input", str(tmp_path / "texts.txt"), "--format", "jsonl", "--keep", "text"]
+    assert predict.main(["--model", str(job[0] / "bundle"), *arguments, "--output_dir", str(tmp_path / "p")]) == 0
+    assert "2 documents labelled, 0 quarantined" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "p" / "entities" / "part-00000.jsonl").open(encoding="utf-8")]
     assert [row["text"] for row in rows] == texts
     for row in rows:
@@ -142,8 +116,8 @@ def test_prepared_shards_of_chinese_are_trained_on(ray_session, tmp_path, capsys
     told = capsys.readouterr().out
     assert "rayner train --corpus.shards" in told
     assert "42 records" in told
-    arguments = ("--corpus.shards", str(tmp_path / "shards"), *TINY, "--model.head", "crf")
-    assert train.main([*arguments, "--output_dir", str(tmp_path / "run")]) == 0
+    arguments = ("--corpus.shards", str(tmp_path / "shards"), "--model.encoder", "scratch", "--model.head", "crf")
+    assert train.main([*arguments, "--training.num_epochs", "1", "--output_dir", str(tmp_path / "run")]) == 0
     assert "test strict F1" in capsys.readouterr().out
     assert not (tmp_path / "run" / "shards").exists()
     (prediction,) = NerEngine.load(tmp_path / "run" / "bundle").predict(["安格拉·默克尔访问了北京。"])

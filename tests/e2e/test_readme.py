@@ -1,22 +1,21 @@
 """Every command of README.md, run word for word in a copy of the checkout."""
 
 import json
-import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import urllib.request
-from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.integration.processes import wait_until
+from tests.quickstart import COMMAND, Quickstart
 
-ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"```(sh|python)\n(.*?)```", re.DOTALL)
 RUN_BY_CI = ["make check", "make test"]
+LONG = ("rayner tune ", "rayner compress ")
+"""Commands that take minutes, and that no other one needs."""
 CLUSTER_BLOCK = re.compile(r"```sh cluster\n(.*?)```", re.DOTALL)
 """Commands that ask a cluster: tests/e2e/test_submit.py runs those that submit jobs, on one that it starts."""
 JOB_COMMANDS = ("rayner submit ", "ray job submit ")
@@ -57,44 +56,45 @@ def is_ready(url: str) -> bool:
         return False
 
 
-@pytest.mark.timeout(1500)
-def test_every_command_of_the_readme_works(tmp_path: Path):
-    if not (Path(sys.prefix) / ".installed").exists():
-        pytest.skip("the environment was not made by `make install`")
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
-        if (ROOT / name).is_file() and not name.startswith("tests/"):
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, tmp_path / name)
-    (tmp_path / ".venv").symlink_to(sys.prefix)
-    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "PYTHONPATH")}
-    environment["PATH"] = f"{sys.prefix}/bin:{environment['PATH']}"
-    outputs: dict[str, str] = {}
+@pytest.mark.timeout(3000)
+def test_every_command_of_the_readme_works(quickstart: Quickstart):
+    outputs = {COMMAND: quickstart.told}
     serving: subprocess.Popen[bytes] | None = None
     for kind, code in read_blocks():
         for step in [code] if kind == "python" else code.splitlines():
-            if step in RUN_BY_CI:
+            if step in (COMMAND, *RUN_BY_CI) or step.startswith(LONG):
                 continue
             if step.startswith("rayner serve"):
-                serving = subprocess.Popen(step.split(), cwd=tmp_path, env=environment)
+                serving = subprocess.Popen(step.split(), cwd=quickstart.checkout, env=quickstart.environment)
                 wait_until(lambda: is_ready("http://localhost:8000/readyz"), "the endpoint is ready")
                 continue
             if serving is not None and not step.startswith("curl"):
                 serving.send_signal(signal.SIGINT)
                 assert serving.wait(60) == 0
                 serving = None
-            run = ["python", "-c", step] if kind == "python" else ["bash", "-c", step]
-            done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
-            assert done.returncode == 0, f"{step}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-            outputs[step] = done.stdout
+            outputs[step] = quickstart.run(*(["python", "-c", step] if kind == "python" else ["bash", "-c", step]))
+    assert any(COMMAND in code.splitlines() for _, code in read_blocks())
     served = next(output for step, output in outputs.items() if step.startswith("curl"))
     assert [one["text"] for one in json.loads(served)["entities"]] == ["Angela Merkel", "Utrecht"]
-    [quickstart] = [output for step, output in outputs.items() if step == "make quickstart"]
-    f1 = float(re.search(r"test strict F1 (\d\.\d+)", quickstart)[1])
+    f1 = float(re.search(r"test strict F1 (\d\.\d+)", quickstart.told)[1])
     assert f1 >= 0.70
-    assert "out/quickstart/bundle" in quickstart
-    assert "next:" in quickstart
+    assert "out/quickstart/bundle" in quickstart.told
+    assert "next:" in quickstart.told
     python = next(output for step, output in outputs.items() if "NerEngine" in step)
     assert "Angela Merkel" in python
     evaluated = next(output for step, output in outputs.items() if step.startswith("rayner evaluate"))
     assert f"test strict F1 {f1:.4f}" in evaluated
+    out = quickstart.checkout / "out"
+    trained, scored = (json.loads((out / name / "report.json").read_text()) for name in ("quickstart", "eval"))
+    for name in ("strict", "lenient", "errors", "num_gold", "num_predicted", "intervals", "seen", "unseen"):
+        assert scored[name] == trained[name]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+def test_commands_that_take_minutes_work(quickstart: Quickstart):
+    steps = [step for _, code in read_blocks() for step in code.splitlines() if step.startswith(LONG)]
+    assert [step.split()[1] for step in steps] == ["tune", "compress"]
+    for step, folder in zip(steps, ("tuning", "small"), strict=True):
+        quickstart.run("bash", "-c", step)
+        assert (quickstart.checkout / "out" / folder / "bundle" / "bundle.json").is_file()

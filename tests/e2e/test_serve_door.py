@@ -34,7 +34,7 @@ def start(command: list[str], port: int, folder: Path):
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
     try:
-        wait_until(lambda: fetch(port, "/readyz") or process.poll() is not None, "the endpoint is ready", 90)
+        wait_until(lambda: fetch(port, "/readyz") or process.poll() is not None, "the endpoint is ready", 300)
         assert process.poll() is None, log.read_text()
         yield process, log
     finally:

@@ -143,7 +143,7 @@ class Endpoint:
         report: dict[str, Any] = {}
         try:
             yield report
-            told, _ = running.communicate(timeout=120)
+            told, _ = running.communicate(timeout=600)
             report.update(json.loads(told))
         finally:
             running.kill()
@@ -182,7 +182,7 @@ def open_endpoint(
             assert process.stdout is not None
             while not process.stdout.readline().startswith("{"):
                 assert process.poll() is None, log.read_text()[-3000:]
-            wait_until(lambda: endpoint.ask("/readyz")[0] == 200, "the endpoint is ready", 60)
+            wait_until(lambda: endpoint.ask("/readyz")[0] == 200, "the endpoint is ready", 300)
             yield endpoint
         finally:
             below = list_descendants(process.pid)

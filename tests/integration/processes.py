@@ -24,7 +24,7 @@ def start_door(
     """A door in a process group of its own and with a Ray of its own; by default both its streams come in one."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     return subprocess.Popen(
-        [sys.executable, "-m", f"pipelines.{door}", *arguments],
+        [sys.executable, "-m", "pipelines", door, *arguments],
         cwd=ROOT,
         env=inherited | dict(environment or {}),
         stdout=subprocess.PIPE,
@@ -64,7 +64,7 @@ def kill(pids: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def wait_until(holds: Callable[[], object], what: str, deadline_s: float = 90) -> None:
+def wait_until(holds: Callable[[], object], what: str, deadline_s: float = 300) -> None:
     """Poll until something holds; fail with `what` at the deadline."""
     end = time.monotonic() + deadline_s
     while not holds():

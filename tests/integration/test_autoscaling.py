@@ -14,7 +14,7 @@ from tests.conftest import ROOT, make_bundle
 from tests.integration.heads import GrowingCluster, run_growing_cluster
 from tests.integration.processes import wait_until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 @contextmanager
@@ -49,23 +49,25 @@ def run_door(name: str, cluster: GrowingCluster, *arguments: object) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_cluster_grows_for_predict_and_shrinks_afterwards(tiny_encoder, tmp_path):
     bundle = make_bundle(tiny_encoder, tmp_path / "bundle")
     command = ["--model", bundle, "--input", "sample:en-test.jsonl", "--output_dir", tmp_path / "out"]
     command += ["--resources.cpus_per_actor", 2, "--inference.runtime", "torch", "--inference.precision", "fp32"]
     with run_growing_cluster({"CPU": 2}, max_nodes=1) as cluster, watch_nodes(cluster) as counts:
         run_door("predict", cluster, *command)
-        wait_until(lambda: cluster.count_nodes() == 1, "the node that was added has gone", 60)
+        wait_until(lambda: cluster.count_nodes() == 1, "the node that was added has gone", 300)
     assert counts == [1, 2, 1]
     assert json.loads((tmp_path / "out" / "_SUCCESS").read_text())["num_documents"] == 49
 
 
+@pytest.mark.long
 def test_cluster_grows_for_tune_and_shrinks_afterwards(tiny_encoder, tmp_path):
     splits = ("train", "dev", "test")
     command = [part for split in splits for part in (f"--corpus.{split}", f"sample:en-{split}.jsonl")]
@@ -74,7 +76,7 @@ def test_cluster_grows_for_tune_and_shrinks_afterwards(tiny_encoder, tmp_path):
     command += ["--search.cpus_per_trial", "2", "--search.num_leaders", "1", "--search.num_seeds", "1"]
     with run_growing_cluster({"CPU": 2}, max_nodes=1) as cluster, watch_nodes(cluster) as counts:
         run_door("tune", cluster, *command, "--output_dir", tmp_path / "tuning")
-        wait_until(lambda: cluster.count_nodes() == 1, "the node that was added has gone", 60)
+        wait_until(lambda: cluster.count_nodes() == 1, "the node that was added has gone", 300)
     assert counts == [1, 2, 1]
     trials = json.loads((tmp_path / "tuning" / "tuning.json").read_text())["trials"]
     assert [trial["status"] for trial in trials] == ["finished", "finished"]

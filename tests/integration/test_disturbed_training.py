@@ -19,7 +19,7 @@ from tests.integration.nodes import Node
 from tests.integration.processes import wait_until
 from tests.integration.trainings import TRAINING, check_same_run, read
 
-pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
 
 HEAD_CPUS = 8
 
@@ -53,6 +53,7 @@ def list_steps(folder: Path) -> list[int]:
     return [read_step(path) for path in list_checkpoints(folder / "checkpoints")]
 
 
+@pytest.mark.long
 def test_workers_grow_with_a_node_and_shrink_without_it(make_job, undisturbed, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -77,6 +78,7 @@ def test_workers_grow_with_a_node_and_shrink_without_it(make_job, undisturbed, t
     assert 10 <= sizes.index(2) + sizes.count(2) <= 12
 
 
+@pytest.mark.long
 def test_node_taken_with_notice_and_node_lost_without_change_nothing(make_job, undisturbed, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -139,6 +141,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.long
 def test_full_storage_is_outlived_lost_storage_told_and_a_damaged_checkpoint_left_out(
     make_job, undisturbed, small_disk, tmp_path
 ):

@@ -99,21 +99,21 @@ def test_replicas_follow_the_load_and_no_request_fails(endpoint: Endpoint, tmp_p
     assert endpoint.count_replicas() == 1
     with endpoint.load(tmp_path, "--connections", "48", "--seconds", "35", texts=TEXTS) as report:
         wait_until(lambda: sum(endpoint.tell_replicas().values()) > 1, "another replica is being started", 10)
-        wait_until(lambda: endpoint.count_replicas() > 1, "another replica runs", 60)
+        wait_until(lambda: endpoint.count_replicas() > 1, "another replica runs", 300)
     assert report["statuses"].keys() == {"200"}
     assert report["errors"] == {}
-    wait_until(lambda: endpoint.count_replicas() == 1, "the endpoint shrinks to one replica", 60)
+    wait_until(lambda: endpoint.count_replicas() == 1, "the endpoint shrinks to one replica", 300)
 
 
 def test_a_killed_replica_costs_no_accepted_request_and_is_replaced(endpoint: Endpoint, tmp_path):
-    wait_until(lambda: len(endpoint.list_replicas()) == 1, "superfluous replicas have ended", 60)
+    wait_until(lambda: len(endpoint.list_replicas()) == 1, "superfluous replicas have ended", 300)
     before = endpoint.list_replicas()
     with endpoint.load(tmp_path, "--connections", "8", "--seconds", "14", texts=TEXTS) as report:
         time.sleep(4)
         os.kill(before[0], signal.SIGKILL)
     assert set(report["statuses"]) <= {"200", "503"}
     assert report["errors"] == {}
-    wait_until(lambda: endpoint.ask("/readyz")[0] == 200, "a replica is back", 60)
+    wait_until(lambda: endpoint.ask("/readyz")[0] == 200, "a replica is back", 300)
     assert before[0] not in endpoint.list_replicas()
     assert endpoint.ask("/v1/entities", {"text": TEXTS[0]})[0] == 200
 
@@ -136,7 +136,7 @@ def test_thresholds_change_without_a_restart(endpoint: Endpoint, bundles):
     application["args"] = arguments
     [deployment] = application["deployments"]
     endpoint.order({"configure": config})
-    wait_until(lambda: len(endpoint.list_replicas()) == 1, "the replicas of before have ended", 60)
+    wait_until(lambda: len(endpoint.list_replicas()) == 1, "the replicas of before have ended", 300)
     assert endpoint.ask("/v1/entities", {"text": TEXTS[0]})[1]["entities"] != []
     before = endpoint.list_replicas()
     deployment["user_config"]["min_score"] = 1.0

@@ -69,7 +69,7 @@ def caller(
     options = {"port": port, "grpc_servicer_functions": SERVICERS}
     with open_endpoint(arguments, folder, request.param, environment, options) as endpoint:
         found = Caller(endpoint, port)
-        wait_until(lambda: is_answering(found), "gRPC answers", 60)
+        wait_until(lambda: is_answering(found), "gRPC answers", 300)
         yield found
         found.channel.close()
 

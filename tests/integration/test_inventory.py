@@ -29,12 +29,18 @@ def read(number: int, **options: bool) -> PlannedNode | None:
     return next((node for node in read_running_cluster(**options).nodes if node.cpus == number), None)
 
 
-def test_node_that_joins_is_seen_with_what_is_taken_and_takes_nothing_once_it_drains():
+def test_node_that_joins_is_seen_with_what_is_taken_and_takes_nothing_once_it_drains(monkeypatch):
     [before] = read_running_cluster(is_private=True).nodes
     assert before.cpus == 8
     assert before.cores <= before.cpus
     assert before.memory_bytes > 0
     assert not read_running_cluster().may_grow
+    monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start --head --num-cpus=0")
+    assert not read_running_cluster().may_grow
+    # whose autoscaler tells nobody that it is there
+    monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start --head --no-monitor --num-cpus=0")
+    assert read_running_cluster().may_grow
+    assert not read_running_cluster().groups
     added = Node(2)
     try:
         there = NodeAffinitySchedulingStrategy(added.id, soft=False)

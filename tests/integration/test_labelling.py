@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import evaluate
+from pipelines.corpus import inference
+from pipelines.corpus.inference import ActorPlan, InferenceConfig, predict_table
 from pipelines.corpus.ledger import Ledger
 from pipelines.ner.entities import Prediction
 from tests.conftest import ROOT, make_bundle
@@ -107,6 +109,21 @@ def test_evaluate_scores_the_engines_own_entities_as_perfect(tiny_bundle, docume
     assert (ledger.num_kept, ledger.entries) == (20, [])
 
 
+def test_few_records_are_computed_here_as_actors_would(linear_bundle, monkeypatch):
+    words = ["Angela", "Merkel", "visited", "Utrecht", "."]
+    rows = [{"text": "Siemens hires 🎉 in São Paulo.", "words": None}, {"text": None, "words": words}]
+    table = pa.Table.from_pylist(rows, pa.schema([("text", pa.string()), ("words", pa.list_(pa.string()))]))
+    config, plan = InferenceConfig("torch", "fp32", "cpu"), ActorPlan(num_actors=1, num_cpus=1, num_gpus=0)
+    here = predict_table(table, str(linear_bundle), config, plan)
+    monkeypatch.setattr(inference, "FEW_BYTES", 0)
+    there = predict_table(table, str(linear_bundle), config, plan)
+    assert here.schema.equals(there.schema)
+    assert here.to_pylist() == there.to_pylist()
+    assert any(row["predicted"] for row in here.to_pylist())
+    monkeypatch.setattr(inference, "FEW_BYTES", 10**6)
+    assert predict_table(table.slice(0, 0), str(linear_bundle), config, plan).num_rows == 0
+
+
 def test_gold_over_words_is_scored_on_words(linear_bundle, tmp_path):
     sentences = [["Angela", "Merkel", "visited", "São", "Paulo", "👩‍💻", "."], ["西门子", "-", "U.S.-based", "Siemens"]]
     spans = load_plain(linear_bundle).predict_words(sentences)
@@ -137,6 +154,7 @@ def lines(documents: list[dict[str, Any]]) -> list[str]:
     return [one["text"] for one in documents if one["text"].strip() and not set("\r\n\0") & set(one["text"])]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])
 def test_other_inputs_give_the_same_entities(kind, linear_bundle, lines, tmp_path):
     path = tmp_path / f"documents.{kind}"
@@ -154,6 +172,7 @@ def test_other_inputs_give_the_same_entities(kind, linear_bundle, lines, tmp_pat
         assert [int(row["number"]) for row in rows] == list(range(len(lines)))
 
 
+@pytest.mark.long
 def test_order_is_kept_over_files_and_blocks(linear_bundle, tmp_path):
     for part in range(3):
         rows = [{"id": f"{part}-{number}", "text": f"Ada {number}"} for number in range(1100 if part == 1 else 7)]

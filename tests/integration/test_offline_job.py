@@ -10,6 +10,7 @@ import pyarrow.dataset as pds
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 
 from pipelines import predict
 from pipelines.corpus.formats.files import read_records
@@ -140,6 +141,7 @@ def test_changed_model_option_or_input_is_refused_and_fresh_replaces(bundle, tin
     assert not list(folder.rglob("*.parquet"))
 
 
+@pytest.mark.long
 def test_resources_price_and_limits_may_change_when_a_job_goes_on(bundle, tmp_path):
     source = write_rows(tmp_path / "a.jsonl", make_documents(3))
     run_predict(bundle, source, tmp_path / "out")
@@ -176,6 +178,7 @@ def test_output_is_partitioned_by_kept_columns(bundle, tmp_path):
     assert english == [one["id"] for one in documents if one["lang"] == "en"]
 
 
+@pytest.mark.long
 def test_output_files_have_the_size_asked_for(bundle, tmp_path):
     documents = make_documents(300)
     source = write_rows(tmp_path / "a.jsonl", documents)
@@ -188,6 +191,7 @@ def test_output_files_have_the_size_asked_for(bundle, tmp_path):
     assert read_success(tmp_path / "out")["num_files"] == len(sizes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("compression", "ending"), [("zstd", ".jsonl.zst"), ("gzip", ".jsonl.gz")])
 def test_compressed_lines_are_read_again(compression, ending, bundle, tmp_path):
     documents = make_documents(5)
@@ -200,6 +204,7 @@ def test_compressed_lines_are_read_again(compression, ending, bundle, tmp_path):
     assert [(one.doc_id, one.text) for one in again] == [(one["id"], one["text"]) for one in documents]
 
 
+@pytest.mark.long
 def test_kept_columns_whose_types_differ_become_text(bundle, tmp_path):
     write_rows(tmp_path / "a.jsonl", [{"text": "Ada", "n": 1, "size": 1, "tags": ["a"], "only": 5}])
     write_rows(tmp_path / "b.jsonl", [{"text": "Oslo", "n": "one", "size": 1.5, "tags": [], "big": 2**70}])
@@ -227,6 +232,7 @@ def test_too_many_partitions_are_refused_before_labelling(bundle, tmp_path, caps
     assert "too many partitions" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_text_and_id_columns_are_named_at_the_top(bundle, tmp_path):
     rows = [{"body": "Ada in Oslo", "key": 7, "text": "not this", "id": "nor this"}]
     source = write_rows(tmp_path / "a.jsonl", rows)
@@ -236,6 +242,7 @@ def test_text_and_id_columns_are_named_at_the_top(bundle, tmp_path):
     assert (row["doc_id"], row["text"]) == ("7", "Ada in Oslo")
 
 
+@pytest.mark.long
 def test_same_file_named_twice_is_labelled_once(bundle, tmp_path):
     source = write_rows(tmp_path / "a.jsonl", make_documents(3))
     command = ["--model", bundle, "--input", source, tmp_path / "*.jsonl", "--output_dir", tmp_path / "out"]
@@ -315,6 +322,16 @@ def test_worker_that_cannot_start_ends_the_job(bundle, tmp_path, capsys):
     assert run_with(load_nothing, bundle, source, tmp_path / "out", *SMALL) == 1
     assert "failed" in capsys.readouterr().err
     assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_mistake_about_the_engine_leaves_nothing_so_that_the_mended_command_runs(bundle, tmp_path, capsys):
+    source = write_rows(tmp_path / "a.jsonl", make_documents(3))
+    command = build_command(bundle, source, tmp_path / "out", *SMALL)
+    assert predict.main([*command, "--inference.device", "cuda"]) == 2
+    assert "this machine has no CUDA device" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert predict.main(command) == 0
 
 
 def test_file_that_changes_while_the_job_waits_is_refused(bundle, tmp_path, capsys):

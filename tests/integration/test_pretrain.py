@@ -18,7 +18,7 @@ from pipelines.training.masked_model import has_masked_head
 from tests.conftest import SAMPLE
 from tests.integration.processes import kill, list_descendants, wait_until
 
-pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,12 @@ def kill_worker_in_second_epoch(folder: Path, killed: list[int]) -> None:
     def is_there() -> bool:
         return any(row["epoch"] == 1 for row in read_rows(folder, "step")[5:])
 
-    wait_until(is_there, "the second epoch", 200)
+    wait_until(is_there, "the second epoch", 300)
     killed += list_descendants(os.getpid(), "RayTrainWorker")
     kill(killed)
 
 
+@pytest.mark.long
 def test_killed_run_ends_as_an_undisturbed_one_and_its_encoder_is_one_for_train(arguments, tmp_path, capfd):
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
     assert pretrain.main([*arguments, "--output_dir", str(whole)]) == 0

@@ -12,7 +12,8 @@ from pipelines.training.history import read_metrics
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_report_of_two_strategies_and_a_second_call_that_only_adds(tiny_encoder: str, tmp_path: Path, capfd):
     folder = tmp_path / "scaling"
     command = ["--corpus.train", "sample:en-dev.jsonl", "--model.encoder", tiny_encoder, "--num_steps", "15"]

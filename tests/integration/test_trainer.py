@@ -6,6 +6,8 @@ import threading
 import pyarrow as pa
 import pytest
 import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
 
 from pipelines.training import trainer
 from pipelines.training.config import TrainingError
@@ -57,6 +59,21 @@ def test_worker_killed_after_progress_changes_nothing_and_counts_for_nothing(
     check_same_run(tmp_path, result, undisturbed)
 
 
+def test_nothing_is_started_that_hands_out_a_ray_dataset(tmp_path):
+    """The name is Ray's own: should it change, the processes would be back unseen."""
+    settings = {"scaling_config": ScalingConfig(num_workers=1), "run_config": RunConfig(storage_path=str(tmp_path))}
+    usual, ours = (
+        {
+            type(one).__name__
+            for one in kind(lambda config: None, train_loop_config={}, **settings)._create_default_callbacks()
+        }
+        for kind in (TorchTrainer, trainer._Trainer)
+    )
+    assert usual - ours == {"DatasetsCallback"}
+    assert ours < usual
+
+
+@pytest.mark.long
 def test_finished_training_is_not_repeated(make_job, undisturbed):
     folder, first = undisturbed
     before = (folder / "metrics.jsonl").read_bytes()

@@ -42,7 +42,7 @@ def search(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple
     return folder, command
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_failing_trial_is_reported_and_stopped_ones_have_fewer_epochs(search):
     folder, _ = search
     trials = Journal(folder / "trials").read_all()
@@ -68,7 +68,8 @@ def test_winner_was_repeated_and_is_compared_with_the_recipe(search):
     assert not list(folder.glob("*/*/checkpoints"))
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_preset_repeats_the_winner_to_the_last_digit(search, tmp_path):
     folder, _ = search
     found = json.loads((folder / "run.json").read_text())["scores"]
@@ -79,7 +80,8 @@ def test_preset_repeats_the_winner_to_the_last_digit(search, tmp_path):
     assert yaml.safe_load((folder / "best.yaml").read_text())["resources"]["num_workers"] == 1
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_same_command_is_finished_and_more_trials_add_to_those_done(search, capfd):
     folder, command = search
     assert tune.main(command) == 0
@@ -111,7 +113,8 @@ def run_search(corpus: list[str], folder: Path, *flags: str) -> list[Trial]:
     return Journal(folder / "trials").read_all()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_members_of_a_population_take_over_better_ones_and_no_more_run_than_planned(corpus, tmp_path):
     flags = ("--search.sampler", "pbt", "--search.num_trials", "3", "--training.num_epochs", "2")
     trials = run_search(corpus, tmp_path / "tuning", *flags, "--search.max_concurrent", "2")
@@ -125,7 +128,8 @@ def test_members_of_a_population_take_over_better_ones_and_no_more_run_than_plan
     assert count_at_once(Journal(tmp_path / "tuning" / "trials")) <= 2
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_trial_of_two_workers_trains_by_ray_train(corpus, tmp_path):
     flags = ("--resources.num_workers", "2", "--search.num_trials", "1", "--training.num_epochs", "1")
     [trial] = run_search(corpus, tmp_path / "tuning", *flags)
@@ -134,7 +138,7 @@ def test_trial_of_two_workers_trains_by_ray_train(corpus, tmp_path):
     assert (start["num_workers"], start["strategy"]) == (2, "ddp")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_budget_in_which_no_trial_ends_is_refused_and_leaves_none(corpus, tmp_path, capfd):
     folder = tmp_path / "tuning"
     flags = ["--training.num_epochs", "3000", "--search.budget_s", "60", "--space.model.dropout", "0", "0.1"]

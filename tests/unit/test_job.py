@@ -2,16 +2,19 @@
 
 import json
 import os
+import subprocess
 from dataclasses import dataclass
 
 import pytest
 from ray.exceptions import RayTaskError
 
+from pipelines import run_record
 from pipelines.corpus.config import CorpusConfig
 from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, lock_folder, prepare_output_dir, write_json
 from pipelines.job import find_mistake, run_door, warn_of_idle
 from pipelines.ner.errors import UserError, UserErrors
-from pipelines.run_record import RunRecord
+from pipelines.run_record import RunRecord, read_git_revision
+from pipelines.runs import build_guard
 from pipelines.settings import ConfigError
 
 SETTINGS = {"corpus": {"train": ["a"], "dev": []}, "training": {"seed": 1, "rate": None}}
@@ -215,9 +218,10 @@ def test_mistake_before_anything_is_done_leaves_no_trace(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     for error, has_begun, expected in ((MISTAKE, True, True), (RuntimeError(), False, True), (MISTAKE, False, False)):
-        check_resumable(folder, SETTINGS, fresh=False)
-        with pytest.raises(type(error)), leave_no_trace_of_mistakes(folder, lambda begun=has_begun: begun):
-            raise error
+        with lock_folder(folder):
+            check_resumable(folder, SETTINGS, fresh=False)
+            with pytest.raises(type(error)), leave_no_trace_of_mistakes(folder, lambda begun=has_begun: begun):
+                raise error
         assert folder.exists() is expected
 
 
@@ -285,3 +289,38 @@ def test_hub_datasets_of_a_corpus_are_named_once():
     }
     assert CorpusConfig(**files).find_datasets() == ["conll2003", "me/data"]
     assert CorpusConfig(shards="s").find_datasets() == []
+
+
+@pytest.mark.parametrize(
+    "work",
+    ["shards", "metrics.jsonl", "checkpoints/step-1.pt", "trials/0000", "cases/ddp-2/metrics.jsonl"],
+)
+def test_mistake_on_the_way_leaves_what_a_run_has_done(tmp_path, work):
+    """Also where its shards lie elsewhere: the mended command goes on."""
+    (tmp_path / work).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / work).touch()
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(UserError), build_guard(tmp_path)():
+        raise MISTAKE
+    assert (tmp_path / "settings.json").exists()
+
+
+def test_mistake_of_a_run_that_has_done_nothing_is_forgotten(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "settings.json").write_text("{}")
+    with pytest.raises(UserError), build_guard(tmp_path / "run")():
+        raise MISTAKE
+    assert not (tmp_path / "run" / "settings.json").exists()
+
+
+def test_revision_is_that_of_the_checkout_and_slow_git_ends_nothing(monkeypatch, tmp_path):
+    assert read_git_revision()
+
+    def hang(*_, **__):
+        raise subprocess.TimeoutExpired("git", 10)
+
+    with monkeypatch.context() as slow:
+        slow.setattr(run_record.subprocess, "run", hang)
+        assert read_git_revision() is None
+    monkeypatch.setattr(run_record, "__file__", str(tmp_path / "site-packages" / "pipelines" / "run_record.py"))
+    assert read_git_revision() is None

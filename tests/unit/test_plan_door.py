@@ -74,7 +74,7 @@ def test_other_tasks_are_planned_with_shares_of_gpus_that_fit(run, model, histog
     bundle, per_node = written["placement"]["bundle"], written["placement"]["per_node"]
     assert all(count * bundle["CPU"] <= 7 for count in per_node.values())
     assert all(count * bundle.get("GPU", 0) <= 1 for count in per_node.values())
-    assert written["summary"] in out
+    assert written["summary"] in " ".join(out.split())  # lines may be broken
     if task == "tune":
         assert written["settings"]["max_concurrent_trials"] == sum(per_node.values())
 
@@ -175,3 +175,20 @@ def test_address_of_no_cluster_is_refused(run, model, histogram):
     assert code == 2
     assert "the Ray cluster cannot be reached" in err
     assert "127.0.0.1:1" in err
+
+
+@pytest.mark.parametrize(
+    ("task", "flags", "told"),
+    [
+        ("serve", ["--limits.price", 1, "--limits.hours", 1], ["`limits.price`", "`limits.hours`"]),
+        ("predict", ["--load_tokens_per_s", 5, "--num_trials", 3], ["`load_tokens_per_s`", "`num_trials`"]),
+        ("tune", ["--num_trials", 3, "--limits.hours", 100], []),
+    ],
+)
+def test_settings_of_another_task_are_told(run, model, histogram, task, flags, told):
+    command = ["--task", task, "--model", model, "--corpus", histogram, "--cluster", CLUSTER, *flags]
+    code, _, complained = run(*command)
+    assert code == 0
+    assert complained.count("has no effect") == len(told)
+    for fact in told:
+        assert fact in complained

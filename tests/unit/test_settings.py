@@ -336,8 +336,8 @@ def parse_mapping(*arguments):
 
 
 def test_keys_of_a_mapping_are_the_users_own():
-    config = parse_mapping("--models.a", "x/y", "--models.b.c=z", "--space.p.q", "1", "2", "--space.r", "f(1, 2)")
-    assert config == MappingConfig({"a": "x/y", "b.c": "z"}, {"p.q": ["1", "2"], "r": ["f(1, 2)"]})
+    config = parse_mapping("--models.a-1", "x/y", "--models.b.c=z", "--space.p.q", "1", "2", "--space.r-s", "f(1, 2)")
+    assert config == MappingConfig({"a-1": "x/y", "b.c": "z"}, {"p.q": ["1", "2"], "r_s": ["f(1, 2)"]})
 
 
 def test_mapping_of_a_preset_is_nested_or_dotted_and_flags_add_to_it(tmp_path):
@@ -350,3 +350,18 @@ def test_key_of_a_mapping_without_value_or_with_too_many_is_refused():
     for arguments, fact in ((["--models.a"], "has no value"), (["--models.a", "x", "y"], "takes one value")):
         with pytest.raises(ConfigError, match=fact):
             parse_mapping(*arguments)
+
+
+def test_pattern_that_begins_with_a_bracket_is_a_pattern():
+    assert parse("--corpus.train", "[ab]*.jsonl").corpus.train == ["[ab]*.jsonl"]
+    for pattern in ("[ab]", "[0-9].jsonl", "[!a]*"):
+        assert parse("--corpus.train", pattern).corpus.train == [pattern]
+    for given in ('["a.jsonl", "b.jsonl"]', "[a.jsonl, b.jsonl]", "['a.jsonl','b.jsonl']"):
+        assert parse("--corpus.train", given).corpus.train == ["a.jsonl", "b.jsonl"]
+    assert parse("--corpus.train", '["a.jsonl"]').corpus.train == ["a.jsonl"]
+    assert parse("--corpus.train", "[]").corpus.train == []
+
+
+def test_key_of_a_list_with_nothing_behind_it_is_an_empty_list(tmp_path):
+    (tmp_path / "own.yaml").write_text("corpus:\n  dev:\n", encoding="utf-8")
+    assert parse("--config", str(tmp_path / "own.yaml")).corpus.dev == []

@@ -134,3 +134,20 @@ def test_rights_to_run_go_with_a_file(fill, tmp_path):
     write_package(folder, list_shipped(folder), tmp_path / "package.zip")
     with ZipFile(tmp_path / "package.zip") as package:
         assert [info.external_attr >> 16 for info in package.infolist()] == [0o644, 0o755]
+
+
+def test_deeper_ignore_file_takes_back_what_one_above_says(fill):
+    folder = fill(
+        {".gitignore": "*.csv\n", "a/.gitignore": "!keep.csv\n", "a/keep.csv": "1", "a/other.csv": "2", "b.csv": "3"}
+    )
+    assert [file.name for file in list_shipped(folder)] == [".gitignore", "a/.gitignore", "a/keep.csv"]
+    (folder / ".rayignore").write_text("keep.csv\n", encoding="utf-8")
+    assert "a/keep.csv" not in [file.name for file in list_shipped(folder)]
+
+
+def test_name_that_is_no_utf8_is_refused(fill):
+    folder = fill({"a.txt": "1"})
+    with open(os.fsencode(folder) + b"/caf\xe9.txt", "wb"):
+        pass
+    with pytest.raises(ShippingError, match="no UTF-8"):
+        list_shipped(folder)

@@ -20,6 +20,7 @@ from pipelines.submit import (
     SubmitConfig,
     find_left_behind,
     find_lost_output,
+    list_presets,
     name_job,
     read_command,
     read_environment,
@@ -236,3 +237,22 @@ def test_output_into_the_copy_of_a_job_is_warned_of(tmp_path, monkeypatch, capfd
 def test_unknown_verb_is_a_mistake_of_the_user():
     with pytest.raises(ConfigError, match="no job `x`"):
         read_command(["x"])
+
+
+def test_preset_that_stays_here_is_refused():
+    assert list_presets(["train", "--config", "out/best.yaml", "--config=b.yaml", "--output_dir", "/x"]) == [
+        "b.yaml",
+        "out/best.yaml",
+    ]
+
+
+def test_job_whose_preset_is_ignored_is_refused_before_any_cluster_is_asked(tmp_path, capfd):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "best.yaml").write_text("training:\n  seed: 7\n")
+    (tmp_path / ".gitignore").write_text("out/\n")
+    command = ["--working_dir", str(tmp_path), "--", "train", "--config", str(tmp_path / "out" / "best.yaml")]
+    assert submit.main([*command, "--output_dir", "/shared/x"]) == 2
+    assert "`config`" not in capfd.readouterr().err, "an absolute path is the user's to care for"
+    files = list_shipped(tmp_path)
+    [problem] = find_left_behind({"config": ["out/best.yaml", "quickstart"]}, tmp_path, files)
+    assert (problem.where, problem.value) == ("`config`", "out/best.yaml")

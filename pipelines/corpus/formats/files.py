@@ -25,7 +25,7 @@ from pipelines.corpus.formats.parquet import read_parquet
 from pipelines.corpus.formats.tables import read_csv
 from pipelines.corpus.formats.text import read_text_lines
 from pipelines.corpus.ledger import LedgerEntry
-from pipelines.corpus.records import CorpusError, Record
+from pipelines.corpus.records import CorpusError, EmptyFile, Record
 
 __all__ = ["FormatOptions", "detect_format", "find_files", "read_records"]
 
@@ -47,7 +47,7 @@ def find_files(patterns: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def detect_format(path: str) -> Format:
+def detect_format(path: str, options: FormatOptions | None = None) -> Format:
     """The format of a file by its extension, and by its content where that leaves a choice."""
     if is_dataset(path):
         return "hf"
@@ -65,24 +65,26 @@ def detect_format(path: str) -> Format:
     ):
         return "json" if detect_json(lines) == "json" else "jsonl"
     if extension == ".tsv":
-        return "csv" if _is_header(first.split("\t")) else "conll"
+        names = options and (options.text_column or options.words_column)
+        is_table = bool(names) or _is_header(first.split("\t")) or not looks_like_conll(lines)
+        return "csv" if is_table and lines else "conll"
     return "conll" if looks_like_conll(lines) else "text"
 
 
 def read_records(path: str, options: FormatOptions | None = None) -> Iterator[Record | LedgerEntry]:
     """Records of a file, streamed, and an entry for each that was repaired (before its record) or rejected.
 
-    Raises CorpusError for a file that is as a whole not readable: missing, empty, binary, without the columns; and
-    where it meets damage, once all records before that have been yielded.
+    Raises CorpusError for a file that is as a whole not readable: missing, binary, without the columns; and where it
+    meets damage, once all records before that have been yielded. Raises EmptyFile for one that holds no records.
     """
     options = options or FormatOptions()
-    file_format = detect_format(path) if options.format == "auto" else options.format
+    file_format = detect_format(path, options) if options.format == "auto" else options.format
     num_items = 0
     for item in _read(path, file_format, options):
         num_items += 1
         yield item
     if not num_items and file_format not in ("parquet", "hf"):
-        raise CorpusError(
+        raise EmptyFile(
             "the file holds no records",
             where=path,
             rule="a corpus file holds at least one record",

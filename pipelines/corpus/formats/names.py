@@ -37,7 +37,7 @@ def is_corpus_name(name: str) -> bool:
 
 def is_hidden(name: str) -> bool:
     """Whether searches pass a file or folder over, as they do `.git` and `_SUCCESS`."""
-    return name[0] in "._"
+    return name.startswith((".", "_"))
 
 
 def describe_names(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from pipelines.corpus.formats.options import BadEncoding
 from pipelines.corpus.formats.stores import STORE_ERRORS, explain_store
 from pipelines.corpus.formats.streams import ZstdDamage, open_bytes
 from pipelines.corpus.ledger import LedgerEntry
-from pipelines.corpus.records import CorpusError
+from pipelines.corpus.records import CorpusError, EmptyFile
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -50,7 +50,7 @@ def read_lines(path: str, *, keep_ends: bool = False, bad_encoding: BadEncoding 
         is_inside = bool(number) or isinstance(error, _DAMAGE)
         raise _explain(error, path, f"{path}:{number + 1}" if is_inside else path) from error
     if not offset:
-        raise CorpusError(
+        raise EmptyFile(
             "the file is empty", where=path, rule="a corpus file holds at least one record", remedy="remove or fill it"
         )
 

@@ -14,7 +14,7 @@ from pipelines.corpus.formats.rows import read_row
 from pipelines.corpus.formats.stores import open_store
 from pipelines.corpus.formats.tables import check_columns, with_label_names
 from pipelines.corpus.ledger import LedgerEntry
-from pipelines.corpus.records import CorpusError, Record
+from pipelines.corpus.records import CorpusError, EmptyFile, Record
 
 _BATCH_ROWS = 1024
 _BUFFER_BYTES = 1 << 20
@@ -57,6 +57,9 @@ def _open(path: str) -> pq.ParquetFile:
                 page_checksum_verification=True,
             )
         except pa.ArrowInvalid as error:
+            if "file size is 0 bytes" in str(error):
+                rule = "a `.parquet` file ends in a complete footer"
+                raise EmptyFile("the file is empty", where=path, rule=rule, remedy="remove or fill it") from error
             raise _describe_damage(path, path, error) from error
 
 
@@ -82,23 +85,26 @@ def _iterate_singly(file: pq.ParquetFile, columns: list[str], start: int) -> Ite
     return islice(batches, start, None)
 
 
-def _iterate_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """The rows of a batch; in place of one that is not UTF-8, the error."""
+def _iterate_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | ValueError | OverflowError]:
+    """The rows of a batch; in place of one that is not UTF-8, or has a date that Python has not, the error."""
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         for number in range(batch.num_rows):
             try:
                 yield batch.slice(number, 1).to_pylist()[0]
-            except UnicodeDecodeError as error:
+            except (ValueError, OverflowError) as error:
                 yield error
 
 
 def _read_row(
-    row: dict[str, Any] | UnicodeDecodeError, position: str, options: FormatOptions
+    row: dict[str, Any] | ValueError | OverflowError, position: str, options: FormatOptions
 ) -> Iterator[Record | LedgerEntry]:
-    if not isinstance(row, UnicodeDecodeError):
+    if isinstance(row, dict):
         yield from read_row(row, position, options)
+        return
+    if not isinstance(row, UnicodeDecodeError):
+        yield LedgerEntry(position, position, "rejected", "bad_value", str(row))
         return
     detail = f"the byte 0x{row.object[row.start]:02x} at byte offset {row.start} of a cell"
     if options.bad_encoding == "refuse_file":

@@ -23,6 +23,8 @@ from pipelines.corpus.records import Record
 
 __all__ = ["RowError", "read_row", "to_record"]
 
+_NOT_ACCEPTED = ("reject", "ignore")
+
 
 def read_row(row: Any, source: str, options: FormatOptions) -> Iterator[Record | LedgerEntry]:
     """The row's repairs and its record, or the entry that rejects it."""
@@ -39,7 +41,9 @@ def read_row(row: Any, source: str, options: FormatOptions) -> Iterator[Record |
 def to_record(row: Any, source: str, options: FormatOptions | None = None) -> tuple[Record, list[LedgerEntry]]:
     """The record of a row and the entries of what was repaired in it. Raises RowError if there can be none."""
     options = options or FormatOptions()
-    row = _to_mapping(row)
+    row = _to_mapping(row, options)
+    if options.spans_names() and row.get("answer") in _NOT_ACCEPTED:
+        raise RowError("not_accepted", f"the annotator's `answer` (of Prodigy) is `{row['answer']}`")
     text_name, words_name = _find(row, options.text_names(), blank=True), _find(row, options.words_names())
     if words_name and (not text_name or _prefers_words(row, options)):
         content, repairs = _read_words(row, words_name, options)
@@ -151,7 +155,7 @@ def _is_blank(value: Any) -> bool:
     return isinstance(value, str) and not value.strip()
 
 
-def _to_mapping(row: Any) -> Mapping[str, Any]:
+def _to_mapping(row: Any, options: FormatOptions) -> Mapping[str, Any]:
     """Rows of spaCy and Label Studio in the common shape; others as they are."""
     if isinstance(row, list | tuple) and len(row) == 2 and isinstance(row[1], Mapping):
         return {"text": row[0], **row[1]}
@@ -160,12 +164,14 @@ def _to_mapping(row: Any) -> Mapping[str, Any]:
             "bad_row", f"a row is an object or spaCy's [text, {{...}}], not {type(row).__name__} {row!r:.80}"
         )
     if isinstance(row.get("data"), Mapping) and isinstance(row.get("annotations"), list):
-        return _from_label_studio(row)
+        return _from_label_studio(row, has_gold=bool(options.spans_names()))
     return row
 
 
-def _from_label_studio(task: Mapping[str, Any]) -> Mapping[str, Any]:
+def _from_label_studio(task: Mapping[str, Any], *, has_gold: bool) -> Mapping[str, Any]:
     """A task of Label Studio's JSON export."""
+    if not has_gold:
+        return {"id": task.get("id"), **task["data"]}
     done = [one for one in task["annotations"] if isinstance(one, Mapping) and not one.get("was_cancelled")]
     if len(done) > 1:
         raise RowError("several_annotations", f"the task has {len(done)} annotations; export one of them")

@@ -21,21 +21,28 @@ _CELL_LIMIT = 2**26
 
 
 def read_csv(lines: Iterable[str], source: str, options: FormatOptions | None = None) -> Iterator[Record | LedgerEntry]:
-    """A record of every row below the header; `lines` keep their ends, for a quoted cell may hold some of its own."""
+    """A record of every row below the header; `lines` keep their ends, for a quoted cell may hold some of its own.
+
+    The header is the first line that holds anything. Raises CorpusError for one that cannot be read.
+    """
     options = options or FormatOptions()
     watched = _Lines(lines)
-    header_line = next(watched, "")
+    filled = ((number, line) for number, line in enumerate(watched, 1) if line.strip())
+    number, header_line = next(filled, (0, ""))
+    if not number:
+        return
     if isinstance(header_line, UndecodableLine):
         raise header_line.error
-    delimiter = options.delimiter_character() or _detect_delimiter(header_line, options)
+    csv.field_size_limit(_CELL_LIMIT)
+    place = f"{source}:{number}"
+    delimiter = options.delimiter_character() or _detect_delimiter(header_line, place, options)
     if delimiter == "whitespace":
         delimiter = " "
-    header = next(csv.reader([header_line], delimiter=delimiter), [])
+    header = _split_header(header_line, delimiter, place)
     check_columns(header, source, options)
-    csv.field_size_limit(_CELL_LIMIT)
     reader = csv.reader(watched, delimiter=delimiter, strict=True)
     while True:
-        line = reader.line_num + 2
+        line = number + reader.line_num + 1
         position = f"{source}:{line}"
         try:
             cells = next(reader)
@@ -43,7 +50,10 @@ def read_csv(lines: Iterable[str], source: str, options: FormatOptions | None = 
             return
         except csv.Error as error:
             watched.take_bad()
-            yield _reject(position, "broken_csv", f"{error} (lines {line} to {reader.line_num + 1})")
+            last = number + reader.line_num
+            detail = f"{error} (lines {line} to {last})"
+            for lost in range(line, last + 1):  # each counts, so that a quote left open is no single bad row
+                yield _reject(f"{source}:{lost}", "broken_csv", detail)
             continue
         bad = watched.take_bad()
         yield from [bad.reject(position)] if bad else _read_cells(cells, header, position, options)
@@ -141,10 +151,23 @@ class _Lines:
         return bad
 
 
-def _detect_delimiter(header: str, options: FormatOptions) -> str:
+def _detect_delimiter(header: str, position: str, options: FormatOptions) -> str:
     wanted = {*options.text_names(), *options.words_names()}
-    found = (mark for mark in _DELIMITERS if wanted & set(next(csv.reader([header], delimiter=mark), [])))
+    found = (mark for mark in _DELIMITERS if wanted & set(_split_header(header, mark, position)))
     return next(found, ",")
+
+
+def _split_header(line: str, delimiter: str, position: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error as error:
+        raise CorpusError(
+            "the header of the table cannot be read",
+            where=position,
+            rule="the first line names the columns; lines end with LF or CRLF",
+            value=f"{line!r:.80}",
+            remedy="where they end with CR alone, convert the file: `tr '\\r' '\\n'`",
+        ) from error
 
 
 def _find_class_names(feature: Any) -> list[str]:

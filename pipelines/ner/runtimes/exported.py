@@ -1,6 +1,7 @@
 """The model in OpenVINO's form, for CPUs (extra `cpu`): exported once and kept beside the bundle, or its int8 form."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -121,8 +122,13 @@ def export_graph(model: TokenClassifier, path: Path | None = None) -> Any:
         noisy.setLevel(level)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = path.with_name(f".partial-{path.name}")
-        openvino.save_model(exported, staging, compress_to_fp16=False)
-        staging.with_suffix(".bin").replace(path.with_suffix(".bin"))
-        staging.replace(path)  # last: its presence says that both are whole
+        staging = path.with_name(f".partial-{os.uname().nodename}-{os.getpid()}-{path.name}")
+        weights = staging.with_suffix(".bin")
+        try:
+            openvino.save_model(exported, staging, compress_to_fp16=False)
+            weights.replace(path.with_suffix(".bin"))
+            staging.replace(path)  # last: its presence says that both are whole
+        finally:
+            for left in (staging, weights):
+                left.unlink(missing_ok=True)
     return exported

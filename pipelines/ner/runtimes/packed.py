@@ -11,6 +11,7 @@ K tags.
 """
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from math import e, log2
@@ -60,7 +61,7 @@ class PackedRuntime:
         if device.type != "cpu":
             self.batch_tokens = 32_768
         dtype = PRECISIONS[precision]
-        self.shape = found
+        self.first_position, self.casing, self.head_size = found.first_position, found.casing, found.head_size
         self.embeddings = [table.to(device, dtype) for table in _read_tables(found)]
         self.norm = _Norm(found.norm, device, dtype)
         self.project = _Linear(_read(found.projection), device, dtype) if found.projection is not None else None
@@ -70,10 +71,10 @@ class PackedRuntime:
 
     def compute(self, windows: Sequence[Window]) -> Tensor:
         """See `Runtime`."""
-        ids_N, positions_N, places_W, groups = pack_windows(windows, self.shape.first_position)
+        ids_N, positions_N, places_W, groups = pack_windows(windows, self.first_position)
         with torch.inference_mode():
             word_table, place_table = self.embeddings
-            if self.shape.casing:
+            if self.casing:
                 ids_N, cases_N = split_cases(ids_N)
                 positions_N = positions_N * NUM_CASES + cases_N
             x_NH = F.embedding(ids_N.to(self.device), word_table)
@@ -111,7 +112,7 @@ class PackedRuntime:
         return leaving.emissions_WK
 
     def _plan_attention(self, groups: Groups) -> Callable[[Tensor], Tensor]:
-        size = self.shape.head_size
+        size = self.head_size
         if self.device.type != "cuda" or self.precision == "fp32":  # the flash kernel knows no fp32
             return lambda qkv_N3H: _attend_by_length(qkv_N3H, groups, size)
         lengths = [length for count, length in groups for _ in range(count)]
@@ -193,12 +194,9 @@ class _Linear:
     ) -> None:
         self.weight, self.bias = (parameter.detach().to(device, dtype) for parameter in parameters)
         self.activation = activation
-        self.fused = device.type == "cpu" and has_fused_linear()
+        self.fused = device.type == "cpu" and has_fused_linear(dtype)
         if self.fused:
-            try:
-                self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
-            except RuntimeError:  # this CPU lacks instructions for this precision
-                self.fused = False
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
 
     def __call__(self, x_NI: Tensor) -> Tensor:
         """`activation(x W + b)`, `[N, O]`."""
@@ -230,9 +228,17 @@ class _Norm:
         return F.layer_norm(x_NH, self.shape, self.weight, self.bias, self.eps)
 
 
-def has_fused_linear() -> bool:
-    """Whether this build of PyTorch has oneDNN's fused linear operators (what inductor's frozen graphs call)."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+@functools.cache
+def has_fused_linear(dtype: torch.dtype) -> bool:
+    """Whether there are oneDNN's fused linear operators (what inductor's frozen graphs call) in a precision.
+
+    This build of PyTorch must have them, and for 16-bit floats the CPU instructions that they are made of.
+    """
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype != torch.float16 or bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 def _read(linear: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -281,6 +287,8 @@ def _attend(q_bTd: Tensor, k_bTd: Tensor, v_bTd: Tensor) -> Tensor:
     scale = q_bTd.shape[2] ** -0.5
     nothing = q_bTd.new_empty(1, 1, 1)
     keys_bdT = k_bTd.transpose(1, 2)
+    if q_bTd.dtype == torch.float16:  # whose range ends at 65504
+        return torch.bmm((torch.bmm(q_bTd, keys_bdT) * scale).softmax(dim=2), v_bTd)
     weights_bTT = torch.baddbmm(nothing, q_bTd, keys_bdT, beta=0, alpha=scale * log2(e)).exp2_()
     totals_bT1 = weights_bTT.sum(dim=2, keepdim=True)
     low, high = (float(total) for total in torch.aminmax(totals_bT1))

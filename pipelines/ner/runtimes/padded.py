@@ -15,6 +15,9 @@ from pipelines.ner.exits import compute_with_exits
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.runtime import PRECISIONS, RuntimeUnavailable, pad_windows, refuse_exits
 
+MIXING_PADDING = ("big_bird", "canine", "fnet", "nystromformer", "yoso")
+"""Architectures whose answers depend on what they are padded with: windows of one length are computed together."""
+
 
 class TorchRuntime:
     """Eager PyTorch. In fp32 it is the reference for all others."""
@@ -29,11 +32,25 @@ class TorchRuntime:
             network = copy.deepcopy(network)  # the caller's model keeps its precision
         self.network: Callable[..., Any] = network.eval().to(device, dtype)
         self.exits = None if model.exits is None else copy.deepcopy(model.exits).to(device)
+        self.mixes_padding = model.network.config.model_type in MIXING_PADDING
         self.device, self.precision, self.pad_id = device, precision, pad_id
         self.batch_tokens = 2048 if device.type == "cpu" else 32_768
 
     def compute(self, windows: Sequence[Window]) -> Tensor:
         """See `Runtime`."""
+        if not self.mixes_padding or len({len(window.input_ids) for window in windows}) == 1:
+            return self._compute(windows)
+        by_length: dict[int, list[int]] = {}
+        for index, window in enumerate(windows):
+            by_length.setdefault(len(window.input_ids), []).append(index)
+        parts: dict[int, Tensor] = {}
+        for indices in by_length.values():
+            some = [windows[index] for index in indices]
+            counts = [len(window.word_starts) for window in some]
+            parts |= zip(indices, self._compute(some).split(counts), strict=True)
+        return torch.cat([parts[index] for index in range(len(windows))])
+
+    def _compute(self, windows: Sequence[Window]) -> Tensor:
         ids_BT, mask_BT, places_W = pad_windows(windows, self.pad_id)
         with torch.inference_mode(), self._guard():
             if self.exits is not None:

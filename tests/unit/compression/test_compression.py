@@ -1,21 +1,39 @@
 """Parts taken out of real tiny models: what is left computes what it should, is saved, and loads again."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray
 import torch
-from transformers import AutoModelForTokenClassification, AutoTokenizer, RobertaConfig, RobertaForTokenClassification
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    LongformerConfig,
+    ModernBertConfig,
+    RobertaConfig,
+    RobertaForTokenClassification,
+    XLMConfig,
+)
 
+from pipelines.cluster import ClusterConfig
+from pipelines.compress import _check_dev, choose_steps
 from pipelines.compression.config import CompressionError, PruningConfig
 from pipelines.compression.layers import choose_layers, keep_layers
 from pipelines.compression.pruning import Importance, choose_heads, measure_importance, prune
 from pipelines.compression.vocabulary import prune_vocabulary
+from pipelines.corpus.inference import InferenceConfig
+from pipelines.corpus.shards import SplitInfo
 from pipelines.ner.bundle import Bundle, load_bundle, save_bundle
+from pipelines.ner.encoding import Encoder
 from pipelines.ner.engine import NerEngine
+from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import read_architecture
 from pipelines.training.batches import Batch
+from pipelines.variants import Bench
 from tests.conftest import EXACT, make_bundle
 
 TEXTS = ["Angela Merkel visited Utrecht in the spring.", "A treaty of Łódź, signed by 12 states?", "x"]
@@ -77,6 +95,22 @@ def test_student_of_some_layers_computes_what_those_layers_do_and_loads_anywhere
     assert torch.equal(emit(again), emit(small))
     assert AutoModelForTokenClassification.from_pretrained(tmp_path / "small").config.num_hidden_layers == 1
     assert len(network.bert.encoder.layer) == 2  # the teacher's own
+
+
+def test_student_of_modernbert_keeps_what_its_configuration_tells_of_each_layer(bundle, tmp_path):
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "vocab_size": 99}
+    config = ModernBertConfig(num_hidden_layers=6, pad_token_id=0, num_labels=len(bundle.model.scheme.tags), **shape)
+    torch.manual_seed(0)
+    model = TokenClassifier(AutoModelForTokenClassification.from_config(config).eval(), bundle.model.scheme)
+    small = keep_layers(model, [0, 2, 5])
+    types = model.network.config.layer_types
+    assert small.network.config.layer_types == [types[0], types[2], types[5]]
+    small.network.save_pretrained(tmp_path)
+    again = AutoModelForTokenClassification.from_pretrained(tmp_path)
+    ids = torch.tensor([[2, 20, 30, 3]])
+    assert torch.equal(again(ids).logits, small.network(ids).logits)
+    with pytest.raises(CompressionError, match="without its teacher's first layer"):
+        keep_layers(model, [5])
 
 
 def test_importance_is_what_the_loss_changes_by_without_a_part(bundle):
@@ -157,6 +191,21 @@ def test_word_whose_pieces_went_is_spelled_not_unknown(bundle):
     assert len(ids) > len(bundle.encoder.encode_words(["visited", "Utrecht"]).windows[0].input_ids)
 
 
+def test_tokens_that_were_added_to_a_vocabulary_stay(bundle):
+    tokenizer = copy.deepcopy(bundle.encoder.tokenizer)
+    tokenizer.add_tokens(["<ent>"])
+    network = copy.deepcopy(bundle.model.network)
+    network.resize_token_embeddings(len(tokenizer))
+    model = TokenClassifier(network, bundle.model.scheme)
+    small = prune_vocabulary(
+        replace(bundle, model=model, encoder=Encoder(tokenizer, window=32, stride=8, splitter="punctuation")), []
+    )
+    kept = small.encoder.tokenizer
+    assert kept.convert_tokens_to_ids("<ent>") == len(kept) - 1 < len(tokenizer) - 1
+    old = network.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("<ent>")]
+    assert torch.equal(small.model.network.get_input_embeddings().weight[-1], old)
+
+
 def test_vocabulary_is_filled_up_with_its_first_pieces(bundle):
     fewest = len(prune_vocabulary(bundle, []).encoder.tokenizer)
     more = prune_vocabulary(bundle, [], least=fewest + 25).encoder.tokenizer
@@ -183,3 +232,58 @@ def test_parts_of_an_unknown_architecture_and_merged_vocabularies_are_refused(bu
     with pytest.raises(CompressionError, match="cannot be cut down") as refused:
         prune_vocabulary(replace(bundle, encoder=type("Encoder", (), {"tokenizer": Slow()})()), [])
     assert "WordPiece" in str(refused.value.rule)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "device", "expected"), [(0, "auto", (16, 0)), (1, "auto", (8, 1)), (0, "cpu", (16, 0))]
+)
+def test_process_that_measures_has_all_cores_of_a_node_that_has_what_it_needs(monkeypatch, num_gpus, device, expected):
+    nodes = [
+        {"Alive": True, "NodeManagerAddress": "far", "Resources": one} for one in ({"CPU": 16}, {"CPU": 8, "GPU": 1})
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 24, "GPU": 1})
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "here")
+    bench = SimpleNamespace(inference=InferenceConfig(device=device))
+    bench._plan_actors = lambda: Bench._plan_actors(bench)
+    plan = Bench._plan_process(bench, num_gpus)
+    assert (plan.num_cpus, plan.num_gpus) == expected
+    assert Bench._plan_actors(bench).num_gpus == (0 if device == "cpu" else 1)
+
+
+def test_default_steps_leave_int8_out_where_the_cpu_that_measures_has_none(capsys, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("pipelines.compress.has_fast_int8", lambda device: True)
+    assert choose_steps(ClusterConfig()) == ["distill", "prune", "vocabulary", "int8"]
+    monkeypatch.setattr("pipelines.compress.has_fast_int8", lambda device: False)
+    assert choose_steps(ClusterConfig(address="head:6379")) == ["distill", "prune", "vocabulary", "int8"]
+    assert not capsys.readouterr().err
+    assert choose_steps(ClusterConfig()) == ["distill", "prune", "vocabulary"]
+    assert "this CPU has no int8 products" in capsys.readouterr().err
+
+
+def test_layers_in_several_lists_are_refused():
+    """Those of XLM: to take out a part of each would leave a network that does not compute."""
+    network = AutoModelForTokenClassification.from_config(
+        XLMConfig(vocab_size=50, emb_dim=16, n_layers=2, n_heads=2, max_position_embeddings=32)
+    )
+    with pytest.raises(CompressionError, match="layers cannot be taken out"):
+        keep_layers(TokenClassifier(network, LabelScheme.from_labels(["PER"])), [0])
+
+
+def test_student_of_longformer_has_a_window_of_attention_for_each_layer(bundle, tmp_path):
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "vocab_size": 99}
+    config = LongformerConfig(attention_window=[4, 8, 12, 16], num_hidden_layers=4, num_labels=9, **shape)
+    model = TokenClassifier(AutoModelForTokenClassification.from_config(config).eval(), bundle.model.scheme)
+    small = keep_layers(model, [0, 3])
+    assert small.network.config.attention_window == [4, 16]
+    small.network.save_pretrained(tmp_path)
+    assert len(AutoModelForTokenClassification.from_pretrained(tmp_path).longformer.encoder.layer) == 2
+
+
+@pytest.mark.parametrize(("num_documents", "entities"), [(1, {"PER": 30}), (24, {"PER": 0}), (24, {})])
+def test_dev_set_that_shows_nothing_is_refused(num_documents, entities):
+    dev = SplitInfo(num_documents=num_documents, entities=entities)
+    with pytest.raises(CompressionError, match="the dev set shows nothing"):
+        _check_dev(SimpleNamespace(splits={"dev": dev}))
+    _check_dev(SimpleNamespace(splits={"dev": SplitInfo(num_documents=2, entities={"PER": 1})}))

@@ -107,12 +107,21 @@ def test_runtimes_that_cannot_leave_refuse(bundle, runtime):
 def test_exits_learn_and_the_threshold_keeps_to_its_bound(training_bundle, training_windows, dev):
     made = train_exits(training_bundle, training_windows, [1], seed=0)
     assert made.model.exits.threshold > 1
-    chosen, points = choose_threshold(made, dev, max_f1_loss=1.0)
+    chosen, points = choose_threshold(made, dev, 1.0, accept=lambda found: True)
     assert points[0].threshold > 1
     by_threshold = {point.threshold: point.f1 for point in points}
     assert 100 * (points[0].f1 - by_threshold[chosen.model.exits.threshold]) <= 1.0
     assert chosen.model.exits.threshold < 1, "an exit that has learned lets something leave"
     assert training_bundle.model.exits is None
+
+
+@pytest.mark.parametrize("num_good", [0, 1, 3])
+def test_threshold_is_one_that_the_gate_accepts_if_there_is_any(training_bundle, training_windows, dev, num_good):
+    made = train_exits(training_bundle, training_windows, [1], seed=0)
+    calls = iter(range(100))
+    chosen, points = choose_threshold(made, dev, 100.0, accept=lambda found: next(calls) < num_good)
+    assert [point.accepted for point in points] == [number < num_good for number in range(len(points))]
+    assert chosen.model.exits.threshold == points[num_good - 1].threshold
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +187,10 @@ def dev() -> list[Scored]:
 
 
 @pytest.mark.parametrize(
-    ("num_layers", "wanted", "expected"), [(6, [], [2, 4]), (2, [], [1]), (12, [], [4, 8]), (6, [1, 5], [1, 5])]
+    ("num_layers", "wanted", "expected"),
+    [(6, [], [2, 3, 4, 5]), (2, [], [1]), (12, [], list(range(4, 12))), (6, [1, 5], [1, 5])],
 )
-def test_exits_lie_at_a_third_and_two_thirds_or_where_they_are_wanted(num_layers, wanted, expected):
+def test_exits_lie_after_each_layer_from_a_third_on_or_where_they_are_wanted(num_layers, wanted, expected):
     assert choose_exits(num_layers, wanted) == expected
 
 

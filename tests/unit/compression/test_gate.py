@@ -1,7 +1,10 @@
 """The gate: what it lets through, what it stops, and with which reason."""
 
+import pytest
+
 from pipelines.compression.config import Tolerance
 from pipelines.compression.gate import judge
+from pipelines.compression.page import choose_variant, describe
 
 LABELS = ("LOC", "PER")
 
@@ -46,3 +49,34 @@ def test_rare_label_that_may_have_lost_does_not():
     verdict = judge(start, variant, Tolerance(100.0, 5.0))
     assert verdict.labels["PER"].difference < -5
     assert verdict.passes
+
+
+def test_label_that_lost_nothing_is_not_refused_where_nothing_may_be_lost():
+    start = make_documents(180)
+    assert judge(start, start, Tolerance(1.0, 0.0)).passes
+
+
+def make_variant(name, tokens_per_s, size_mib, passes=True):
+    verdict = None if name == "start" else {"passes": passes, "reasons": []}
+    return {"name": name, "tokens_per_s": tokens_per_s, "size_mib": size_mib, "verdict": verdict, "f1": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("variants", "name"),
+    [
+        ([("1-vocabulary", 995.0, 50)], "1-vocabulary"),
+        ([("1-vocabulary", 850.0, 50)], "start"),
+        ([("1-prune", 2000.0, 80), ("2-vocabulary", 1990.0, 40)], "2-vocabulary"),
+        ([("1-prune", 2000.0, 80), ("2-exits", 2500.0, 90)], "2-exits"),
+        ([("1-int8", 5000.0, 20, False)], "start"),
+        ([("1-same", 1005.0, 90)], "1-same"),
+        ([("1-larger", 1005.0, 110)], "start"),
+    ],
+)
+def test_of_what_is_good_enough_the_fastest_is_chosen_and_of_as_fast_ones_the_smallest(variants, name):
+    found = [make_variant("start", 1000.0, 100), *(make_variant(*one) for one in variants)]
+    chosen = choose_variant(found)
+    assert chosen["name"] == name
+    if name == "start":
+        told = describe({"start": "start", "chosen": name, "variants": found})
+        assert ("faster or smaller" in told) == (len(variants[0]) == 3)

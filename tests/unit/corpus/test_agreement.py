@@ -1,6 +1,8 @@
 """The actors of a job compute in one way, the one that the first of them has chosen."""
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -54,6 +56,25 @@ def test_engine_whose_machine_lacks_the_runtime_chooses_for_itself(bundle, tmp_p
     assert told["runtime"] == "packed"
     with pytest.raises(RuntimeUnavailable):
         load(tmp_path / "elsewhere", bundle, InferenceConfig(device="cpu", runtime="packed"), load_without_packed)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
+def test_first_engine_is_written_down_where_there_are_no_hard_links(code, bundle, tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    first = InferenceConfig(device="cpu", runtime="torch", precision="fp32")
+    assert load(tmp_path, bundle, first) == ("torch", "fp32")
+    assert load(tmp_path, bundle, InferenceConfig(device="cpu", runtime="packed")) == ("torch", "fp32")
+    assert [path.name for path in tmp_path.iterdir()] == ["engine-cpu.json"]
+
+
+def test_choice_that_is_just_being_written_is_none_yet(bundle, tmp_path):
+    (tmp_path / "engine-cpu.json").touch()
+    config = InferenceConfig(device="cpu", runtime="torch", precision="fp32")
+    assert load(tmp_path, bundle, config) == ("torch", "fp32")
+    assert read_agreements(tmp_path) == []
 
 
 def test_engine_that_was_a_little_later_loads_what_the_first_has_written_meanwhile(bundle, tmp_path):

@@ -1,5 +1,7 @@
 """Parts to output files: which parts go together, in what types, and into which folders."""
 
+import datetime
+import decimal
 import gzip
 import json
 
@@ -17,6 +19,7 @@ from pipelines.corpus.assembly import (
     split_partitions,
     unify_schemas,
 )
+from pipelines.corpus.chunks import to_text
 from pipelines.corpus.parts import PartFolder
 from pipelines.corpus.sinks import open_sink
 
@@ -145,3 +148,26 @@ def test_part_file_knows_its_size(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"12345")
     assert PartFile.of(path) == PartFile(str(path), 5)
+
+
+def test_decimals_beside_whole_numbers_become_text():
+    exact, whole = (pa.schema([("price", kind)]) for kind in (pa.decimal128(5, 2), pa.int64()))
+    schema = unify_schemas([exact, whole])
+    assert schema.field("price").type == pa.string()
+    table = pa.table({"price": pa.array([10**12], pa.int64())})
+    assert cast_rows(table, schema)["price"].to_pylist() == ["1000000000000"]
+    assert unify_schemas([exact, exact]).field("price").type == pa.decimal128(5, 2)
+
+
+def test_dates_and_decimals_are_written_as_they_are():
+    assert to_text(datetime.date(2024, 5, 1)) == "2024-05-01"
+    assert to_text(decimal.Decimal("1.50")) == "1.50"
+    assert [to_text(one) for one in (None, True, 2, 1.5, ["ä"], {"a": 1})] == [
+        *("null", "true", "2", "1.5", '["ä"]', '{"a": 1}'),
+    ]
+
+
+def test_numbers_that_json_lacks_are_null_in_lines(tmp_path):
+    rows = pa.table({"f": [1.5, float("nan")], "g": [[float("inf"), 2.0], [3.0]]})
+    lines = write(tmp_path, "jsonl", "none", rows).read_text().splitlines()
+    assert lines == ['{"f": 1.5, "g": [null, 2.0]}', '{"f": null, "g": [3.0]}']

@@ -24,7 +24,7 @@ def test_file_is_counted(tmp_path):
     assert (found.num_records, found.num_rejected, found.num_characters, found.num_chunks) == (3, 1, 7, 2)
     assert found.is_damaged is False
     assert found.kept == ["lang"]
-    assert found.partitions == [["en"], ["null"]]
+    assert found.partitions == ["lang=__HIVE_DEFAULT_PARTITION__", "lang=en"]
     assert [entry.split(":")[2].strip() for entry in found.entries] == ["broken_json"]
 
 
@@ -79,10 +79,25 @@ def test_no_documents_and_absent_columns_are_refused():
         Census([GOOD, empty], ["lang", "year"]).check(0.5)
 
 
+def test_value_too_long_for_a_folder_is_refused(tmp_path):
+    rows = [{"text": "Ada", "lang": "en", "topic": "中" * number} for number in (27, 30)]
+    path = write(tmp_path / "a.jsonl", *map(json.dumps, rows))
+    reader = FormatOptions(extra_columns=("lang", "topic"))
+    fits, too_long = count_file(path, reader, 100, ["lang", "topic"]).partitions
+    for place in (fits, f"{fits}/{'a' * 255}"):
+        (tmp_path / place).mkdir(parents=True)
+        Census([change(path=path, partitions=[place])]).check(0.5)
+    with pytest.raises(OSError, match="File name too long"):
+        (tmp_path / too_long).mkdir(parents=True)
+    with pytest.raises(CorpusError, match="too long for the name of a folder") as caught:
+        Census([GOOD, change(path=path, partitions=[fits, too_long])]).check(0.5)
+    assert (caught.value.where, caught.value.value) == (path, f"276 bytes: topic={'中' * 30}")
+
+
 def test_several_mistakes_are_told_at_once():
-    many = [[str(n)] for n in range(MAX_PARTITIONS)]
+    many = [f"lang={n}" for n in range(MAX_PARTITIONS)]
     Census([change(partitions=many)], ["lang"]).check(0.5)
     with pytest.raises(UserErrors) as caught:
-        Census([change(partitions=many), change(partitions=[["one more"]])], ["lang", "year"]).check(0.5)
+        Census([change(partitions=many), change(partitions=["lang=one more"])], ["lang", "year"]).check(0.5)
     assert "too many partitions" in str(caught.value)
     assert "`year`" in str(caught.value)

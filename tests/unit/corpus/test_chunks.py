@@ -1,12 +1,17 @@
 """Documents cut into chunks, and chunks on their way to an actor."""
 
+import gzip
+import io
 import itertools
 import random
+from types import SimpleNamespace
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.corpus import chunks
+from pipelines.corpus.census import count_file
 from pipelines.corpus.chunks import (
     build_column,
     count_characters,
@@ -18,8 +23,9 @@ from pipelines.corpus.chunks import (
     unpack_chunk,
 )
 from pipelines.corpus.formats.options import FormatOptions
+from pipelines.corpus.labelling import _read_file
 from pipelines.corpus.ledger import LedgerEntry
-from pipelines.corpus.records import Record
+from pipelines.corpus.records import CorpusError, Record
 
 REJECTED = LedgerEntry("a:2", "a:2", "rejected", "no_text", "nothing there")
 
@@ -94,10 +100,16 @@ def test_chunk_arrives_as_it_was_sent():
         (["fine", "lone \ud800"], ["fine", "lone \\ud800"]),
         ([{"a": "\ud800"}], ['{"a": "\\ud800"}']),
         ([], []),
+        ([{}, None, {}], ["{}", None, "{}"]),
+        ([{"tags": {}}], ['{"tags": {}}']),
+        ([[{"meta": {"tags": {}}, "n": 1}]], ['[{"meta": {"tags": {}}, "n": 1}]']),
+        ([{}, {"a": {"b": 1}}], [{"a": None}, {"a": {"b": 1}}]),
     ],
 )
 def test_columns_take_values_of_any_kind(values, expected):
-    assert build_column(values).to_pylist() == expected
+    column = build_column(values)
+    assert column.to_pylist() == expected
+    pq.write_table(pa.table({"column": column}), io.BytesIO())
 
 
 def test_damage_to_a_file_is_its_last_item(tmp_path):
@@ -117,7 +129,81 @@ def test_repairs_are_no_items(tmp_path):
     assert record.text == "Ada "
 
 
-def test_empty_file_holds_nothing_and_is_not_damaged(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(
+            (name, b"")
+            for name in ("a.jsonl", "a.json", "a.txt", "a.csv", "a.tsv", "a.conll", "a.parquet", "a.csv.zst")
+        ),
+        *(("a.jsonl.gz", content) for content in (b"", gzip.compress(b"", mtime=0), gzip.compress(b" \n", mtime=0))),
+        *((name, b"\n \n\r\n") for name in ("a.jsonl", "a.json", "a.txt", "a.csv", "a.tsv", "a.conll")),
+        *(("a.csv", content) for content in (b"text\n", b"id,text", b"\n\nid,text\r\n")),
+        ("a.json", b"[]"),
+    ],
+)
+def test_file_without_documents_holds_nothing_and_is_not_damaged(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    for place in (str(path), path.as_uri()):
+        assert list(read_items(place, FormatOptions())) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"sentence\n"),
+        ("a.csv", b"text\rAda\r"),
+        ("a.jsonl.gz", gzip.compress(b"{}", mtime=0)[:5]),
+        ("a.parquet", b"P"),
+    ],
+)
+def test_file_that_lacks_something_is_not_taken_for_an_empty_one(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    [entry] = read_items(str(path), FormatOptions())
+    assert (entry.outcome, entry.reason) == ("rejected", "unreadable")
+
+
+def test_nanoseconds_of_a_kept_column_stay():
+    exact = pa.array([1_000_000_001, None], pa.timestamp("ns"))
+    assert build_column(exact.to_pylist()).equals(exact)
+
+
+def begin_reading(path, chunk_characters=40):
+    """What a reader is told of a file, and what it is to read."""
+    counted = count_file(str(path), FormatOptions(), chunk_characters)
+    row = {"path": str(path), "num_chunks": counted.num_chunks, "is_damaged": counted.is_damaged, "done": []}
+    row["num_documents"] = counted.num_records + counted.num_rejected
+    return row, SimpleNamespace(reader=FormatOptions(), chunk_characters=chunk_characters)
+
+
+def test_file_that_changed_is_told_before_its_last_chunk_is_labelled(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.touch()
-    assert list(read_items(str(path), FormatOptions())) == []
+    line = '{"text": "Angela Merkel"}\n'
+    path.write_text(line * 3)
+    one_chunk, several = begin_reading(path, 1000), begin_reading(path, 15)
+    assert [number for number, _ in _read_file(*several)] == [0, 1, 2]
+    path.write_text(line * 4)
+    with pytest.raises(CorpusError, match="a file was changed") as caught:
+        list(_read_file(*one_chunk))
+    assert "3 documents before, 4 now" in str(caught.value)
+    path.write_text(line * 2)
+    found = []
+    with pytest.raises(CorpusError, match="it is shorter now"):
+        found.extend(number for number, _ in _read_file(*several))
+    path.write_text(line + '{"text": "Utrecht"}\n' * 4)
+    with pytest.raises(CorpusError, match="a file was changed"):
+        list(_read_file(*several))
+
+
+def test_file_that_could_not_be_read_to_its_end_and_can_be_now_has_changed(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    whole = gzip.compress(b'{"text": "Angela Merkel"}\n' * 50, mtime=0)
+    path.write_bytes(whole[:-9])
+    row, job = begin_reading(path, 100_000)
+    assert row["is_damaged"]
+    assert len(list(_read_file(row, job))) == 1
+    path.write_bytes(whole)
+    with pytest.raises(CorpusError, match="can be now"):
+        list(_read_file(row, job))

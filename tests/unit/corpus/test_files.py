@@ -14,6 +14,7 @@ from pipelines.corpus.formats.files import (
     read_records,
 )
 from pipelines.corpus.formats.opening import read_lines
+from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import CorpusError, Record
 
 
@@ -162,7 +163,7 @@ def test_broken_json_line_is_rejected_and_not_fatal(tmp_path):
     ("name", "content", "told"),
     [
         ("a.conll", b"", ["the file is empty"]),
-        ("a.conll.gz", gzip.compress(b""), ["the file is empty"]),
+        ("a.conll.gz", gzip.compress(b"", mtime=0), ["the file is empty"]),
         ("a.conll", b"\n \n\t\n", ["the file holds no records", "read as `conll`"]),
         ("a.jsonl", b"\n\n", ["the file holds no records"]),
         ("a.json", b"[]", ["the file holds no records"]),
@@ -173,7 +174,7 @@ def test_broken_json_line_is_rejected_and_not_fatal(tmp_path):
         ("a.conll", b"\xef\xbb\xbfa O\n\xff O\n", ["0xff at byte offset 7 (line 2)"]),
         ("a.conll", b"\xef\xbb\xbf\xff O\n", ["0xff at byte offset 3 (line 1)"]),
         ("a.txt", "ab".encode("utf-16"), ["UTF-16", "iconv -f UTF-16"]),
-        ("a.conll.gz", gzip.compress(CONLL.encode() * 99)[:-12], ["gzip file is damaged", "gzip -t"]),
+        ("a.conll.gz", gzip.compress(CONLL.encode() * 99, mtime=0)[:-12], ["gzip file is damaged", "gzip -t"]),
         ("a.conll.gz", CONLL.encode(), ["gzip file is damaged", "Not a gzipped file"]),
         ("a.json", b'[{"text": "a"},\n{"text" "b"}]', ["not valid JSON", "a.json:2"]),
         ("a.csv", b"a,b\n1,2\n", ["no column holds the text", "`a`, `b`"]),
@@ -290,3 +291,23 @@ def test_corpus_errors_of_reading_are_raised_while_reading_and_not_before(tmp_pa
     assert next(records).words == ["a"]
     with pytest.raises(CorpusError, match="binary"):
         next(records)
+
+
+TABLE = "id\tbody\n1\tAngela Merkel visited Utrecht.\n2\tAda met Grace.\n"
+
+
+def test_table_with_a_text_column_of_any_name_is_no_conll(tmp_path):
+    path = write(tmp_path / "docs.tsv", TABLE)
+    records = list(read_records(path, FormatOptions(text_column="body")))
+    assert [record.text for record in records] == ["Angela Merkel visited Utrecht.", "Ada met Grace."]
+    with pytest.raises(CorpusError, match="column"):
+        list(read_records(path))
+
+
+def test_quote_that_is_left_open_costs_as_many_rows_as_it_swallows(tmp_path):
+    rows = [f"{number},text {number}" for number in range(1, 101)]
+    rows[49] = '50,"an unclosed quote'
+    found = list(read_records(write(tmp_path / "a.csv", "\n".join(["id,text", *rows]))))
+    lost = [one for one in found if isinstance(one, LedgerEntry)]
+    assert (len(found) - len(lost), len(lost)) == (49, 51)
+    assert {one.reason for one in lost} == {"broken_csv"}

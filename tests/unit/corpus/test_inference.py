@@ -2,8 +2,17 @@
 
 import pytest
 
-from pipelines.corpus.inference import ActorPlan, ActorResources, InferenceConfig, plan_actors
+from pipelines.corpus.inference import (
+    ActorPlan,
+    ActorResources,
+    InferenceConfig,
+    find_device,
+    load_engine,
+    open_engine,
+    plan_actors,
+)
 from pipelines.corpus.records import CorpusError
+from pipelines.ner.bundle import load_bundle
 
 
 @pytest.mark.parametrize(
@@ -56,3 +65,18 @@ def test_settings_out_of_range_are_all_told():
     ]
     assert "openvino" in problems[0].rule
     assert InferenceConfig().find_problems() == []
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "expected"),
+    [("auto", 0, "cpu"), ("auto", 0.5, "auto"), ("cpu", 1, "cpu"), ("cuda", 0, "cuda")],
+)
+def test_actor_without_a_gpu_takes_none_that_its_machine_shows(device, num_gpus, expected):
+    assert find_device(InferenceConfig(device=device), ActorPlan(1, 1, num_gpus)) == expected
+
+
+def test_engine_opens_on_a_loaded_bundle_as_on_a_folder(tiny_bundle):
+    config, plan = InferenceConfig(runtime="torch", precision="fp32"), ActorPlan(1, 1, 0.0)
+    engines = (open_engine(load_bundle(tiny_bundle), config, plan), load_engine(str(tiny_bundle), config, plan))
+    texts = ["Angela Merkel visited Utrecht."]
+    assert engines[0].predict(texts) == engines[1].predict(texts)

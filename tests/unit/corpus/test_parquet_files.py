@@ -5,7 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.corpus.formats.files import FormatOptions, read_records
-from pipelines.corpus.records import CorpusError
+from pipelines.corpus.ledger import LedgerEntry
+from pipelines.corpus.records import CorpusError, EmptyFile, Record
 
 
 def write(path, column, **options):
@@ -76,7 +77,15 @@ def test_every_row_before_a_damaged_page_is_read(tmp_path, compression, group_ro
     assert f"{path}:{len(found) + 1}\n" in str(caught.value)
 
 
-@pytest.mark.parametrize("kept", [0, 3, 8, 500])
+def test_a_file_without_a_byte_is_empty(tmp_path):
+    path = tmp_path / "a.parquet"
+    path.touch()
+    for place in (str(path), path.as_uri()):
+        with pytest.raises(EmptyFile, match="the file is empty"):
+            list(read_records(place))
+
+
+@pytest.mark.parametrize("kept", [1, 3, 8, 500])
 def test_a_file_without_its_footer_is_refused(tmp_path, kept):
     path = tmp_path / "a.parquet"
     write(path, [f"text {row}" for row in range(1000)])
@@ -88,3 +97,11 @@ def test_a_file_without_its_footer_is_refused(tmp_path, kept):
 def test_a_missing_file_is_told_as_missing(tmp_path):
     with pytest.raises(CorpusError, match="No such file"):
         list(read_records(str(tmp_path / "a.parquet")))
+
+
+def test_date_that_python_has_not_costs_its_row_alone(tmp_path):
+    when = pa.array([0, 253402300799000, 0], pa.timestamp("ms", tz="Asia/Tokyo"))
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "when": when}), tmp_path / "a.parquet")
+    found = list(read_records(str(tmp_path / "a.parquet"), FormatOptions(extra_columns=("when",))))
+    assert [one.text for one in found if isinstance(one, Record)] == ["a", "c"]
+    assert [one.reason for one in found if isinstance(one, LedgerEntry)] == ["bad_value"]

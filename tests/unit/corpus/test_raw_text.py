@@ -1,15 +1,17 @@
 """Blocks of raw text to windows: what is held out, and which words are rare."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipelines.corpus.mentions import MentionSources
-from pipelines.corpus.raw_text import NUM_BUCKETS, PackText, count_block
+from pipelines.corpus.raw_text import NUM_BUCKETS, PackText, _iterate_texts, choose_split, count_block
 from pipelines.corpus.records import Record, to_table
-from pipelines.corpus.text_config import TextConfig, TextEncoding
+from pipelines.corpus.text_config import SPLITS, TextConfig, TextEncoding
 from pipelines.ner.encoders import load_tokenizer
-from pipelines.ner.units import RARE, WORD
+from pipelines.ner.units import ENTITY, RARE, WORD
 
 WORDS = ["the", "mayor", "of", "Utrecht", "met", "some", "people", "."]
 
@@ -58,7 +60,7 @@ def test_windows_leave_room_for_special_tokens_and_hold_all_words(tiny_encoder):
 
 def test_words_met_seldom_are_rare(tiny_encoder, tmp_path):
     table = make_table(["the mayor met the people", "the people met"])
-    block = count_block(table, "punctuation")
+    block = count_block(table, "punctuation", 0.0)
     counts = np.zeros(NUM_BUCKETS, dtype=np.int64)
     np.add.at(counts, block["bucket"].to_numpy(), block["count"].to_numpy())
     assert counts.sum() == 8
@@ -71,3 +73,27 @@ def test_every_mistake_is_told():
     problems = TextConfig(held_out_fraction=1.0, max_bad_fraction=-1).find_problems()
     assert [problem.what for problem in problems] == ["no text is given"] + ["a fraction out of range"] * 2
     assert len(TextEncoding(splitter="x", packing="y").find_problems()) == 2
+
+
+def test_what_is_held_out_teaches_no_words(tiny_encoder):
+    texts = [f"document{number}" for number in range(200)]
+    table = make_table(texts)
+    counted = count_block(table, "punctuation", 0.25)
+    packed = pack(tiny_encoder, table, fraction=0.25)
+    num_train = sum(row["num_documents"] for row in packed if row["split"] == "train")
+    assert 100 < num_train < 190
+    assert sum(counted["count"].to_pylist()) == num_train
+    taught = set(_iterate_texts(SimpleNamespace(iter_batches=lambda **_: [table]), 0.25))
+    assert taught == {row["text"] for row in table.to_pylist() if choose_split(row, 0.25) == "train"}
+    assert len(taught) == num_train
+
+
+def test_mentions_are_looked_for_in_what_is_trained_on_alone(tiny_encoder, tmp_path):
+    (tmp_path / "names").write_text("place one\n")
+    sources = MentionSources(gazetteer=[str(tmp_path / "names")])
+    texts = [f"the mayor of place one met {number} people." for number in range(60)]
+    encoding = TextEncoding(splitter="punctuation", packing="apart")
+    rows = PackText(tiny_encoder, 32, 1, encoding, 0.3, sources, None, None)(make_table(texts)).to_pylist()
+    found = {split: [ENTITY in row["unit_kinds"] for row in rows if row["split"] == split] for split in SPLITS}
+    assert all(found["train"])
+    assert not any(found["held_out"])

@@ -128,6 +128,13 @@ def test_column_none_reads_without_gold():
     assert read_record({"words": ["a"], "tags": [3]}, tags_column="none").tags is None
 
 
+def test_answer_of_an_annotator_is_of_gold_alone():
+    row = {"text": TEXT, "spans": [[0, 13, "PER"]]}
+    assert read_record(row | {"answer": "accept"}).spans == SPANS[:1]
+    assert read_record(row | {"answer": "reject"}, spans_column="none").text == TEXT
+    assert read_record(row | {"answer": ["ignore"]}).spans == SPANS[:1]
+
+
 def test_doc_id_is_a_column_or_the_source():
     assert read_record({"text": TEXT, "doc_id": "d1", "id": 2}).doc_id == "d1"
     assert read_record({"text": TEXT, "id": 2}).doc_id == "2"
@@ -219,6 +226,8 @@ def spans(*values):
         ({"words": ["a"], "tags": [1]}, "no_label_names", "set `label_names`"),
         ({"text": TEXT, "tags": ["O", "B-PER"]}, "tags_without_words", "`tags`"),
         ({"data": {"text": TEXT}, "annotations": [{"result": []}, {"result": []}]}, "several_annotations", "2"),
+        (spans([0, 13, "PER"]) | {"answer": "reject"}, "not_accepted", "`reject`"),
+        ({"text": TEXT, "answer": "ignore"}, "not_accepted", "`ignore`"),
         ("just text", "bad_row", "'just text'"),
         (None, "bad_row", "None"),
     ],
@@ -283,3 +292,9 @@ def test_no_row_escapes_the_ledger(row):
         ledger.add(item)
     assert ledger.counts().total == 1
     assert Ledger.from_table(ledger.to_table()) == ledger
+
+
+def test_annotations_of_label_studio_are_nobodys_business_where_no_gold_is_wanted():
+    task = {"id": 7, "data": {"text": TEXT}, "annotations": [{"result": []}, {"result": "broken"}]}
+    record, entries = to_record(task, "a.json", FormatOptions(spans_column="none", tags_column="none"))
+    assert (record.text, entries) == (TEXT, [])

@@ -15,7 +15,7 @@ import pytest
 from pipelines.corpus.formats.files import find_files, read_records
 from pipelines.corpus.records import CorpusError
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(400)
 TEXTS = [f"document {number} " + "wort " * 10 for number in range(3_000)]
 
 

@@ -80,15 +80,31 @@ def test_csv_rows_of_another_length_are_rejected_with_their_line():
 
 
 def test_csv_quote_that_never_ends_is_rejected_with_the_lines_it_swallows():
-    one, bad = read_lines_of_csv('text\na\n"b\nc\nd\n')
+    one, *bad = read_lines_of_csv('text\na\n"b\nc\nd\n')
     assert one.text == "a"
-    assert (bad.source, bad.reason) == ("x.csv:3", "broken_csv")
-    assert "lines 3 to 5" in bad.detail
+    assert [(each.source, each.reason) for each in bad] == [(f"x.csv:{line}", "broken_csv") for line in (3, 4, 5)]
+    assert all("lines 3 to 5" in each.detail for each in bad)
 
 
 def test_csv_reads_on_after_a_broken_row():
     bad, good = read_lines_of_csv('text\n"a"b\nc\n')
     assert (bad.reason, bad.source, good.text, good.source) == ("broken_csv", "x.csv:2", "c", "x.csv:3")
+
+
+def test_csv_header_is_the_first_line_that_holds_anything():
+    one, bad, two = read_lines_of_csv('\n \r\nid,text\n1,a\n2,"b"b\n3,c\n')
+    assert [(item.doc_id, item.source) for item in (one, two)] == [("1", "x.csv:4"), ("3", "x.csv:6")]
+    assert (bad.source, bad.reason) == ("x.csv:5", "broken_csv")
+    assert "lines 5 to 5" in bad.detail
+    assert read_lines_of_csv("\n\n") == []
+
+
+@pytest.mark.parametrize("options", [{}, {"delimiter": "comma"}])
+def test_csv_with_cr_line_ends_is_refused_with_a_remedy(options):
+    with pytest.raises(CorpusError, match="the header of the table cannot be read") as caught:
+        list(read_csv(["\n", "id,text\r1,a\r2,b\r"], "x.csv", FormatOptions(**options)))
+    assert caught.value.where == "x.csv:2"
+    assert "tr '\\r' '\\n'" in caught.value.remedy
 
 
 def test_csv_cells_may_be_long():

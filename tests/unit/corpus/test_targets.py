@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from pipelines.corpus.records import CorpusError
-from pipelines.corpus.targets import Lesson, match_tags, mix_targets, split_classifier
+from pipelines.corpus.targets import Lesson, find_tag_ids, match_tags, mix_targets, split_classifier
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.engine import NerEngine
+from pipelines.ner.entities import Span
 from pipelines.ner.labels import LabelScheme
 from tests.conftest import EXACT, make_bundle
 
@@ -57,3 +58,11 @@ def test_split_classifier_gives_the_states_of_which_the_emissions_are_made(head,
         with torch.no_grad():
             emissions = classifier(found)
         torch.testing.assert_close(emissions, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_tags_that_others_models_lack_are_read_as_the_nearest_of_the_label():
+    spans = [Span(0, 1, "PER"), Span(1, 3, "PER"), Span(4, 5, "LOC"), Span(5, 6, "GPE")]
+    iob1 = LabelScheme.from_tags(["O", "I-PER", "I-LOC"])
+    assert [iob1.tags[one] for one in find_tag_ids(iob1, spans, 6)] == ["I-PER"] * 3 + ["O", "I-LOC", "O"]
+    whole = LabelScheme.from_labels(["PER", "LOC", "GPE"])
+    assert find_tag_ids(whole, spans, 6) == whole.to_tag_ids(spans, 6)

@@ -102,7 +102,11 @@ def test_every_container_is_bounded_probed_and_without_rights(manifest):
     for container in list_containers(manifest):
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-        for probe in (container["readinessProbe"], container["livenessProbe"]):
+        is_serving = manifest["kind"] == "RayService" and container["name"] == "ray-worker"
+        if is_serving:  # a pod whose replicas are elsewhere has no proxy, or one that says so
+            ready = container["readinessProbe"]["httpGet"]
+            assert (ready["path"], ready["port"]) == ("/-/healthz", 8000)
+        for probe in (container["livenessProbe"], container["readinessProbe"])[: 1 if is_serving else 2]:
             port = {"ray-head": 8265, "ray-worker": 52365}[container["name"]]
             assert probe["httpGet"]["port"] == port
             assert probe["httpGet"]["path"] in ("/api/gcs_healthz", "/api/local_raylet_healthz")  # which need no token
@@ -213,3 +217,9 @@ def test_service_has_keys_in_every_pod_and_room_for_every_replica():
     assert replicas == deployment["autoscaling_config"]["max_replicas"]
     assert deployment["ray_actor_options"]["label_selector"] == group["labels"]
     assert group["template"]["spec"]["terminationGracePeriodSeconds"] > deployment["graceful_shutdown_timeout_s"]
+
+
+def test_no_two_of_them_share_a_name():
+    """KubeRay names Services after them: two clusters with one name have one head for both."""
+    names = [load(one)["metadata"]["name"] for one in ("raycluster", "rayjob", "rayservice")]
+    assert len(set(names)) == 3

@@ -187,3 +187,16 @@ def test_escaped_text_is_one_line_without_control_characters():
     assert "\n" not in escaped
     assert "\x1b" not in escaped
     escaped.encode("utf-8")
+
+
+def test_card_tells_that_capitals_count_for_rayner_alone(tiny_encoder, tmp_path):
+    bundle = make_bundle(tiny_encoder, tmp_path / "bundle")
+    annotate_bundle(bundle, TRAINING)
+    told = "Capitals count, but for rayner alone"
+    path = write_card(bundle, make_shards(["PER"]), USAGE, make_scores(["PER"]), name="a")
+    assert told not in path.read_text()
+    config = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps(config | {"casing": True}))
+    text = write_card(bundle, make_shards(["PER"]), USAGE, make_scores(["PER"]), name="a").read_text()
+    assert told in text
+    assert "reads all of them as lower case" in text

@@ -249,6 +249,7 @@ def test_marginals_are_the_shares_of_the_legal_sequences(name, learned):
     decoder = build_decoder(name, ["PER"], learned)
     documents = [random_emissions(length, len(decoder.scheme.tags), seed) for seed, length in enumerate([4, 1, 0, 3])]
     found = decoder.find_marginals(documents)
+    assert [one.shape for one in decoder.find_marginals(documents[2:3] * 2)] == [(0, len(decoder.scheme.tags))] * 2
     for emissions_WK, marginals_WK in zip(documents, found, strict=True):
         assert marginals_WK.shape == tuple(emissions_WK.shape)
         scores = enumerate_legal(emissions_WK, decoder) if len(emissions_WK) else {}

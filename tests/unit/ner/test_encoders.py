@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from transformers import AutoModel
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import AutoModel, PreTrainedTokenizerFast
 
 from pipelines.ner import encoders
 from pipelines.ner.encoders import (
@@ -22,6 +23,7 @@ from pipelines.ner.encoders import (
     is_uncased,
     load_tokenizer,
 )
+from tests.conftest import ROOT
 
 TEXTS = [
     "Angela Merkel visited Utrecht.",
@@ -176,3 +178,48 @@ def test_uncased_tokenizers_are_known(tiny_encoder):
     state["normalizer"] = None
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
     assert not is_uncased(tokenizer)
+
+
+CODE = """
+from transformers import PretrainedConfig
+open({path!r}, "w").close()
+class Config(PretrainedConfig):
+    model_type = "own"
+"""
+
+
+def test_code_that_comes_with_a_model_is_never_run(tmp_path, monkeypatch):
+    folder, mark = tmp_path / "model", tmp_path / "it-ran"
+    folder.mkdir()
+    (folder / "configuration.py").write_text(CODE.format(path=str(mark)), encoding="utf-8")
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "configuration.Config"}}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(EncoderError, match="never run"):
+        find_encoder(str(folder))
+    assert not mark.exists()
+
+
+def test_every_model_is_loaded_without_code_of_its_own():
+    """Left out, transformers asks whoever sits at the keyboard."""
+    calls = re.compile(r"Auto\w+\.from_(?:pretrained|config)\(((?:[^()]|\([^()]*\))*)\)")
+    paths = [path for room in ("pipelines", "serve") for path in (ROOT / room).rglob("*.py")]
+    found = [(path.name, call) for path in paths for call in calls.findall(path.read_text(encoding="utf-8"))]
+    assert len(found) > 20
+    assert [one for one in found if "trust_remote_code=False" not in one[1]] == []
+
+
+@pytest.mark.parametrize("word", ["Anglo-French", "2024", "1,000.50", "O'Brien"])
+def test_byte_level_tokenizer_that_splits_first_puts_one_space_before_a_word(tmp_path, word):
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    given = Tokenizer(models.BPE(vocab={one: at for at, one in enumerate(sorted(alphabet))}, merges=[]))
+    parts = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+")
+    given.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(parts, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=given, unk_token="!", pad_token="!").save_pretrained(tmp_path / "one")
+    in_text = given.encode(f"a {word}").tokens[1:]
+    load_tokenizer(str(tmp_path / "one")).save_pretrained(tmp_path / "two")
+    for folder in ("one", "two"):
+        backend = load_tokenizer(str(tmp_path / folder)).backend_tokenizer
+        assert backend.encode([word], is_pretokenized=True, add_special_tokens=False).tokens == in_text

@@ -169,6 +169,21 @@ def test_detect_scheme_refuses_bare_labels_beside_prefixed_tags():
     assert "B" in caught.value.value
 
 
+@pytest.mark.parametrize("tags", [["B", "I", "O"], ["O", "I"], ["B", "M", "E", "S"], ["U", "O"]])
+def test_prefixes_without_a_label_are_refused_and_not_taken_for_labels(tags):
+    for judge in (LabelScheme.from_tags, lambda tags: detect_scheme(observe_tags(tags))):
+        with pytest.raises(SchemeError, match="prefixes without a label") as caught:
+            judge(tags)
+        assert "`B-ENTITY`" in caught.value.remedy
+        assert "`scheme` `IO`" in caught.value.remedy
+    assert set(LabelScheme.from_tags(tags, "IO").labels) == set(tags) - {"O"}
+
+
+def test_bare_labels_may_have_one_that_is_a_letter_of_a_scheme():
+    assert detect_scheme(observe_tags(["M", "PER", "O"])) == "IO"
+    assert LabelScheme.from_tags(["O", "M", "PER"]).name == "IO"
+
+
 @pytest.mark.parametrize(
     "tags", [["S-PER", "U-PER"], ["B-PER", "M-PER", "L-PER"], ["M-PER", "I-PER"], ["E-PER", "L-PER"]]
 )

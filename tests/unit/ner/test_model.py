@@ -1,8 +1,11 @@
 """The classifier: emissions are the network's logits at first sub-tokens; settings reach it; mistakes are told."""
 
+import json
+import shutil
+
 import pytest
 import torch
-from transformers import AutoConfig, BertConfig, RobertaConfig
+from transformers import AutoConfig, BertConfig, ModernBertConfig, ModernBertForMaskedLM, RobertaConfig, XLNetConfig
 
 from pipelines.ner.encoders import EncoderError, load_tokenizer
 from pipelines.ner.encoding import Encoder, pad
@@ -102,3 +105,43 @@ def test_max_window_is_the_smaller_of_encoder_and_tokenizer(tiny_encoder):
     tokenizer.model_max_length = int(1e30)  # what tokenizers without a limit say
     assert get_max_window(BertConfig(max_position_embeddings=512), tokenizer) == 512
     assert get_max_window(RobertaConfig(max_position_embeddings=514), tokenizer) == 512
+
+
+@pytest.mark.parametrize("labels", [["LOC", "PER"], ["PER", "LOC"], ["A", "B", "C"]])
+def test_head_that_comes_with_an_encoder_is_made_anew(tiny_encoder, tmp_path, labels):
+    """It knows other tags, or these in another order."""
+    torch.manual_seed(1)
+    given = build_token_classifier(tiny_encoder, LabelScheme.from_labels(labels), ModelConfig())
+    with torch.no_grad():
+        given.network.classifier.weight.fill_(7.0)
+    given.network.save_pretrained(tmp_path)
+    model = build_token_classifier(str(tmp_path), BIO, ModelConfig())
+    weight = model.network.classifier.weight
+    assert weight.shape == (5, given.network.config.hidden_size)
+    assert 0 < weight.std() < 0.1
+    name = "encoder.layer.0.attention.self.query.weight"
+    assert torch.equal(model.network.bert.state_dict()[name], given.network.bert.state_dict()[name])
+
+
+def test_encoder_without_positions_reads_windows_of_any_length(tiny_encoder):
+    tokenizer = load_tokenizer(tiny_encoder)
+    assert get_max_window(XLNetConfig(), tokenizer) == tokenizer.model_max_length
+
+
+def test_encoder_whose_configuration_does_not_fit_its_weights_is_refused(tiny_encoder, tmp_path):
+    shutil.copytree(tiny_encoder, tmp_path / "edited")
+    config = json.loads((tmp_path / "edited" / "config.json").read_text())
+    (tmp_path / "edited" / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
+    with pytest.raises(EncoderError, match="other shapes"):
+        build_token_classifier(str(tmp_path / "edited"), BIO, ModelConfig())
+
+
+def test_what_an_encoder_has_learned_before_its_tags_is_kept(tmp_path):
+    """ModernBERT's head has a layer that is pretrained with it."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 32}
+    network = ModernBertForMaskedLM(ModernBertConfig(vocab_size=99, pad_token_id=0, **sizes))
+    with torch.no_grad():
+        network.head.dense.weight.fill_(0.5)
+    network.save_pretrained(tmp_path)
+    model = build_token_classifier(str(tmp_path), BIO, ModelConfig())
+    assert (model.network.head.dense.weight == 0.5).all()

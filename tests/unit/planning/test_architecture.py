@@ -58,7 +58,7 @@ def test_refuses_a_configuration_that_is_no_encoder(tmp_path):
 
 def test_refuses_a_configuration_of_no_known_kind(tmp_path):
     (tmp_path / "config.json").write_text('{"hidden_size": 8}')
-    with pytest.raises(PlanError, match=str(tmp_path)):
+    with pytest.raises(EncoderError, match=str(tmp_path)):
         read_architecture(str(tmp_path))
 
 

@@ -40,6 +40,14 @@ def test_calibration_by_real_steps_is_kept_and_found_again(tmp_path, monkeypatch
     assert load_rates("bf16", tmp_path) is None
 
 
+def test_a_precision_without_fast_products_is_refused_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr("pipelines.planning.calibration.list_precisions", lambda device: ["fp32", "int8"])
+    monkeypatch.setattr("pipelines.planning.calibration.measure_products", lambda *given: pytest.fail("measured"))
+    with pytest.raises(PlanError, match="computes no faster") as caught:
+        calibrate(train_probe, precision="bf16", probes=TINY)
+    assert caught.value.value == "bf16"
+
+
 def test_rates_of_another_torch_are_not_taken(tmp_path, monkeypatch):
     rates = calibrate_nothing()
     save_rates(rates, "fp32", tmp_path)

@@ -72,6 +72,8 @@ def test_constants_are_those_of_the_training_loop():
 
 
 def test_records_longer_than_a_window_become_several():
+    exact = Lengths.from_records({"17": 300, "0": 1}, window=256, stride=64, step=1)
+    assert dict(exact.counts) == {17: 300, 1: 1}
     lengths = Lengths.from_records({"16": 3, "496": 1}, window=256, stride=64)
     assert lengths.counts == ((24, 3), (124, 1), (256, 2))
     assert lengths.num_windows == 6

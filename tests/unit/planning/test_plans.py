@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig
+from transformers import AlbertConfig, BertConfig
 
 from pipelines.planning.architecture import convert_config
 from pipelines.planning.candidates import KEPT, USABLE, TrainingRequest, list_candidates
@@ -13,7 +13,7 @@ from pipelines.planning.cost import TrainingSetup
 from pipelines.planning.descriptions import parse_cluster
 from pipelines.planning.errors import PlanError
 from pipelines.planning.fit import Placement, list_added
-from pipelines.planning.inference_plans import ENOUGH, plan_prediction, plan_serving
+from pipelines.planning.inference_plans import ENOUGH, WORTH_S, plan_prediction, plan_serving
 from pipelines.planning.inventory import Inventory, Node
 from pipelines.planning.lengths import Lengths
 from pipelines.planning.plans import Limits, render_short
@@ -116,7 +116,76 @@ def test_labelling_is_never_slower_with_more_nodes(inventory, more):
         assume(False)
     nodes = (*inventory.nodes, *parse_cluster(more).nodes)
     after = plan_prediction(replace(inventory, nodes=nodes), SMALL, LENGTHS, InferenceRequest())
-    assert after.predicted["tokens_per_s"] >= ENOUGH * before.predicted["tokens_per_s"] * 0.999
+    assert after.predicted["total_s"] <= max(WORTH_S, before.predicted["total_s"] / ENOUGH) * 1.001
+
+
+@pytest.mark.parametrize(
+    ("setup", "cluster"),
+    [
+        (TrainingSetup(strategy="fsdp"), "4x(8cpu,32GiB,1xL4)"),
+        (TrainingSetup(strategy="tensor"), "1x(64cpu,256GiB,5xA100)"),
+        (TrainingSetup(strategy="hybrid", inside="tensor", inside_size=4), "1x(64cpu,256GiB,4xA100)"),
+        (TrainingSetup(strategy="pipeline"), "1x(64cpu,256GiB,8xA100)"),
+    ],
+)
+def test_a_given_strategy_has_as_many_workers_as_it_can_have(setup, cluster):
+    request = TrainingRequest(setup, strategy=setup.strategy, batch_tokens=4096)
+    try:
+        plan = plan_training(parse_cluster(cluster), SMALL, LENGTHS, request)
+    except PlanError:
+        assert setup.inside_size == 4, "two groups of four have no room on four GPUs"
+        return
+    number = plan.settings["num_workers"]
+    assert number >= 2
+    assert setup.strategy != "tensor" or SMALL.num_heads % number == 0
+    assert setup.strategy != "pipeline" or number <= SMALL.num_layers
+
+
+def test_search_that_costs_more_than_it_may_is_refused():
+    inventory = parse_cluster("1x(8cpu,32GiB,1xL4,3/h)")
+    plan = plan_tuning(inventory, SMALL, MANY, TrialRequest(TrainingRequest(), 10))
+    assert plan.predicted["cost"] > 0.01
+    with pytest.raises(PlanError, match="within the limits"):
+        plan_tuning(inventory, SMALL, MANY, TrialRequest(TrainingRequest(), 10), Limits(price=0.01))
+
+
+def test_search_takes_the_kind_of_gpu_that_is_asked_for():
+    inventory = parse_cluster("2x(8cpu,32GiB,1xL4)+1x(8cpu,32GiB,1xT4)")
+    plan = plan_tuning(inventory, SMALL, LENGTHS, TrialRequest(TrainingRequest(accelerator="T4"), 10))
+    assert plan.settings["accelerator"] == "T4"
+    with pytest.raises(PlanError):
+        plan_tuning(inventory, SMALL, LENGTHS, TrialRequest(TrainingRequest(accelerator="A100"), 10))
+
+
+def test_nodes_are_added_where_those_there_would_take_too_long():
+    inventory = parse_cluster("1x(4cpu,16GiB)+0..8x(8cpu,32GiB,1xL4)")
+    much = Lengths.from_counts({100: 10_000_000})
+    plan = plan_prediction(inventory, SMALL, much, InferenceRequest(), Limits(hours=10))
+    assert plan.predicted["total_s"] <= 36_000
+    assert plan.placement.added
+    with pytest.raises(PlanError, match="within the limits"):
+        plan_prediction(inventory, SMALL, much, InferenceRequest(), Limits(hours=0.01))
+
+
+def test_replicas_add_no_more_nodes_than_they_need():
+    plan = plan_serving(parse_cluster("0..8x(16cpu,64GiB)"), SMALL, LENGTHS, InferenceRequest(tokens_per_s=100))
+    assert plan.placement.number == 1
+    assert sum(plan.placement.added.values()) == 1
+
+
+@pytest.mark.parametrize(("num_tokens", "most"), [(10_000, 1), (100_000, 12), (10**7, 63)])
+def test_actors_are_started_for_some_seconds_of_work_each(num_tokens, most):
+    inventory = parse_cluster("1x(64cpu,256GiB)")
+    lengths = Lengths.from_counts({100: num_tokens // 100})
+    request = InferenceRequest(cpus_per_actor=1.0)
+    plan = plan_prediction(inventory, SMALL, lengths, request)
+    number, seconds = plan.placement.number, plan.predicted["total_s"]
+    assert 1 <= number <= most
+    assert number == 63 or seconds <= WORTH_S
+    assert number == 1 or seconds * number > WORTH_S * (number - 1)
+    assert any("less than 5 s of work" in one for one in plan.reasons) == (number < 63)
+    asked = plan_prediction(inventory, SMALL, lengths, replace(request, num_actors=63))
+    assert asked.placement.number == 63
 
 
 @SOME
@@ -245,8 +314,67 @@ def test_replicas_bear_the_load_with_room_to_spare_or_are_refused():
 
 
 def test_share_of_a_gpu_holds_the_model():
-    plan = plan_prediction(parse_cluster("1x(16cpu,64GiB,1xL4)"), SMALL, LENGTHS, InferenceRequest(gpus_per_actor=0.5))
+    plan = plan_prediction(parse_cluster("1x(16cpu,64GiB,1xL4)"), SMALL, MANY, InferenceRequest(gpus_per_actor=0.5))
     assert plan.memory.total <= plan.memory_limit_bytes
     assert plan.placement.number == 2
     with pytest.raises(PlanError, match="no room for an actor"):
         plan_prediction(parse_cluster("1x(16cpu,64GiB,1xT4)"), LARGE, LENGTHS, InferenceRequest(gpus_per_actor=0.1))
+
+
+def test_nodes_added_of_all_groups_together_are_no_more_than_the_cluster_may_have():
+    grows = parse_cluster("1x(4cpu,16GiB)+0..4x(8cpu,32GiB,1xL4)+0..4x(16cpu,64GiB,1xT4)")
+    bounded = replace(grows, most_added=4)
+    much = Lengths.from_counts({100: 10**9})
+    for plan in (
+        plan_prediction(bounded, SMALL, much, InferenceRequest(), Limits(hours=10**6)),
+        plan_tuning(bounded, SMALL, MANY, TrialRequest(TrainingRequest(use_gpu=True), 100)),
+        plan_training(bounded, SMALL, MANY, TrainingRequest(use_gpu=True, num_workers=(4, 4))),
+    ):
+        assert sum(plan.placement.added.values()) <= 4
+    with pytest.raises(PlanError):
+        plan_training(bounded, SMALL, MANY, TrainingRequest(use_gpu=True, num_workers=(8, 8)))
+    assert plan_training(grows, SMALL, MANY, TrainingRequest(use_gpu=True, num_workers=(4, 4)))
+
+
+def test_of_nodes_that_may_be_added_the_roomiest_count():
+    groups = "1x(4cpu,16GiB)+0..4x(8cpu,32GiB,1xA100)+0..2x(64cpu,256GiB,8xA100)"
+    bounded = replace(parse_cluster(groups), most_added=2)
+    request = TrainingRequest(use_gpu=True, num_workers=(8, 8))
+    plan = plan_training(bounded, SMALL, MANY, request)
+    assert plan.settings["num_workers"] == 8
+    assert sum(plan.placement.added.values()) <= 2
+
+
+def test_activations_are_not_computed_twice_by_encoders_that_cannot():
+    albert = convert_config(AlbertConfig(hidden_size=768, num_attention_heads=12, intermediate_size=3072))
+    found, _ = list_candidates(parse_cluster("1x(8cpu,32GiB,4xL4)"), albert, LENGTHS, TrainingRequest(), Limits())
+    assert found
+    assert not any(one.setup.gradient_checkpointing for one in found)
+
+
+MIXED = parse_cluster("1x(8cpu,32GiB,1xL4,0.9776/h)+1x(96cpu,1152GiB,8xA100,21.957642/h)")
+"""Few slow GPUs that are cheap, many fast ones that are dear."""
+
+
+def test_labelling_within_a_price_is_done_by_what_is_slower_and_cheaper():
+    much = Lengths.from_counts({length: count * 100_000 for length, count in MANY.counts})
+    fastest = plan_prediction(MIXED, SMALL, much, InferenceRequest())
+    cheap = plan_prediction(MIXED, SMALL, much, InferenceRequest(), Limits(price=0.9 * fastest.predicted["cost"]))
+    assert (fastest.settings["accelerator"], cheap.settings["accelerator"]) == ("A100", "L4")
+    assert cheap.predicted["cost"] <= 0.9 * fastest.predicted["cost"]
+    with pytest.raises(PlanError, match="cannot be done within the limits"):
+        plan_prediction(MIXED, SMALL, much, InferenceRequest(), Limits(price=0.01))
+
+
+def test_search_within_a_price_is_done_by_what_is_cheaper_and_hours_are_of_all_trials():
+    request = TrialRequest(TrainingRequest(), 20)
+    fastest = plan_tuning(MIXED, SMALL, LENGTHS, request)
+    cheap = plan_tuning(MIXED, SMALL, LENGTHS, request, Limits(price=0.6 * fastest.predicted["cost"]))
+    assert cheap.predicted["cost"] <= 0.6 * fastest.predicted["cost"]
+    one_gpu = parse_cluster("1x(8cpu,32GiB,1xL4)")
+    trials = plan_tuning(one_gpu, SMALL, LENGTHS, request)
+    hours = trials.predicted["total_s"] / 3600
+    assert trials.predicted["total_s"] > trials.predicted["trial_s"]
+    plan_tuning(one_gpu, SMALL, LENGTHS, request, Limits(hours=1.01 * hours))
+    with pytest.raises(PlanError, match="cannot be done within the limits"):
+        plan_tuning(one_gpu, SMALL, LENGTHS, request, Limits(hours=0.9 * hours))

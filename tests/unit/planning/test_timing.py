@@ -128,10 +128,18 @@ def test_prediction_is_faster_than_training(scratch):
         ("Tesla V100-SXM2-16GB", "V100"),
         ("NVIDIA H200", "H200"),
         ("NVIDIA GeForce RTX 4090", "RTX-4090"),
+        ("GeForce-RTX-3090-Ti", "RTX-3090"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX-6000-Ada"),
     ],
 )
 def test_accelerators_are_found_by_their_usual_names(name, found):
     assert find_rates(name).name == found
+
+
+@pytest.mark.parametrize("name", ["GeForce-RTX-3060", "RTX-A2000", "RTX-5090", "RTX-6000"])
+def test_a_card_is_not_taken_for_another_of_its_family(name):
+    with pytest.raises(PlanError, match="unknown accelerator"):
+        find_rates(name)
 
 
 def test_an_unknown_accelerator_is_refused_with_near_names():

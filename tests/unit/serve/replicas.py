@@ -37,6 +37,7 @@ class WatchedEngine(NerEngine):
         self.gate.set()
         self.poison_token: int | None = None
         self.poison_text: str | None = None
+        self.pause_s = 0.0
 
     def poison(self, word: str, stage: str) -> None:
         """From now on the stage fails where this word is in the batch."""
@@ -49,6 +50,7 @@ class WatchedEngine(NerEngine):
         self.num_threads_of_batches.append(torch.get_num_threads())
         self.batches.append([len(window.input_ids) for window in windows])
         assert self.gate.wait(DEADLINE_S)
+        time.sleep(self.pause_s)
         if any(self.poison_token in window.input_ids for window in windows if self.poison_token is not None):
             raise RuntimeError("a poisonous window")
         return super().compute(windows)

@@ -337,6 +337,29 @@ def test_patient_callers_wait_for_room_and_are_all_answered(engine):
     run(check())
 
 
+def test_deadline_counts_from_the_first_window_that_is_computed(engine):
+    async def check() -> None:
+        async with open_batcher(engine) as batcher:
+            engine.gate.clear()
+            begun = asyncio.create_task(batcher.predict("Ada met Grace", timeout_s=0.5))
+            await wait_until(lambda: bool(engine.batches), "the first is computed")
+            other = asyncio.create_task(batcher.predict("王小明住在台北。"))
+            await wait_until(lambda: batcher.num_running == 2, "every thread has a batch")
+            waiting = [
+                asyncio.create_task(batcher.predict("Ada met Alan", is_patient=is_patient, timeout_s=0.01))
+                for is_patient in (False, True)
+            ]
+            with pytest.raises(TimeoutError):
+                await begun
+            assert not any(task.done() for task in waiting)
+            for task in waiting:
+                await cancel(task)
+            engine.gate.set()
+            await other
+
+    run(check())
+
+
 def test_patient_caller_that_is_cancelled_holds_nobody_up(engine):
     async def check() -> None:
         async with open_batcher(engine, max_queued_tokens=60) as batcher:
@@ -488,3 +511,27 @@ def test_window_is_what_the_engine_says(engine):
     windows = engine.prepare(LONG).document.windows
     assert len(windows) > 300
     assert all(isinstance(window, Window) and len(window.input_ids) <= 32 for window in windows)
+
+
+def test_texts_that_wait_to_be_encoded_are_load_and_fill_the_queue(engine, monkeypatch):
+    """Where a device is faster than what encodes for it, they are nearly all that waits."""
+    gate, prepare = threading.Event(), engine.prepare
+    monkeypatch.setattr(engine, "prepare", lambda text: gate.wait(60) and prepare(text))
+
+    async def check() -> None:
+        async with open_batcher(engine, max_queued_tokens=30_000) as batcher:
+            asked = [asyncio.create_task(batcher.predict(LONG)) for _ in range(3)]
+            await asyncio.sleep(0)
+            assert batcher.num_queued_tokens == 0
+            assert batcher.num_waiting_tokens == 3 * (len(LONG) // 4)
+            assert not batcher.is_idle
+            with pytest.raises(Overloaded):
+                batcher.check_room()
+            asked.pop().cancel()
+            await asyncio.sleep(0)
+            await wait_until(lambda: batcher.has_room, "one that was cancelled makes room")
+            gate.set()
+            await asyncio.gather(*asked)
+            assert batcher.prepared_per_s != batching.FIRST_PREPARED_RATE
+
+    run(check())

@@ -245,3 +245,31 @@ def test_million_mistakes_cost_little(body):
 
 def test_equal_keys_are_no_error_and_the_last_counts():
     assert parse(EntitiesRequest, b'{"text": "a", "text": "b"}').text == "b"
+
+
+def test_silence_of_a_client_that_waits_for_us_is_not_counted():
+    owed = [True, True, False]
+
+    async def come():  # type: ignore[no-untyped-def]
+        yield 1
+        await asyncio.sleep(0.12)
+        yield 2
+        await asyncio.sleep(20)
+
+    async def take():  # type: ignore[no-untyped-def]
+        return [one async for one in bodies.await_each(come(), 0.05, lambda: owed.pop(0), "line")]
+
+    with pytest.raises(Problem, match="no line came for"):
+        asyncio.run(take())
+    assert owed == []
+
+
+def test_all_that_comes_is_handed_on():
+    async def come():  # type: ignore[no-untyped-def]
+        for number in range(3):
+            yield number
+
+    async def take():  # type: ignore[no-untyped-def]
+        return [one async for one in bodies.await_each(come(), 5, lambda: False, "line")]
+
+    assert asyncio.run(take()) == [0, 1, 2]

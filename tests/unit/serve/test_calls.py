@@ -340,6 +340,15 @@ def test_stream_waits_where_the_queue_is_full(open_endpoint):
     assert [one.WhichOneof("outcome") for one in results] == ["result"] * 40
 
 
+def test_lines_that_only_wait_are_not_too_late(open_endpoint, monkeypatch):
+    slow = open_endpoint(tuning={"timeout_s": 1.0, "max_batch_tokens": 16})
+    engine = slow.replica.shelf.loaded["default"].engine
+    compute = engine.compute
+    monkeypatch.setattr(engine, "compute", lambda windows: time.sleep(0.1) or compute(windows))
+    results = list(slow.stub.StreamEntities(messages.StreamLine(text=SENTENCE) for _ in range(30)))
+    assert [one.WhichOneof("outcome") for one in results] == ["result"] * 30
+
+
 def test_stream_answers_lines_before_the_last_is_sent(endpoint):
     answered = threading.Event()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import stat
 import subprocess
 from pathlib import Path
@@ -9,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from serve import ingress
-from serve.ingress import BUFFER_BYTES, HEADERS_TIMEOUT_S, PORTS, choose_environment, find_haproxy, write_wrapper
+from serve.ingress import (
+    BUFFER_BYTES,
+    HEADERS_TIMEOUT_S,
+    PORTS,
+    choose_environment,
+    find_free_ports,
+    find_haproxy,
+    is_free,
+    write_wrapper,
+)
 
 CONFIG = """\
 global
@@ -139,6 +149,22 @@ def test_environment_of_rays_own_proxy(tmp_path, monkeypatch, choice, has_progra
     assert not (tmp_path / "ingress").exists()
 
 
+def test_address_is_free_until_somebody_listens_there():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        assert not is_free("127.0.0.1", listener.getsockname()[1])
+    assert is_free("127.0.0.1", find_free_ports(1)[0])
+    assert not is_free("192.0.2.1", find_free_ports(1)[0])  # of no machine
+
+
 def test_program_that_is_found_can_be_started():
     program = find_haproxy()
     assert program is None or os.access(program, os.X_OK)
+
+
+@pytest.mark.skipif(find_haproxy() is None, reason="HAProxy is not installed")
+def test_connections_live_longer_than_any_request(tmp_path):
+    usual, long = (choose_environment("haproxy", tmp_path / f"{limit}", limit) for limit in (30, 1800.5))
+    for name in ("RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"):
+        assert (usual[name], long[name]) == ("300", "1831")

@@ -3,6 +3,8 @@
 import pytest
 
 from serve.keys import MIN_CHARACTERS, VARIABLE, ApiKeyError, ApiKeys, read_keys
+from serve.replica import Replica
+from serve.settings import Arguments
 
 GOOD, OTHER = "a-good-key-of-many-characters", "another-key-of-many-characters"
 
@@ -92,6 +94,27 @@ def test_file_without_keys_is_refused_for_it_would_let_everybody_in(tmp_path, co
         read_keys(str(file))
 
 
+@pytest.mark.parametrize("given", [" ", ",", " , "])
+def test_environment_without_keys_is_refused_where_it_was_meant_to_have_some(monkeypatch, given):
+    monkeypatch.setenv(VARIABLE, given)
+    with pytest.raises(ApiKeyError, match="no API key"):
+        read_keys(None)
+
+
+def test_missing_keys_are_refused_where_they_are_needed(monkeypatch):
+    with pytest.raises(ApiKeyError, match="no API key") as refused:
+        read_keys(None, are_needed=True)
+    assert VARIABLE in str(refused.value)
+    assert "a file on every node" in str(refused.value)
+    monkeypatch.setenv(VARIABLE, GOOD)
+    assert read_keys(None, are_needed=True).allow({"x-api-key": GOOD})
+
+
+def test_replica_that_finds_no_key_where_they_are_needed_does_not_start():
+    with pytest.raises(ApiKeyError, match="no API key"):
+        Replica(Arguments(model="m", needs_api_keys=True), b"k" * 32)
+
+
 @pytest.mark.parametrize("weak", ["x" * (MIN_CHARACTERS - 1), "ü" * 30])
 def test_weak_key_is_refused_and_not_shown(tmp_path, weak):
     file = tmp_path / "keys"
@@ -112,7 +135,7 @@ def test_weak_key_of_the_environment_is_refused(monkeypatch):
 def test_unreadable_file_is_refused_by_name(tmp_path):
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe\x00")
-    for path, why in ((tmp_path / "nowhere", "No such file"), (tmp_path, "directory"), (binary, "UTF-8")):
+    for path, why in ((tmp_path / "nowhere", "No such file"), (tmp_path, "directory"), (binary, "UTF-8"), ("", "dir")):
         with pytest.raises(ApiKeyError, match=why) as refused:
             read_keys(str(path))
         assert str(path) in str(refused.value)

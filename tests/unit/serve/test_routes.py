@@ -369,13 +369,14 @@ def test_full_queue_is_429_with_the_time_to_come_again(bundle):
     async def ask(with_: Talk) -> None:
         with_.replica.engine.gate.clear()
         asked = [asyncio.create_task(with_.ask({"text": TEXT * 20})) for _ in range(2)]
-        await wait_until(lambda: with_.replica.count_load() > 2000, "the queue is full")
+        await wait_until(lambda: with_.replica.count_load() > 500, "the queue is full")
         for body in ({"text": "Ada"}, {"texts": ["Ada", "Grace"]}, {"text": 1}):  # the last one: it is not even read
             answer = await with_.ask(body)
             check_problem(answer, 429)
             assert int(answer.headers["retry-after"]) >= 1
         with_.replica.engine.gate.set()
-        assert {(await one).status_code for one in asked} == {200}
+        # one finds room whatever its length; the other comes while it is encoded, which counts already
+        assert sorted([(await one).status_code for one in asked]) == [200, 429]
         assert (await with_.ask({"text": "Ada"})).status_code == 200
 
     talk(bundle, ask, tuning={"max_queued_tokens": 100, "max_batch_tokens": 64})

@@ -227,6 +227,18 @@ def test_line_that_takes_too_long_is_a_problem_of_its_own(bundle):
     talk(bundle, ask, tuning={"timeout_s": 0.1})
 
 
+def test_lines_that_only_wait_are_not_too_late(bundle):
+    """All of them take far longer than a line may; each of them does not."""
+
+    async def ask(with_: Talk) -> None:
+        with_.replica.engine.pause_s = 0.1
+        told = read_lines((await with_.stream(write_lines(*({"text": TEXT} for _ in range(30))))).content)
+        assert [one.get("error", {}).get("status") for one in told] == [None] * 30
+        assert len(with_.replica.engine.batches) >= 30
+
+    talk(bundle, ask, tuning={"timeout_s": 1.0, "max_batch_tokens": 16})
+
+
 def test_poisonous_line_fails_alone(bundle):
     async def ask(with_: Talk) -> None:
         with_.replica.engine.poison("Utrecht", "compute")

@@ -123,6 +123,8 @@ def test_usage_tells_what_workers_hold_and_send_and_how_far_the_slowest_lags():
     usage = summarize_usage([*rows, step(4) | measured])
     assert (usage["strategy"], usage["straggling"]) == ("ddp", 3.0)
     assert {name: usage[name] for name in measured} == measured
+    on_gpus = summarize_usage([start(0), *(step(at) | {"worker_s": [0.0, 0.0]} for at in (1, 2))])
+    assert on_gpus["straggling"] is None
     alone = summarize_usage([start(0), step(1)])
     assert (alone["state_mib"], alone["sent_mib"], alone["straggling"]) == ({}, {}, None)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pipelines.ner.exits import NEVER, Exits
 from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import TokenClassifier
 from pipelines.training.batches import Batch, TrainingWindows, find_words
@@ -15,6 +16,7 @@ from pipelines.training.objective import (
     Imitation,
     Objective,
     sum_divergence,
+    sum_exit_loss,
     sum_loss,
     sum_relation_divergence,
 )
@@ -293,3 +295,35 @@ def test_relation_divergence_is_that_of_each_window_alone():
                 logs.append((x @ x.T / size**0.5).log_softmax(dim=1))
             expected += (logs[1].exp() * (logs[1] - logs[0])).sum() / 12
     torch.testing.assert_close(sum_relation_divergence(own, wanted, is_word_BW), expected)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_exits_learn_in_the_mean_beside_the_end(training_room, tiny_encoder, soft):
+    """By what they say of the states that the whole network has there, gold tags or a teacher's."""
+    model = build(training_room, tiny_encoder, "linear")
+    batch = TrainingWindows(training_room.make_table(5)).collate(range(5), pad_id=0)
+    num_tags = len(model.scheme.tags)
+    if soft:
+        generator = torch.Generator().manual_seed(2)
+        targets = torch.rand(*batch.tag_ids_BW.shape, num_tags, generator=generator).softmax(dim=2)
+        batch = replace(batch, targets_BWK=targets)
+    plain = Objective(build_forward(model, "fp32", torch.device("cpu")).eval())(batch)
+    with torch.no_grad():
+        states = model.network.base_model(
+            batch.input_ids_BT, batch.attention_mask_BT, output_hidden_states=True
+        ).hidden_states[1]
+    model.exits = Exits([1], states.shape[2], num_tags, NEVER)
+    wanted = batch.targets_BWK if soft else torch.nn.functional.one_hot(batch.tag_ids_BW, num_tags).float()
+    expected = 0.0
+    for row, length in enumerate(batch.lengths_B.tolist()):
+        found_WK = model.exits.classify(0, states[row, batch.word_starts_BW[row, :length]]).log_softmax(dim=1)
+        expected -= (wanted[row, :length] * found_WK).sum()
+    for forward in (build_forward(model, "fp32", torch.device("cpu")), PaddedForward(model, "fp32")):
+        loss = Objective(forward.eval())(batch)
+        torch.testing.assert_close(loss - plain, expected, rtol=1e-4, atol=1e-4)
+        model.zero_grad()
+        loss.backward()
+        assert model.exits.heads[0].weight.grad.abs().sum() > 0
+    one = sum_exit_loss(model.exits, forward.exit_states, batch)
+    model.exits.heads.append(model.exits.heads[0])
+    torch.testing.assert_close(sum_exit_loss(model.exits, [*forward.exit_states] * 2, batch), one)

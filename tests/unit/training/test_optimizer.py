@@ -2,16 +2,20 @@
 
 import pytest
 import torch
+from transformers import AlbertConfig, AutoModelForTokenClassification
 
+from pipelines.ner.model import TokenClassifier
 from pipelines.training.optimizer import (
     SCHEDULES,
     LossScale,
     Optimizer,
     OptimizerConfig,
+    OptimizerError,
     choose_learning_rate,
     find_rate_factor,
 )
 from pipelines.training.parallel import ParallelConfig, Strategy
+from tests.unit.training.conftest import SCHEME
 
 
 def build_optimizer(model, config, *, sparse=False, precision="fp32"):
@@ -196,3 +200,31 @@ def test_weight_decay_spares_biases_norms_and_the_crf(training_room, tiny_encode
         assert group_of(optimizer, parameter)["weight_decay"] == (0.0 if spared else 0.05), name
         decayed.add(spared)
     assert decayed == {True, False}
+
+
+def test_state_of_sparse_embeddings_goes_on_dense_and_back(training_room, tiny_encoder):
+    """As when a run on CPUs goes on with another strategy, or on GPUs."""
+    sparse_kinds, state = {True: torch.optim.SparseAdam, False: torch.optim.AdamW}, None
+    for sparse in (True, False, True):
+        model = training_room.build_model(tiny_encoder, "linear", seed=1)
+        optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3), sparse=sparse)
+        assert any(isinstance(part, sparse_kinds[sparse]) for part in optimizer.parts)
+        if state is not None:
+            optimizer.load_state_dict(state)
+        ids = torch.tensor([[2, 11, 12, 3]])
+        optimizer.strategy.forward.model.network(input_ids=ids).logits.sum().backward()
+        for part in optimizer.parts:
+            part.step()
+        state = optimizer.state_dict()
+    steps = {float(one["step"]) for one in state["moments"].values() if "step" in one}
+    assert steps == {3.0}
+
+
+def test_layers_without_numbers_of_their_own_have_no_rates_of_their_own(tmp_path):
+    config = AlbertConfig(
+        vocab_size=99, embedding_size=8, hidden_size=16, num_attention_heads=2, intermediate_size=16, num_labels=5
+    )
+    model = TokenClassifier(AutoModelForTokenClassification.from_config(config), SCHEME)
+    with pytest.raises(OptimizerError, match="rates of their own"):
+        build_optimizer(model, OptimizerConfig(learning_rate=1e-3, layer_decay=0.9))
+    build_optimizer(model, OptimizerConfig(learning_rate=1e-3))

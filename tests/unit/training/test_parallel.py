@@ -2,17 +2,27 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from transformers import AlbertConfig
+from transformers import AlbertConfig, AutoModelForTokenClassification, MPNetConfig, XLNetConfig
 
-from pipelines.training.config import TrainingConfig
+from pipelines.ner.encoders import EncoderError
+from pipelines.ner.model import TokenClassifier
+from pipelines.training import worker
+from pipelines.training.adversarial import AdversarialConfig
+from pipelines.training.averaging import AveragingConfig
+from pipelines.training.config import TrainingConfig, find_idle
+from pipelines.training.forward import ForwardError, check_passes_differ
 from pipelines.training.optimizer import OptimizerConfig
 from pipelines.training.parallel import ParallelConfig
+from pipelines.training.resources import choose_cpus, count_places
 from pipelines.training.strategies import find_misfits
+from pipelines.training.worker import Group
+from tests.unit.training.conftest import SCHEME
 
 CASES = {
     "ddp": ParallelConfig(),
@@ -220,3 +230,79 @@ def test_find_problems_lists_every_bad_value_at_once():
     assert found == {f"`parallel.{name}`" for name in names}
     [problem] = ParallelConfig(strategy="fsdp", gradient_compression="bf16").find_problems()
     assert "nothing to compress" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "num_workers", "expected"),
+    [
+        ([8], None, 1, 8),
+        ([8], None, 3, 2),
+        ([2], None, 4, 1),
+        ([16, 4], None, 4, 4),
+        ([8, 64], [0, 8], 8, 8),  # a head without GPUs
+        ([0, 32, 32, 32], [0, 4, 4, 4], 12, 8),
+        ([64, 8], [8, 1], 9, 8),
+        ([16, 8], [0, 1], 1, 8),  # a larger node for data
+        ([], [], 1, 1),
+    ],
+)
+def test_workers_take_what_lets_all_of_them_find_a_place(cores, gpus, num_workers, expected):
+    gpus = [1000] * len(cores) if gpus is None else gpus
+    cpus = choose_cpus(cores, gpus, num_workers)
+    assert cpus == expected
+    if cores and sum(cores) >= num_workers:
+        assert count_places(cores, gpus, cpus) >= num_workers
+
+
+def train_untouched(rank, room, encoder, folder):
+    """Two steps of a network with parameters that no batch touches."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=1)
+    config = XLNetConfig(vocab_size=400, d_model=32, n_layer=1, n_head=2, d_inner=32, num_labels=len(SCHEME.tags))
+    model = room.build_model(encoder, "linear")
+    model.network = AutoModelForTokenClassification.from_config(config)
+    model = TokenClassifier(model.network, model.scheme)
+    losses = room.run_loop(model, room.make_table(30), configure(), parallel=ParallelConfig()).losses
+    torch.save(losses, Path(folder) / "losses.pt")
+    dist.destroy_process_group()
+
+
+def test_network_with_parameters_that_no_batch_touches_trains(training_room, tiny_encoder, tmp_path):
+    torch.multiprocessing.spawn(train_untouched, (training_room, tiny_encoder, str(tmp_path)), nprocs=1)
+    assert len(torch.load(tmp_path / "losses.pt")) > 2
+
+
+@pytest.mark.parametrize("config", [MPNetConfig(), XLNetConfig(), AlbertConfig()])
+def test_encoder_that_cannot_compute_activations_again_is_refused(tmp_path, config):
+    config.save_pretrained(tmp_path)
+    [problem] = find_misfits(ParallelConfig(gradient_checkpointing=True), 1, False, str(tmp_path))
+    assert "`parallel.gradient_checkpointing`" in str(problem)
+
+
+def test_settings_without_effect_are_told():
+    config = ParallelConfig(sync_every=2, powersgd_rank=8, micro_batches=9, inside_size=3)
+    assert len(config.find_idle()) == 4
+    assert ParallelConfig(strategy="local_sgd", sync_every=2).find_idle() == []
+    training = TrainingConfig(averaging=AveragingConfig(decay=0.9), adversarial=AdversarialConfig(epsilon=0.3))
+    told = find_idle(training, ParallelConfig())
+    assert [one.split("`")[1] for one in told] == ["training.averaging.decay", "training.adversarial.epsilon"]
+    used = TrainingConfig(averaging=AveragingConfig(method="ema", decay=0.9))
+    assert find_idle(used, ParallelConfig()) == []
+
+
+def test_passes_that_differ_by_nothing_are_refused(training_room, tiny_encoder):
+    model = training_room.build_model(tiny_encoder, "linear", seed=1)
+    with pytest.raises(ForwardError, match="differ by nothing"):
+        check_passes_differ(model.network)
+    model.network.config.hidden_dropout_prob = 0.1
+    check_passes_differ(model.network)
+
+
+def test_mistake_of_one_worker_is_raised_in_all():
+    class Pair(Group):
+        def gather(self, value):
+            return [value, EncoderError("no weights here")]
+
+    job = SimpleNamespace(open_task=lambda *_: "a task")
+    with pytest.raises(EncoderError, match="no weights here"):
+        worker._open_task(job, Pair(use_gpu=False), torch.device("cpu"))
+    assert worker._open_task(job, Group(use_gpu=False), torch.device("cpu")) == "a task"

@@ -1,11 +1,13 @@
 """The budget: kept over commands, with something kept back for the leaders, refused where no trial fits."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipelines.tuning.budget import Budget, estimate_trial_s, find_hopeless, keep_back_s
 from pipelines.tuning.config import SearchConfig
 from pipelines.tuning.search import has_settled
-from pipelines.tuning.trials import FAILED, FINISHED, OPEN
+from pipelines.tuning.trials import FAILED, FINISHED, OPEN, Plan
 from tests.unit.tuning.trials import make_trial
 
 
@@ -41,6 +43,15 @@ def test_time_is_kept_back_for_leaders_with_their_seeds_but_at_most_half():
     assert keep_back_s(SearchConfig(), trials, 1) == 0
 
 
+def test_nothing_is_kept_back_for_repeats_before_any_trial_is_whole():
+    """Else the first trial is stopped half-way, and no other ever ends."""
+    running = make_running(step_s=4.5)
+    search = SearchConfig(budget_s=600)
+    assert estimate_trial_s([running]) == 450
+    assert keep_back_s(search, [running], concurrent=1) == 10 + 45
+    assert keep_back_s(search, [make_trial(1, [0.5], train_s=450.0), running], concurrent=1) == 300
+
+
 def test_budget_smaller_than_one_trial_is_refused_by_its_pace(tmp_path):
     error = find_hopeless(Budget(tmp_path, 60), [make_running()])
     assert error is not None
@@ -48,6 +59,9 @@ def test_budget_smaller_than_one_trial_is_refused_by_its_pace(tmp_path):
         assert fact in str(error)
     assert find_hopeless(Budget(tmp_path, 300), [make_running()]) is None
     assert find_hopeless(Budget(tmp_path, None), [make_running()]) is None
+    almost_spent = Budget(tmp_path, 60)
+    almost_spent.before_s = 55
+    assert find_hopeless(almost_spent, [make_trial(0, [0.5])]) is None, "there are trials: the rest can be done"
     assert find_hopeless(Budget(tmp_path, 60), [make_running(), make_trial(1, [], FAILED)]) is None
 
 
@@ -100,3 +114,22 @@ def test_search_has_settled_after_so_many_trials_without_a_better_one():
     assert not has_settled(trials, None)
     assert not has_settled([make_trial(0, [], OPEN)], 1)
     assert has_settled([*trials[:2], make_trial(2, [], FAILED), make_trial(3, [0.1], FINISHED)], 2)
+
+
+def test_budget_is_hopeless_only_if_no_trial_can_end_in_it(tmp_path):
+    long, short = make_running(step_s=6.0), replace(make_running(step_s=0.6, train_s=6.0), plan=Plan(1, {}, 1))
+    assert "one trial takes about 600 s" in str(find_hopeless(Budget(tmp_path, 400), [long]))
+    assert find_hopeless(Budget(tmp_path, 400), [long, short]) is None
+    assert find_hopeless(Budget(tmp_path, 400), [long, make_running(steps_done=1)]) is None, "it may be a short one"
+    waiting = make_trial(2, [], OPEN)
+    assert "one trial takes about 600 s" in str(find_hopeless(Budget(tmp_path, 400), [long, waiting])), "for the other"
+    assert "one trial takes about 60 s" in str(find_hopeless(Budget(tmp_path, 40), [long, short]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({"scheduler": "hyperband", "grace_epochs": 3}, "grace"), ({"scheduler": "median", "reduction_factor": 4}, "red")],
+)
+def test_settings_that_a_scheduler_does_not_read_are_told(settings, name):
+    [told] = SearchConfig(**settings).find_idle()
+    assert told.startswith(f"`search.{name}")

@@ -51,6 +51,18 @@ def test_recipe_that_was_no_trial_is_compared_with_nevertheless(journals):
     assert "+5.0 points" in describe_gain(found)
 
 
+def test_leader_whose_last_seed_was_cut_is_compared_by_those_that_all_have(journals):
+    search, repeats = journals
+    write_trial(search, {}, [0.50], FINISHED)
+    write_trial(search, {"a": 1}, [0.60], FINISHED)
+    leaders = choose_leaders(search.read_all(), 1)
+    for seed, f1 in ((2, 0.50), (3, 0.50)):
+        write_trial(repeats, {}, [f1], FINISHED, seed=seed)
+    write_trial(repeats, {"a": 1}, [0.61], FINISHED, seed=2)
+    found = gather_leaders(leaders, [1, 2, 3], search, repeats)
+    assert [(leader.number, len(leader.runs)) for leader in found] == [(1, 2), (0, 3)]
+
+
 def test_repeats_are_what_leaders_lack_seed_by_seed():
     leaders = [make_trial(0, [0.3]), make_trial(1, [0.5], STOPPED, settings={"a": 1})]
     assert plan_repeats(leaders, [1, 2]) == [({"a": 1}, 1), ({}, 2), ({"a": 1}, 2)]

@@ -124,3 +124,12 @@ def test_preset_has_what_differs_and_reads_back():
         "training": {"num_epochs": 3, "optimizer": {"learning_rate": 0.0001235}},
         "resources": {"num_workers": 1},
     }
+
+
+def test_steps_of_a_front_pass_below_what_was_reached():
+    """Of a cost: what costs less is worse until the next dot; of a gain: what is faster is worse beyond the last."""
+    lines = [Line(name, 1.0, True, [point]) for name, point in (("a", (1.0, 60.0)), ("b", (4.0, 50.0)))]
+    cost = draw_scatter(lines[::-1], [1, 0], "t", "x", "y")
+    gain = draw_scatter(lines, [0, 1], "t", "x", "y", more_is_better=True)
+    assert re.search(r"M[\d.]+ [\d.]+H[\d.]+V", cost)
+    assert re.search(r"M[\d.]+ [\d.]+V[\d.]+H", gain)

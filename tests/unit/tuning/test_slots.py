@@ -39,6 +39,29 @@ def test_a_gpu_for_each_trial_is_the_default_where_there_are_any():
     assert plan([{"CPU": 16, "GPU": 2}], resources=ResourcesConfig(use_gpu=False)).gpus == 0
 
 
+@pytest.mark.parametrize(
+    ("nodes", "search"),
+    [
+        ([{"CPU": 16}, {"CPU": 8, "GPU": 2}], {"max_concurrent": 1}),
+        ([{"CPU": 64}, {"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 1}], {"gpus_per_trial": 0.5, "max_concurrent": 3}),
+    ],
+)
+def test_slot_with_a_gpu_fits_a_node_that_has_one(nodes, search):
+    slots = plan(nodes, **search)
+    size = sum(bundle["CPU"] for bundle in slots.list_bundles())
+    assert size <= 8
+    on_gpus = sum(min(int(8 // size), int(node["GPU"] / slots.gpus)) for node in nodes if "GPU" in node)
+    assert slots.must_count or on_gpus == slots.concurrent
+
+
+def test_trial_lies_on_the_kind_of_gpu_that_is_asked_for():
+    nodes = [{"CPU": 8, "GPU": 2, "accelerator_type:T4": 1.0}, {"CPU": 8, "GPU": 1, "accelerator_type:A100": 1.0}]
+    slots = plan(nodes, resources=ResourcesConfig(accelerator="A100"))
+    assert (slots.concurrent, slots.gpus) == (1, 1)
+    assert "accelerator_type:A100" in slots.list_bundles()[0]
+    assert plan(nodes).concurrent == 3
+
+
 def test_nodes_are_counted_one_by_one_not_in_sum():
     assert plan([{"CPU": 3}, {"CPU": 3}], cpus_per_trial=2).concurrent == 2
 

@@ -131,6 +131,14 @@ def test_times_of_nothing_is_refused():
         resolve_space({"model.dropout": Domain("times", 0.5, 2)}, {"model.dropout": None})
 
 
+def test_times_without_a_whole_number_between_its_ends_is_refused():
+    space = {"training.num_epochs": Domain("times", 1.1, 1.4), "training.batch_tokens": Domain("times", 0.5, 2)}
+    with pytest.raises(UserError, match="no whole number") as caught:
+        resolve_space(space, {"training.num_epochs": 2, "training.batch_tokens": 512})
+    assert "space.training.num_epochs" in str(caught.value)
+    assert "2.2 to 2.8" in str(caught.value)
+
+
 def test_settings_are_applied_where_they_belong_and_nowhere_else():
     changed = apply_settings(Base(), {RATE: 1e-3, "model.head": "crf"})
     assert (read_path(changed, RATE), changed.model.head) == (1e-3, "crf")

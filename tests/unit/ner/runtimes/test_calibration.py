@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 
+from pipelines.ner.bundle import load_bundle
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.runtimes import calibration
 from pipelines.ner.runtimes.calibration import Figure, find_cache
@@ -151,3 +152,24 @@ def test_threads_are_those_given_and_the_callers_are_left_alone(bundle):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_sample_is_of_sub_tokens_that_a_text_may_have(bundle, monkeypatch):
+    monkeypatch.setattr(calibration, "SAMPLE_TOKENS", 50_000)
+    loaded = load_bundle(bundle)
+    place = calibration.Place(loaded.model, loaded.encoder, torch.device("cpu"), 2, None)
+    inner = {one for window in calibration._build_sample(place) for one in window.input_ids[1:-1]}
+    assert len(inner) > 500
+    assert inner.isdisjoint(loaded.encoder.tokenizer.all_special_ids)
+
+
+def test_failure_that_may_pass_is_not_remembered(bundle, monkeypatch):
+    def fail(*arguments, **settings):
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(PackedRuntime, "__init__", fail)
+        told = NerEngine.load(bundle, device="cpu", precision="fp32").describe()
+    assert {one["runtime"]: one["problem"] for one in told["candidates"]}["packed"] == "no room"
+    told = NerEngine.load(bundle, device="cpu", precision="fp32").describe()
+    assert [one["problem"] for one in told["candidates"]] == ["", "", ""]

@@ -1,7 +1,9 @@
 """Every runtime against fp32 PyTorch: the same emissions within its tolerance, the same entities."""
 
+import os
 import random
 
+import openvino
 import pytest
 import torch
 from torch.nn.attention.varlen import varlen_attn
@@ -11,18 +13,21 @@ from transformers import (
     CamembertConfig,
     DistilBertConfig,
     ElectraConfig,
+    FNetConfig,
     ModernBertConfig,
     RobertaConfig,
     XLMRobertaConfig,
 )
 from transformers import AutoModelForTokenClassification as Auto
 
+from pipelines.ner.bundle import load_bundle
 from pipelines.ner.encoding import Window
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes import packed
 from pipelines.ner.runtimes.architectures import read_architecture
+from pipelines.ner.runtimes.exported import export_graph
 from pipelines.ner.runtimes.packed import PackedRuntime, fill_rows, pack_windows
 from pipelines.ner.runtimes.padded import TorchRuntime
 from pipelines.ner.runtimes.runtime import RuntimeUnavailable
@@ -82,7 +87,7 @@ def test_packed_emissions_equal_those_of_transformers(name):
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
 def test_packed_without_the_fused_operators_is_the_same(name, monkeypatch):
-    monkeypatch.setattr(packed, "has_fused_linear", lambda: False)
+    monkeypatch.setattr(packed, "has_fused_linear", lambda dtype: False)
     exact, packed_runtime = open_two(build(CONFIGS[name]))
     windows = make_windows()
     torch.testing.assert_close(packed_runtime.compute(windows), exact.compute(windows), atol=2e-5, rtol=2e-5)
@@ -106,6 +111,12 @@ def test_a_window_has_the_same_emissions_in_any_batch(precision):
     together_WK = packed_runtime.compute(windows)
     alone_WK = torch.cat([packed_runtime.compute([window]) for window in windows])
     torch.testing.assert_close(together_WK, alone_WK, atol=1e-6 if precision == "fp32" else 2e-2, rtol=0)
+
+
+def test_attention_in_fp16_stays_within_its_range():
+    q_bTd = torch.full((1, 2, 4), 4.5, dtype=torch.float16)
+    v_bTd = torch.full((1, 2, 4), 4.0, dtype=torch.float16)
+    torch.testing.assert_close(packed._attend(q_bTd, q_bTd, v_bTd), v_bTd)
 
 
 @pytest.mark.parametrize("size", [60.0, 3e3])
@@ -213,3 +224,36 @@ def test_an_exported_model_is_kept_beside_the_bundle_and_read_from_there(tiny_en
     second = NerEngine.load(folder, **EXACT | {"runtime": "openvino"})
     assert (kept / "openvino.xml").stat().st_mtime_ns == written
     assert second.predict(TEXTS[:3]) == first.predict(TEXTS[:3])
+
+
+def test_an_export_that_fails_leaves_nothing_and_one_of_another_process_alone(tiny_encoder, tmp_path, monkeypatch):
+    model = load_bundle(make_bundle(tiny_encoder, tmp_path / "bundle")).model
+    (tmp_path / "kept").mkdir()
+    other = tmp_path / "kept" / ".partial-elsewhere-1-openvino.xml"
+    other.touch()
+    save, written = openvino.save_model, []
+
+    def save_and_fail(graph, path, **settings):
+        save(graph, path, **settings)
+        written.extend(one.name for one in path.parent.iterdir() if one != other)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(openvino, "save_model", save_and_fail)
+    with pytest.raises(OSError, match="no space left"):
+        export_graph(model, tmp_path / "kept" / "openvino.xml")
+    assert len(written) == 2
+    assert all(os.uname().nodename in name and str(os.getpid()) in name for name in written)
+    assert list((tmp_path / "kept").iterdir()) == [other]
+    monkeypatch.undo()
+    export_graph(model, tmp_path / "kept" / "openvino.xml")
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {other.name, "openvino.xml", "openvino.bin"}
+
+
+def test_answers_do_not_depend_on_what_is_computed_beside_where_padding_is_mixed_in():
+    model = build(FNetConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, intermediate_size=64))
+    runtime = TorchRuntime(model, device=CPU, precision="fp32", pad_id=0)
+    windows = [Window([2, *range(5, 5 + length), 3], list(range(1, 1 + length)), True, True) for length in (3, 9, 3, 5)]
+    together = runtime.compute(windows)
+    alone = torch.cat([runtime.compute([window]) for window in windows])
+    assert together.shape == (20, 5)
+    assert torch.allclose(together, alone, atol=1e-5)
