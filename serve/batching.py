@@ -207,12 +207,12 @@ class Batcher:
         streams = self.engine.streams
         is_wide = bool(started) and self.num_running == 1 and not streams.wide.is_taken
         pool = streams.wide.pool if is_wide else streams.pool
+        streams.wide.is_taken |= is_wide
         for work in started:
-            computed = asyncio.get_running_loop().run_in_executor(pool, compute, self.engine, work)
+            computing = pool.submit(compute, self.engine, work)
             if is_wide:
-                streams.wide.is_taken = True
-                computed.add_done_callback(self._give_back)
-            computed.add_done_callback(self._take_back)
+                computing.add_done_callback(self._give_back)  # by its thread: engines share it, also when this loop ends
+            asyncio.wrap_future(computing).add_done_callback(self._take_back)
 
     def _take(self, budget: int) -> Work:
         """The next batch: an equal part of it from each lane that has work, then what is left from any."""

@@ -57,6 +57,7 @@ def test_batch_has_all_cores_where_it_is_alone_and_one_where_it_is_not(engine):
     engine.forget()
 
     async def check() -> None:
+        await wait_until(lambda: not engine.streams.wide.is_taken, "the thread that engines share is free")
         async with open_batcher(engine) as batcher:
             await batcher.predict("Ada met Alan")
             assert engine.num_threads_of_batches == [engine.num_threads]
@@ -70,6 +71,21 @@ def test_batch_has_all_cores_where_it_is_alone_and_one_where_it_is_not(engine):
             assert engine.num_threads_of_batches[1:] == [engine.num_threads, 1]
 
     run(check())
+
+
+def test_shared_thread_is_given_back_although_the_loop_of_its_batch_has_ended(engine):
+    engine.forget()
+    engine.gate.clear()
+
+    async def leave() -> None:
+        batcher = Batcher(engine, max_batch_tokens=128, max_queued_tokens=1000)
+        asking = asyncio.create_task(batcher.predict("Ada met Alan"))
+        await wait_until(lambda: engine.streams.wide.is_taken, "its batch is computed")
+        asking.cancel()
+
+    asyncio.run(leave())
+    engine.gate.set()
+    run(wait_until(lambda: not engine.streams.wide.is_taken, "the thread is free"))
 
 
 def test_batches_are_smaller_once_memory_has_not_sufficed(engine, monkeypatch):
