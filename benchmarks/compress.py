@@ -6,8 +6,8 @@ For each corpus a teacher is trained (`rayner train`, defaults, all-MiniLM-L6-v2
 route. Then, in one run and in turns, the speed of every variant on the test documents, of the teacher and of
 transformers' pipeline (fp32, batches of 32), each as it runs by default; F1 on dev with the gate's interval of its
 difference, and on test; and what lies on disk. Variants that the gate refused are told as such. Writes
-`benchmarks/results/compress-avx2.json` (or what else PyTorch calls the processor's instructions, since what is fast
-depends on them) and the tables of README.md.
+`benchmarks/results/compress-avx2.json` (or `-avx512-bf16`, `-amx`: what is fast depends on how the processor
+multiplies) and the tables of README.md.
 """
 
 import argparse
@@ -33,14 +33,20 @@ from pipelines.run_record import read_git_revision, read_versions
 RESULTS = Path(__file__).parent / "results"
 LONG = ["--training.num_epochs", "10"]
 """A student learns longer than its teacher did."""
+THREE = ["--steps", "distill", "--distillation.layers", "3", "--max_f1_loss", "2", *LONG]
 ROUTES: dict[str, list[str]] = {
     "int8": ["--steps", "int8", "--max_f1_loss", "0.5"],
-    "3 layers": ["--steps", "distill", "--distillation.layers", "3", "--max_f1_loss", "2", *LONG],
+    "int8 of all layers": ["--steps", "int8", "--max_f1_loss", "2"],
+    "3 layers": THREE,
+    "3 layers, states": [*THREE, "--distillation.states", "1"],
+    "3 layers, relations": [*THREE, "--distillation.relations", "1"],
     "chain": [
         *("--steps", "distill", "prune", "vocabulary", "int8", "--distillation.layers", "3", *LONG),
+        *("--pruning.heads", "0", "--pruning.feed_forward", "0.25", "--vocabulary.least", "8000"),
         *("--max_f1_loss", "10"),  # each step goes on from the one before, whatever it lost
     ],
     "early exit": ["--steps", "early_exit", "--max_f1_loss", "0.5"],
+    "early exit, joint": ["--steps", "early_exit", "--early_exit.joint", "true", "--max_f1_loss", "2"],
 }
 TEACHER, PIPELINE = "teacher", "transformers' pipeline"
 ROUNDS = 3
@@ -58,7 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.render:
         machine = describe_machine("cpu")
-        path = RESULTS / f"compress-{machine['cpu_capability'].lower()}.json"
+        path = RESULTS / f"compress-{machine['cpu_products'].lower()}.json"
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"corpora": {}}
         results |= {"versions": read_versions(), "git_revision": read_git_revision(), "machine": machine}
         with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +88,7 @@ def measure(data: Path, corpus: str, folder: Path, routes: Sequence[str]) -> lis
     shards = folder / "teacher" / "shards"
     found: list[dict[str, Any]] = [{"name": TEACHER, "bundle": teacher, "verdict": None}]
     for route in routes:
-        output = folder / route.replace(" ", "-")
+        output = folder / route.replace(",", "").replace(" ", "-")
         _run("compress", ["--model", str(teacher), *given[:4], *ROUTES[route]], output)
         told = json.loads((output / "compression.json").read_text(encoding="utf-8"))
         for one in told["variants"]:
@@ -139,7 +145,7 @@ def compare(engines: Sequence[NerEngine], teacher: Path, documents: Sequence[Any
 def render_table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = [
-        f"With {results['machine']['cpu_capability']}:\n",
+        f"With {results['machine']['cpu_products']}:\n",
         "| | dev F1 | difference, interval | gate | test F1 | runtime | sub-tokens/s | × the teacher | × the pipeline "
         "| size |",
         "|---|---|---|---|---|---|---|---|---|---|",

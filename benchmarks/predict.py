@@ -194,7 +194,10 @@ def describe_machine(device: str) -> dict[str, Any]:
     """What the figures were taken on."""
     capability = torch.backends.cpu.get_cpu_capability()
     gpu = {"gpu": torch.cuda.get_device_name()} if device != "cpu" else {}
-    return {"threads": torch.get_num_threads(), "cpu_capability": capability} | gpu
+    products = "AMX" if torch.cpu._is_amx_tile_supported() else capability
+    if products == "AVX512" and torch.cpu._is_avx512_bf16_supported():
+        products = "AVX512-BF16"
+    return {"threads": torch.get_num_threads(), "cpu_capability": capability, "cpu_products": products} | gpu
 
 
 def render_table(results: dict[str, Any]) -> str:
