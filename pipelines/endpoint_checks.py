@@ -106,6 +106,13 @@ def find_port_mistakes(http: HttpConfig, cluster: ClusterConfig) -> list[UserErr
         if not 1 <= port <= 65535:
             problems.append(ConfigError("no such port", where=where, rule="1 to 65535", value=port))
         elif not find_address(cluster) and not is_free(http.host, port):
-            remedy = f"`--http.{name} {find_free_ports(1)[0]}`, or end what listens there"
+            free = find_free_ports(1)[0]
+            if not is_free(http.host, free):
+                rule = "0.0.0.0, 127.0.0.1, or an address of this machine; ports below 1024 are the system's"
+                problems.append(
+                    ConfigError("nothing can listen there", where="`http.host`", rule=rule, value=http.host)
+                )
+                break
+            remedy = f"`--http.{name} {free}`, or end what listens there"
             problems.append(ConfigError("the port is taken", where=where, value=port, remedy=remedy))
     return problems

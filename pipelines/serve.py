@@ -40,6 +40,7 @@ from serve.config import HttpConfig, LimitsConfig, ReplicaConfig, ScalingConfig
 from serve.ingress import (
     GRPC_SERVICER,
     INGRESSES,
+    LOOPBACK,
     choose_environment,
     choose_grpc_environment,
     find_haproxy,
@@ -106,8 +107,9 @@ def run(config: ServeConfig) -> None:
     folder = Path(tempfile.mkdtemp(prefix="rayner-serve-"))
     try:
         if is_own:
-            os.environ.update(choose_environment(config.http.ingress, folder, config.limits.timeout_s))
-        os.environ.update(choose_grpc_environment(config.http.host))
+            environment = choose_environment(config.http.ingress, folder, config.limits.timeout_s, config.http.host)
+            os.environ.update(environment)
+        os.environ.update(choose_grpc_environment(_choose_host(config)))
         with connect(config.cluster, is_private=True):
             signal.signal(signal.SIGTERM, _stop)  # Ray has set its own
             check_room(arguments, may_grow=not is_own)
@@ -234,7 +236,7 @@ def _start(config: ServeConfig, arguments: Arguments) -> None:
         options["controller_options"] = {"runtime_env": {"env_vars": choose_grpc_environment(http.host)}}
     serve.start(
         proxy_location="HeadOnly",
-        http_options={"host": http.host, "port": http.port, "request_timeout_s": None},
+        http_options={"host": _choose_host(config), "port": http.port, "request_timeout_s": None},
         **options,
     )
     serve.run(build_app(arguments), name=APP_NAME, route_prefix="/")
@@ -242,6 +244,12 @@ def _start(config: ServeConfig, arguments: Arguments) -> None:
         _wait_until(is_running, "the endpoint does not run on the cluster")
     else:
         _wait_until(lambda: _answers(http.host, http.port), f"the endpoint at {http.host}:{http.port} does not answer")
+
+
+def _choose_host(config: ServeConfig) -> str:
+    """Where Ray Serve listens: behind this machine's own HAProxy, which listens where it is asked, nobody else can."""
+    has_own = not find_address(config.cluster) and os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+    return LOOPBACK[0] if has_own else config.http.host
 
 
 def _tell(config: ServeConfig, labels: Sequence[str]) -> None:

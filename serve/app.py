@@ -16,7 +16,7 @@ from ray.serve.schema import LoggingConfig
 from pipelines.ner.runtimes.runtime import release_memory, set_up_process
 from serve.border import open_access_log
 from serve.calls import GrpcCalls
-from serve.ingress import MARGIN_S
+from serve.ingress import DRAIN_S, MARGIN_S
 from serve.metrics import Board
 from serve.replica import Replica, read_redaction_key
 from serve.routes import build_http
@@ -26,8 +26,6 @@ APP_NAME = "rayner"
 DEPLOYMENT = "NerServer"
 MAX_ONGOING = 10_000
 """Requests in one replica. It counts sub-tokens itself, and answers 429 long before there are so many."""
-DRAIN_S = 600.0
-"""What a replica that is to end has under way is answered first, streams too, but for longer ones than this."""
 TELL_EVERY_S = 1.0
 RELEASE_EVERY_S = 10.0
 KERNELS = 1024

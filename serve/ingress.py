@@ -23,6 +23,8 @@ IDLE_TIMEOUT_S = 300
 """A connection without a byte ends then; where a request may take longer, later."""
 MARGIN_S = 30
 """By which what holds a request lives longer than the request."""
+DRAIN_S = 600.0
+"""What streams have, to end by themselves, where their replica is to end; no request takes longer by default."""
 
 GRPC_SERVICER = "serve.entities_pb2_grpc.add_NerServicer_to_server"
 GRPC_HOOK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
@@ -31,6 +33,8 @@ GRPC_HOST_VARIABLE = "RAYNER_GRPC_HOST"
 
 ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # Which would leave the head alone with a proxy, were it not HAProxy (which has its own way).
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     # How soon the autoscaler hears of load: 10 s by default.
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
@@ -44,6 +48,8 @@ HAPROXY_ENVIRONMENT = {
     "RAY_SERVE_HAPROXY_RETRIES": "10",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # It is started anew whenever replicas come or go; the old one keeps its streams so long.
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(round(DRAIN_S) + MARGIN_S),
 }
 """Besides, where HAProxy is the way in."""
 PORTS = (
@@ -72,15 +78,18 @@ def find_haproxy() -> str | None:
         return shutil.which("haproxy")
 
 
-def choose_environment(ingress: str, folder: Path, timeout_s: float = 0) -> dict[str, str]:
+def choose_environment(
+    ingress: str, folder: Path, timeout_s: float = 0, host: str = LOOPBACK[0]
+) -> dict[str, str]:
     """The environment of a cluster of this machine alone, with HAProxy's files and ports of its own.
 
     Args:
         timeout_s: the longest that a request may take.
+        host: where HAProxy listens; Ray Serve is to be started at 127.0.0.1 then, where replicas listen for it.
     """
     program = find_haproxy() if ingress != "python" else None
     if program is None:
-        return ENVIRONMENT | {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
+        return ENVIRONMENT | {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
@@ -88,15 +97,18 @@ def choose_environment(ingress: str, folder: Path, timeout_s: float = 0) -> dict
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
     }
-    idle_s = str(max(IDLE_TIMEOUT_S, math.ceil(timeout_s) + MARGIN_S))
+    longest_s = math.ceil(timeout_s) + MARGIN_S
+    idle_s = str(max(IDLE_TIMEOUT_S, longest_s))
+    hard_stop_s = str(max(round(DRAIN_S) + MARGIN_S, longest_s))
     return (
         ENVIRONMENT
         | HAPROXY_ENVIRONMENT
         | {"RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": idle_s, "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": idle_s}
+        | {"RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": hard_stop_s}
         | {name: str(folder / file) for name, file in files.items()}
         | {
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-            "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_wrapper(program, folder)),
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_wrapper(program, folder, host)),
             **{name: str(port) for name, port in zip(PORTS, find_free_ports(len(PORTS)), strict=True)},
             "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, count_cores() // 2))),
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # its only HAProxy hears at once of a replica's end
@@ -129,12 +141,14 @@ def is_free(host: str, port: int) -> bool:
         return True
 
 
-def write_wrapper(program: str, folder: Path) -> Path:
+def write_wrapper(program: str, folder: Path, host: str = LOOPBACK[0]) -> Path:
     """A program that starts HAProxy with what Ray's template for it lacks, and has no setting for.
 
-    Its figures are bound to this machine alone; slow headers end; where no replica is left the answer is a problem
-    document, 503 with `Retry-After`, instead of a page with 500.
+    It listens at `host`, where Ray Serve is started at 127.0.0.1; its figures are bound to this machine alone; slow
+    headers end; where no replica is left the answer is a problem document, 503 with `Retry-After`, instead of a page
+    with 500.
     """
+    place = f"[{host}]" if ":" in host else host
     body = json.dumps(UNAVAILABLE)
     head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\n"
     error = folder / "503.http"
@@ -145,7 +159,8 @@ def write_wrapper(program: str, folder: Path) -> Path:
         'config="" before=""\n'
         'for argument; do [ "$before" = -f ] && config=$argument; before=$argument; done\n'
         '[ -n "$config" ] && sed -i -E \\\n'
-        "  -e 's#^( *bind )[*]?:#\\1127.0.0.1:#' \\\n"
+        f"  -e 's#^( *bind )127[.]0[.]0[.]1:#\\1{place}:#' \\\n"
+        "  -e 's#^( *bind )[*]?:#\\1ipv4@127.0.0.1:#' \\\n"
         f"  -e 's#^( *errorfile 50[234]) .*#\\1 {error}#' \\\n"
         f"  -e 's#^defaults$#defaults\\n    timeout http-request {HEADERS_TIMEOUT_S}s#' \\\n"
         '  "$config"\n'

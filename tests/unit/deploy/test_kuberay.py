@@ -3,6 +3,7 @@
 import copy
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -217,6 +218,45 @@ def test_service_has_keys_in_every_pod_and_room_for_every_replica():
     assert replicas == deployment["autoscaling_config"]["max_replicas"]
     assert deployment["ray_actor_options"]["label_selector"] == group["labels"]
     assert group["template"]["spec"]["terminationGracePeriodSeconds"] > deployment["graceful_shutdown_timeout_s"]
+    assert manifest["spec"]["rayClusterDeletionDelaySeconds"] > deployment["graceful_shutdown_timeout_s"]
+
+
+def read_drain(pod: dict[str, Any]) -> str:
+    [container] = pod["containers"]
+    return container["lifecycle"]["preStop"]["exec"]["command"][-1]
+
+
+@pytest.mark.parametrize("name", ["raycluster", "rayservice"])
+def test_pod_that_serves_waits_for_its_connections_before_it_ends(name, tmp_path):
+    [pod] = [one for one in list_pods(load(name)) if one["terminationGracePeriodSeconds"] > 600]
+    script = read_drain(pod)
+    assert script.endswith("ray stop")
+    calls = tmp_path / "calls"
+    stubs = {"sleep": f'echo sleep >> {calls}; echo > {tmp_path / "tcp"}', "ray": f'echo "ray $*" >> {calls}'}
+    for program, body in stubs.items():
+        (tmp_path / program).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / program).chmod(0o755)
+    listening = "   0: 00000000:1F40 00000000:0000 0A 00000000:00000000\n"
+    asking = "   1: 0100007F:9C40 0100007F:1F40 01 00000000:00000000\n"  # of a client here, to another port of ours
+    answering = "   2: 0100007F:1F40 0100007F:9C40 01 00000000:00000000\n"
+    path = f"{tmp_path}:/usr/bin:/bin"
+    for table, wanted in ((listening + asking, ["ray stop"]), (listening + answering, ["sleep", "ray stop"])):
+        calls.unlink(missing_ok=True)
+        (tmp_path / "tcp").write_text(table)
+        here = script.replace("/proc/net/tcp6", "/none").replace("/proc/net/tcp", str(tmp_path / "tcp"))
+        subprocess.run(["/bin/sh", "-c", here], env={"PATH": path}, check=True, timeout=20)
+        assert calls.read_text().splitlines() == wanted
+
+
+def test_service_of_grpc_finds_the_pods_and_the_port():
+    [service] = load_all("grpc")
+    manifest = load("rayservice")
+    [group] = find_cluster(manifest)["workerGroupSpecs"]
+    assert service["spec"]["selector"].items() >= group["template"]["metadata"]["labels"].items()
+    serving = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    assert [port["port"] for port in service["spec"]["ports"]] == [serving["grpc_options"]["port"]]
+    head = find_cluster(manifest)["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert {"name": "serve", "containerPort": serving["http_options"]["port"]} in head["ports"]
 
 
 def test_no_two_of_them_share_a_name():

@@ -34,8 +34,9 @@ defaults
 frontend prometheus
     bind :9101
 frontend http_frontend
-    bind 0.0.0.0:8000
-    bind 127.0.0.1:8001
+    bind 127.0.0.1:8000
+frontend grpc_frontend
+    bind 127.0.0.1:9000 proto h2
 frontend other_defaults
 listen stats
   bind *:8404
@@ -68,15 +69,44 @@ def test_wrapper_rewrites_the_configuration_and_becomes_the_program(tmp_path, co
     assert ended.stderr == ""
     assert ended.stdout.splitlines() == ["-db", "-f", str(config), "-x", "a socket", "-sf", "12"]
     lines = config.read_text().splitlines()
-    assert "    bind 127.0.0.1:9101" in lines
-    assert "  bind 127.0.0.1:8404" in lines
-    assert "    bind 0.0.0.0:8000" in lines  # where the user wants to listen
-    assert "    bind 127.0.0.1:8001" in lines
+    assert "    bind ipv4@127.0.0.1:9101" in lines
+    assert "  bind ipv4@127.0.0.1:8404" in lines
+    assert "    bind 127.0.0.1:8000" in lines
+    assert "    bind 127.0.0.1:9000 proto h2" in lines
     assert lines.count(f"    timeout http-request {HEADERS_TIMEOUT_S}s") == 1
     assert lines[lines.index("defaults") + 1] == f"    timeout http-request {HEADERS_TIMEOUT_S}s"
     for status in (502, 503, 504):
         assert f"    errorfile {status} {tmp_path / '503.http'}" in lines
     assert "500.http" not in config.read_text()
+
+
+@pytest.mark.parametrize(("host", "place"), [("0.0.0.0", "0.0.0.0"), ("::1", "[::1]"), ("10.1.2.3", "10.1.2.3")])
+def test_haproxy_listens_where_the_user_wants_and_tells_its_figures_to_this_machine_alone(
+    tmp_path, config, host, place
+):
+    wrapper = write_wrapper(str(write_stand_in(tmp_path)), tmp_path, host)
+    for _ in range(2):  # Ray starts it anew, with a file of its own or the same
+        start(wrapper, "-f", str(config))
+        bound = [line.split()[1] for line in config.read_text().splitlines() if line.strip().startswith("bind")]
+        assert bound == ["ipv4@127.0.0.1:9101", f"{place}:8000", f"{place}:9000", "ipv4@127.0.0.1:8404"]
+
+
+@pytest.mark.skipif(find_haproxy() is None, reason="HAProxy is not installed")
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::1", "localhost"])
+def test_haproxy_takes_the_address(tmp_path, host):
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(
+        "defaults\n    mode http\n    timeout client 1s\nfrontend one\n    bind 127.0.0.1:8000\n    http-request deny\n"
+    )
+    checked = start(write_wrapper(str(find_haproxy()), tmp_path, host), "-c", "-f", str(file))
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_ray_binds_the_proxy_as_the_wrapper_expects():
+    from ray.serve._private.haproxy import HAProxyConfig
+    from ray.serve.config import HTTPOptions
+
+    assert HAProxyConfig(http_options=HTTPOptions(host="127.0.0.1", port=8000)).frontend_host == "127.0.0.1"
 
 
 def test_wrapper_leaves_what_is_not_its_business(tmp_path, config):
@@ -104,8 +134,8 @@ def test_wrapper_reads_rays_own_template(tmp_path):
     rewritten = file.read_text()
     assert f"\n    timeout http-request {HEADERS_TIMEOUT_S}s\n" in rewritten
     assert rewritten.count(str(tmp_path / "503.http")) >= 3
-    assert "  bind 127.0.0.1:{{ config.stats_port }}" in rewritten
-    assert "    bind 127.0.0.1:{{ config.metrics_port }}" in rewritten
+    assert "  bind ipv4@127.0.0.1:{{ config.stats_port }}" in rewritten
+    assert "    bind ipv4@127.0.0.1:{{ config.metrics_port }}" in rewritten
 
 
 def test_answer_without_a_replica_is_a_whole_http_answer_with_a_problem_document(tmp_path):
@@ -168,3 +198,5 @@ def test_connections_live_longer_than_any_request(tmp_path):
     usual, long = (choose_environment("haproxy", tmp_path / f"{limit}", limit) for limit in (30, 1800.5))
     for name in ("RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"):
         assert (usual[name], long[name]) == ("300", "1831")
+    name = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"  # whenever replicas come or go
+    assert (usual[name], long[name]) == ("630", "1831")
