@@ -13,6 +13,7 @@ import re
 import types
 import typing
 from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ from pipelines.ner.errors import UserError, raise_all
 
 PRESETS = Path(__file__).parent / "configs"
 COMMAND_LINE = "the command line"
+MAY_BE_EMPTY = ("list", "text", "mapping", "mapping of lists")
+"""What takes no null: with nothing behind its key in YAML it is an empty list or mapping, or a text that is missing."""
 SWITCHES = ("--help", "-h", "--print_config", "--debug")
 _PARSER_KEY = re.compile(r'Parser key "(?P<key>[\w.]+)":\s*(?P<problem>.*)', re.DOTALL)
 _CONFIG_GROUP = re.compile(
@@ -38,6 +41,19 @@ class ConfigError(UserError):
     """Settings that are unknown, malformed, or cannot be meant."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice: YAML would forget the first one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node. Raises yaml.YAMLError."""
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """One key with its values as given, and where it was given."""
@@ -46,10 +62,22 @@ class Setting:
     values: tuple[str, ...]
     origin: str
 
-    def to_arguments(self, takes_list: bool) -> list[str]:
+    def join(self, other: "Setting") -> "Setting":
+        """Both lists in one: of a flag that was given twice."""
+        values = [yaml.safe_load(one.values[0]) if one.is_literal else one.values for one in (self, other)]
+        return replace(self, values=(json.dumps([*values[0], *values[1]], ensure_ascii=False),))
+
+    @property
+    def is_literal(self) -> bool:
+        """Whether its one value is a list as JSON or YAML has it."""
+        return len(self.values) == 1 and _is_list(self.values[0])
+
+    def to_arguments(self, takes: str) -> list[str]:
         """As jsonargparse takes it."""
-        if takes_list and not (len(self.values) == 1 and _is_list(self.values[0])):
+        if takes == "list" and not self.is_literal:
             return [f"--{self.key}={json.dumps(self.values, ensure_ascii=False)}"]
+        if "mapping" in takes and not self.values:
+            return [f"--{self.key}={{}}"]
         return [f"--{self.key}={self.values[0] if self.values else 'true'}"]
 
 
@@ -66,26 +94,24 @@ def parse_settings(verb: str, config_class: type[Config], arguments: Sequence[st
     known: dict[str, Setting] = {}
     for setting in settings:
         mapping = _find_mapping(setting.key, keys)
-        if mapping is not None:  # its keys are the user's own
-            problem = _wrong_number(setting, "list" if keys[mapping] == "mapping of lists" else "one")
-            if problem is not None:
-                problems.append(problem)
-                continue
-            entry = list(setting.values) if keys[mapping] == "mapping of lists" else setting.values[0]
-            before = json.loads(known[mapping].values[0]) if mapping in known else {}
-            whole = before | {setting.key.removeprefix(f"{mapping}."): entry}
-            known[mapping] = Setting(mapping, (json.dumps(whole, ensure_ascii=False),), setting.origin)
-            continue
-        if setting.key not in keys:
+        if mapping is None and setting.key not in keys:
             problems.append(_unknown_key(setting, keys))
             continue
-        problem = _wrong_number(setting, keys[setting.key])
-        if problem is None:
-            known[setting.key] = setting  # a later one overrides
-        else:
-            problems.append(problem)
+        takes = keys[mapping or setting.key]
+        try:
+            if mapping is not None:  # its keys are the user's own
+                known[mapping] = _add_to_mapping(known.get(mapping), setting, mapping, takes)
+            elif (problem := _wrong_number(setting, takes)) is not None:
+                problems.append(problem)
+            elif takes == "list" and setting.origin == COMMAND_LINE == getattr(known.get(setting.key), "origin", None):
+                known[setting.key] = known[setting.key].join(setting)
+            else:
+                known[setting.key] = setting  # a later one overrides
+        except ConfigError as error:
+            problems.append(error)
+            known.pop(mapping or setting.key, None)
     while True:  # each type error takes its setting out, so that the next one is found too
-        flags = [flag for setting in known.values() for flag in setting.to_arguments(keys[setting.key] == "list")]
+        flags = [flag for setting in known.values() for flag in setting.to_arguments(keys[setting.key])]
         try:
             namespace = parser.parse_args(flags)
             break
@@ -106,7 +132,8 @@ def parse_settings(verb: str, config_class: type[Config], arguments: Sequence[st
 def list_keys(config_class: Any, prefix: str = "") -> dict[str, str]:
     """Every dotted key of a configuration class that takes a value, and what it takes.
 
-    `list`, `switch`, `one`; or `mapping`, `mapping of lists`: values under keys of the user's own, `--models.NAME X`.
+    `list`, `switch`, `one`, `text` (one that cannot be null); or `mapping`, `mapping of lists`: values under keys of
+    the user's own, `--models.NAME X`.
     """
     keys: dict[str, str] = {}
     hints = typing.get_type_hints(config_class)
@@ -121,7 +148,8 @@ def list_keys(config_class: Any, prefix: str = "") -> dict[str, str]:
                 continue
             options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
             takes_list = any(typing.get_origin(option) in (list, tuple) for option in options)
-            keys[f"{prefix}{field.name}"] = "list" if takes_list else "switch" if bool in options else "one"
+            takes = "list" if takes_list else "switch" if bool in options else "text" if options == (str,) else "one"
+            keys[f"{prefix}{field.name}"] = takes
     return keys
 
 
@@ -162,7 +190,7 @@ def _read_arguments(arguments: Sequence[str], keys: dict[str, str]) -> tuple[lis
         """Keep the flag read last with its values, or the settings of the presets it names."""
         if flag == "config":
             for preset in values:
-                _try_preset(preset, [key for key, kind in keys.items() if kind == "list"], settings, problems)
+                _try_preset(preset, [key for key, kind in keys.items() if kind in MAY_BE_EMPTY], settings, problems)
             if not values:
                 rule = "a YAML file, or a preset by name"
                 problems.append(ConfigError("a value is missing", where="`--config`", rule=rule))
@@ -185,7 +213,7 @@ def _read_arguments(arguments: Sequence[str], keys: dict[str, str]) -> tuple[lis
     return settings, problems
 
 
-def _try_preset(name: str, lists: Container[str], settings: list[Setting], problems: list[UserError]) -> None:
+def _try_preset(name: str, empty: Container[str], settings: list[Setting], problems: list[UserError]) -> None:
     path = Path(name) if Path(name).is_file() else PRESETS / f"{name}.yaml"
     if not path.is_file():
         shipped = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
@@ -200,14 +228,14 @@ def _try_preset(name: str, lists: Container[str], settings: list[Setting], probl
         )
         return
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         content = {} if content is None else content
         if not isinstance(content, dict):
             raise ValueError(f"a mapping of keys is expected, not {type(content).__name__}")
     except (yaml.YAMLError, ValueError, OSError) as error:
         problems.append(ConfigError("the preset cannot be read", where=str(path), value=" ".join(str(error).split())))
         return
-    settings += [Setting(key, values, str(path)) for key, values in _flatten(content, lists)]
+    settings += [Setting(key, values, str(path)) for key, values in _flatten(content, empty)]
 
 
 def _is_list(value: str) -> bool:
@@ -221,15 +249,15 @@ def _is_list(value: str) -> bool:
     return not isinstance(found[0], str) or value[1:].lstrip()[:1] in ("'", '"')
 
 
-def _flatten(node: dict[Any, Any], lists: Container[str], prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+def _flatten(node: dict[Any, Any], empty: Container[str], prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from _flatten(value, lists, f"{prefix}{key}.")
+            yield from _flatten(value, empty, f"{prefix}{key}.")
         elif isinstance(value, str | datetime.date):  # an unquoted `2024-05-01` is meant as text
             yield f"{prefix}{key}", (str(value),)
         elif isinstance(value, list) and all(isinstance(one, str) for one in value):
             yield f"{prefix}{key}", tuple(value)
-        elif value is None and f"{prefix}{key}" in lists:  # `dev:` with nothing behind it
+        elif value is None and f"{prefix}{key}" in empty:  # `dev:` with nothing behind it
             yield f"{prefix}{key}", ()
         else:
             yield f"{prefix}{key}", (json.dumps(value, ensure_ascii=False, default=str),)
@@ -252,11 +280,29 @@ def _unknown_key(setting: Setting, keys: dict[str, str]) -> ConfigError:
     )
 
 
+def _add_to_mapping(before: Setting | None, setting: Setting, mapping: str, takes: str) -> Setting:
+    """A mapping with one more key. Raises ConfigError."""
+    problem = _wrong_number(setting, "list" if takes == "mapping of lists" else "one")
+    whole = yaml.safe_load(before.values[0]) if before is not None and before.values else {}
+    if problem is None and not isinstance(whole, dict):
+        value = None if before is None else " ".join(before.values)
+        problem = ConfigError(
+            f"`{mapping}` is no mapping", where=setting.origin, rule=f"`--{mapping}.NAME`", value=value
+        )
+    if problem is not None:
+        raise problem
+    entry = list(setting.values) if takes == "mapping of lists" else setting.values[0]
+    whole |= {setting.key.removeprefix(f"{mapping}."): entry}
+    return Setting(mapping, (json.dumps(whole, ensure_ascii=False),), setting.origin)
+
+
 def _wrong_number(setting: Setting, takes: str) -> ConfigError | None:
     """The mistake of giving no value, or several where one is meant."""
     from_flag = setting.origin == COMMAND_LINE
     if not setting.values:
-        if (takes == "switch" and from_flag) or (takes == "list" and not from_flag):  # `--fresh`; `dev: []`
+        if (takes == "switch" and from_flag) or (
+            takes in ("list", "mapping", "mapping of lists") and not from_flag
+        ):  # `--fresh`; `dev: []`
             return None
         return ConfigError(f"`{setting.key}` has no value", where=setting.origin, remedy=f"`--{setting.key} VALUE`")
     if takes == "list" or len(setting.values) == 1:

@@ -211,7 +211,9 @@ class Batcher:
         for work in started:
             computing = pool.submit(compute, self.engine, work)
             if is_wide:
-                computing.add_done_callback(self._give_back)  # by its thread: engines share it, also when this loop ends
+                computing.add_done_callback(
+                    self._give_back
+                )  # by its thread: engines share it, also when this loop ends
             asyncio.wrap_future(computing).add_done_callback(self._take_back)
 
     def _take(self, budget: int) -> Work:

@@ -78,9 +78,7 @@ def find_haproxy() -> str | None:
         return shutil.which("haproxy")
 
 
-def choose_environment(
-    ingress: str, folder: Path, timeout_s: float = 0, host: str = LOOPBACK[0]
-) -> dict[str, str]:
+def choose_environment(ingress: str, folder: Path, timeout_s: float = 0, host: str = LOOPBACK[0]) -> dict[str, str]:
     """The environment of a cluster of this machine alone, with HAProxy's files and ports of its own.
 
     Args:

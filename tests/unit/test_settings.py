@@ -365,3 +365,41 @@ def test_pattern_that_begins_with_a_bracket_is_a_pattern():
 def test_key_of_a_list_with_nothing_behind_it_is_an_empty_list(tmp_path):
     (tmp_path / "own.yaml").write_text("corpus:\n  dev:\n", encoding="utf-8")
     assert parse("--config", str(tmp_path / "own.yaml")).corpus.dev == []
+
+
+def test_list_flag_given_twice_has_the_values_of_both(tmp_path):
+    config = parse("--corpus.train", "a.jsonl", "b.jsonl", "--corpus.train", "c.jsonl", "--corpus.train", '["d.jsonl"]')
+    assert config.corpus.train == ["a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"]
+    preset = write_preset(tmp_path, "corpus:\n  train: [mine.jsonl]\n")
+    assert parse("--config", preset, "--corpus.train", "c.jsonl").corpus.train == ["c.jsonl"]
+    assert parse("--corpus.train", "c.jsonl", "--config", preset).corpus.train == ["mine.jsonl"]
+
+
+@pytest.mark.parametrize("content", ["training:\n  seed: 1\ntraining:\n  seed: 2\n", "kind: plain\nkind: fancy\n"])
+def test_key_that_stands_twice_in_a_preset_is_refused(tmp_path, content):
+    error = read_error("--config", write_preset(tmp_path, content))
+    assert "stands twice" in str(error)
+    assert "mine.yaml" in str(error)
+
+
+def test_anchors_of_a_preset_may_be_merged(tmp_path):
+    preset = write_preset(tmp_path, "training: &one\n  seed: 1\n  num_epochs: 2\n")
+    assert parse("--config", preset).training.num_epochs == 2
+
+
+@pytest.mark.parametrize("content", ["output_dir:\n", "output_dir: null\n", "output_dir: ~\n"])
+def test_text_with_nothing_behind_its_key_is_missing_and_not_the_word_null(tmp_path, content):
+    error = read_error("--config", write_preset(tmp_path, content))
+    assert "`output_dir` has no value" in str(error)
+
+
+def test_mapping_with_nothing_behind_its_key_is_empty(tmp_path):
+    preset = write_preset(tmp_path, "models:\nspace:\n")
+    assert parse_mapping("--config", preset) == MappingConfig()
+    more = parse_mapping("--config", preset, "--models.a", "x", "--space.b", "1", "2")
+    assert more == MappingConfig({"a": "x"}, {"b": ["1", "2"]})
+
+
+def test_mapping_given_as_text_and_by_key_is_refused():
+    with pytest.raises(ConfigError, match="`models` is no mapping"):
+        parse_mapping("--models", "a=x", "--models.b", "y")

@@ -232,7 +232,7 @@ def test_pod_that_serves_waits_for_its_connections_before_it_ends(name, tmp_path
     script = read_drain(pod)
     assert script.endswith("ray stop")
     calls = tmp_path / "calls"
-    stubs = {"sleep": f'echo sleep >> {calls}; echo > {tmp_path / "tcp"}', "ray": f'echo "ray $*" >> {calls}'}
+    stubs = {"sleep": f"echo sleep >> {calls}; echo > {tmp_path / 'tcp'}", "ray": f'echo "ray $*" >> {calls}'}
     for program, body in stubs.items():
         (tmp_path / program).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / program).chmod(0o755)
