@@ -14,6 +14,8 @@ from pipelines.ner.errors import UserError
 from pipelines.ner.machine import count_cores
 
 MIB = 1 << 20
+LOCAL = {"num_cpus": 1, "object_store_mib": 80}
+"""Settings of a local cluster, and the least that each may be."""
 CONNECT_S = 10.0
 _HOST_PORT = re.compile(r"(?:ray://)?(?P<host>[^/]+|\[[^]]+\]):(?P<port>\d+)")
 # Ray reads these when it is imported or started. Values already set by the user win.
@@ -47,6 +49,20 @@ class ClusterConfig:
     log_workers: bool = False
     """Show what the workers print."""
 
+    def find_problems(self) -> list[UserError]:
+        """Every mistake in these settings."""
+        return [
+            ClusterError("a number out of range", where=f"`cluster.{name}`", rule=f"at least {least}", value=value)
+            for name, least in LOCAL.items()
+            if (value := getattr(self, name)) is not None and value < least
+        ]
+
+    def find_idle(self) -> list[str]:
+        """Settings given that change nothing, each with its reason."""
+        address = find_address(self)
+        given = [name for name in LOCAL if address and getattr(self, name) is not None]
+        return [f"`cluster.{name}` has no effect: the cluster at {address} runs already" for name in given]
+
 
 def find_address(config: ClusterConfig) -> str | None:
     """The address of the running cluster that is given; None for a cluster of this machine alone."""
@@ -60,13 +76,13 @@ def connect(config: ClusterConfig, *, is_private: bool = False) -> Iterator[None
     Args:
         is_private: a cluster of this machine alone listens to this machine alone, too.
     """
+    address = find_address(config)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
     import ray.data
 
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": config.log_workers}
-    address = find_address(config)
     if address:
         settings["address"] = address
     else:

@@ -24,6 +24,14 @@ MARKS = (RUN_FILE, SETTINGS_FILE, "shards.json", SUCCESS_FILE)
 
 def prepare_output_dir(output_dir: str) -> Path:
     """The absolute folder, made if it is not there. Raises ConfigError if it cannot be written."""
+    if "://" in output_dir:
+        raise ConfigError(
+            "the output cannot go there",
+            where="`output_dir`",
+            rule="a folder; only what is read may lie in an object store",
+            value=output_dir,
+            remedy="a folder that every node sees, and copy it afterwards",
+        )
     folder = Path(output_dir).expanduser().absolute()
     if lies_in_copy(output_dir):
         progress_console.print(

@@ -7,13 +7,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.ner.errors import UserError, iterate_causes
-from pipelines.settings import ConfigError, parse_settings
+from pipelines.ner.errors import UserError, iterate_causes, raise_all
+from pipelines.settings import ConfigError, list_keys, parse_settings
 
 UNWRITABLE = (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 RAY_NOTE = re.compile(r"\nFailed to .* after \d+/\d+ attempts .*", re.DOTALL)
@@ -58,7 +58,12 @@ def _run_door(
     debug = "--debug" in arguments
     set_up_logging(debug)
     try:
-        return run(parse_settings(verb, config_class, arguments, description)) or EXIT_OK
+        config = parse_settings(verb, config_class, arguments, description)
+        cluster: Any = getattr(config, "cluster", None)
+        if hasattr(cluster, "find_problems"):  # what all doors that have one say of it
+            raise_all(cluster.find_problems())
+            warn_of_idle(cluster.find_idle())
+        return run(config) or EXIT_OK
     except KeyboardInterrupt:
         goes_on = "" if verb in STARTS_OVER else "; the same command goes on where it was"
         print(f"\nrayner {verb}: stopped{goes_on}", file=sys.stderr)
@@ -77,7 +82,9 @@ def _run_door(
         told = RAY_NOTE.sub("", str(bare)).strip()
         reason = next((line for line in reversed(told.splitlines()) if line.strip()), "")
         print(f"rayner {verb} failed: {type(bare).__name__}: {reason}", file=sys.stderr)
-        print("  `--debug` shows the whole story, `--cluster.log_workers true` what the workers print", file=sys.stderr)
+        has_workers = "cluster.log_workers" in list_keys(config_class)
+        more = ", `--cluster.log_workers true` what the workers print" if has_workers else ""
+        print(f"  `--debug` shows the whole story{more}", file=sys.stderr)
         return EXIT_FAILED
 
 

@@ -26,7 +26,7 @@ from pipelines.endpoint_checks import (
     find_port_mistakes,
     join_host_port,
 )
-from pipelines.job import console, progress_console, run_door
+from pipelines.job import console, progress_console, run_door, warn_of_idle
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.engine import find_device
 from pipelines.ner.errors import UserError, raise_all
@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: ServeConfig) -> None:
     """Serve until the user stops it."""
     arguments = check(config)
+    warn_of_idle(find_idle(config))
     bundle = load_bundle(str(config.model), scheme=config.replica.scheme)
     labels = bundle.model.scheme.labels
     is_own = not find_address(config.cluster)
@@ -150,6 +151,21 @@ def check(config: ServeConfig) -> Arguments:
     return arguments
 
 
+def find_idle(config: ServeConfig) -> list[str]:
+    """Settings given that change nothing, each with its reason."""
+    idle: list[str] = []
+    if config.log_texts and not config.access_log:
+        idle.append("`log_texts` has no effect without `access_log`")
+    scaling = config.scaling
+    if scaling.max_replicas <= scaling.min_replicas:
+        idle += [
+            f"`scaling.{name}` has no effect: there are always {scaling.min_replicas} replicas"
+            for name in ("target_queued_tokens", "upscale_delay_s", "downscale_delay_s")
+            if getattr(scaling, name) != getattr(ScalingConfig, name)
+        ]
+    return idle
+
+
 def build_arguments(config: ServeConfig) -> Arguments:
     """What `serve.app:build_app` is given. Raises pydantic's ValidationError."""
     most, cores = max(1, config.scaling.max_replicas), count_cores()
@@ -159,7 +175,9 @@ def build_arguments(config: ServeConfig) -> Arguments:
         if hasattr(config, name) and name not in ("replica", "scaling")
     }
     replica = vars(config.replica) | {
-        "num_cpus": config.replica.num_cpus or max(1, min(cores, config.cluster.num_cpus or cores) // most),
+        "num_cpus": max(1, min(cores, config.cluster.num_cpus or cores) // most)
+        if config.replica.num_cpus is None
+        else config.replica.num_cpus,
         "num_gpus": config.replica.num_gpus or 0.0,
     }
     tuning = Tuning.model_validate(vars(config.limits))

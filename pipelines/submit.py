@@ -8,19 +8,21 @@ The cluster's token comes from RAY_AUTH_TOKEN, from the file in RAY_AUTH_TOKEN_P
 import hashlib
 import importlib
 import os
+import re
 import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import pairwise
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
 from pipelines.__main__ import DOORS
+from pipelines.corpus.formats.names import is_uri
 from pipelines.job import console, run_door
 from pipelines.job_client import JobClient, find_dashboard, read_token, tell
 from pipelines.ner.errors import UserError, raise_all
@@ -29,6 +31,7 @@ from pipelines.settings import SWITCHES, ConfigError, parse_settings
 from pipelines.shipping import MIB, ShippedFile, find_excess, list_shipped, write_package
 
 NO_JOBS = ("submit", "serve")
+OUTPUTS = ("output_dir", "output")
 JOBS = tuple(verb for verb in DOORS if verb not in NO_JOBS)
 MAX_PACKAGE_MIB = 500
 """Ray refuses packages of 512 MiB."""
@@ -134,9 +137,14 @@ def read_command(command: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 def list_presets(command: Sequence[str]) -> list[str]:
     """What `--config` names in a command: it is read here, and again where the job runs."""
-    found = [one.partition("=")[2] for one in command if one.startswith("--config=")]
-    for flag, value in pairwise(command):
-        found += [value] if flag == "--config" else []
+    found: list[str] = []
+    is_preset = False
+    for one in command:
+        name, _, value = one.partition("=")
+        if one.startswith("--"):
+            is_preset = name == "--config"
+            one = value
+        found += [one] if is_preset and one else []
     return found
 
 
@@ -148,17 +156,18 @@ def name_job(verb: str, digest: str, entrypoint: str, config: SubmitConfig) -> s
 
 def find_lost_output(verb: str, settings: Mapping[str, Any]) -> list[UserError]:
     """The mistake of writing into the job's copy of the working folder, which goes when the job is over."""
-    output = settings.get("output_dir")
-    if output is None or Path(output).is_absolute():
-        return []
     return [
         ConfigError(
-            "a job's output needs an absolute folder",
-            where=f"`output_dir` of {verb}",
+            "a job's output needs an absolute path",
+            where=f"`{key}` of {verb}",
             rule="one that every node sees; the folder that the job runs in is a copy, and goes after it",
             value=output,
-            remedy=f"`--output_dir {Path(output).absolute()}`, if the cluster is this machine",
+            remedy=None
+            if is_uri(output)
+            else f"`--{key} {Path(output).expanduser().absolute()}`, if the cluster is this machine",
         )
+        for key in OUTPUTS
+        if (output := settings.get(key)) is not None and not Path(output).is_absolute()
     ]
 
 
@@ -167,11 +176,10 @@ def find_left_behind(settings: Mapping[str, Any], folder: Path, files: Sequence[
     names = {file.name for file in files}
     problems: list[UserError] = []
     for key, value in _iterate_texts(settings):
-        here = folder / value
-        if key == "output_dir" or Path(value).is_absolute() or not _is_path(value, here):
+        if key in OUTPUTS or Path(value).is_absolute():
             continue
-        name = os.path.normpath(value).replace(os.sep, "/")
-        if name == "." or name in names or any(one.startswith(f"{name}/") for one in names):
+        found = [os.path.normpath(one).replace(os.sep, "/") for one in _find_paths(value, folder)]
+        if all(one == "." or one in names or any(name.startswith(f"{one}/") for name in names) for one in found):
             continue
         problems.append(
             ConfigError(
@@ -221,12 +229,15 @@ def _iterate_texts(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tu
                     yield f"{prefix}{key}", one
 
 
-def _is_path(value: str, here: Path) -> bool:
-    """Whether a setting names what is there, and is not a word that some folder happens to be called."""
+def _find_paths(value: str, folder: Path) -> list[str]:
+    """What a setting names that is there; of a pattern, all of it. Not a word that some folder happens to be called."""
     try:
-        return here.is_file() or ("/" in value and here.exists())
-    except (OSError, ValueError):  # too long for a path, or a NUL in it
-        return False
+        here = folder / value
+        if here.is_file() or ("/" in value and here.exists()):
+            return [value]
+        return glob(value, root_dir=folder, recursive=True) if has_magic(value) else []
+    except (OSError, ValueError, re.error):  # too long for a path, or a NUL in it
+        return []
 
 
 if __name__ == "__main__":

@@ -24,7 +24,16 @@ from serve.metrics import render_figures
 from serve.problems import MEDIA_TYPE as PROBLEM_TYPE
 from serve.problems import TITLES, Problem
 from serve.replica import Replica, Timing
-from serve.schemas import EntitiesRequest, ModelInfo, ModelList, Result, Results, StreamLine, StreamResult
+from serve.schemas import (
+    EntitiesRequest,
+    ModelInfo,
+    ModelList,
+    Result,
+    Results,
+    StreamLine,
+    StreamProblem,
+    StreamResult,
+)
 from serve.schemas import Problem as ProblemSchema
 from serve.streaming import MEDIA_TYPE as STREAM_TYPE
 from serve.streaming import StreamResponse
@@ -221,7 +230,7 @@ def _document_entities() -> dict[str, Any]:
 
 def _document_stream() -> dict[str, Any]:
     lines = {"schema": {"type": "string"}, "example": '{"id": 1, "text": "Ada met Grace."}\n{"id": 2, "text": "Hi."}\n'}
-    told = f"{StreamLine.__name__} a line in, {StreamResult.__name__} or a problem a line out."
+    told = f"{StreamLine.__name__} a line in, {StreamResult.__name__} or {StreamProblem.__name__} a line out."
     return {
         "responses": {
             200: {"description": told, "content": {STREAM_TYPE: {"schema": {"type": "string"}}}},
@@ -249,9 +258,9 @@ def _describe(app: FastAPI, replica: Replica) -> dict[str, Any]:
         description="Named entities of texts. Offsets are Unicode code points; errors are RFC 9457 documents.",
     )
     components = document.setdefault("components", {})
-    components.setdefault("schemas", {})[ProblemSchema.__name__] = ProblemSchema.model_json_schema(
-        ref_template="#/components/schemas/{model}"
-    )
+    schemas = components.setdefault("schemas", {})
+    for one in (ProblemSchema, StreamLine, StreamResult, StreamProblem):  # which FastAPI does not see
+        schemas[one.__name__] = one.model_json_schema(ref_template="#/components/schemas/{model}")
     _lift_definitions(components["schemas"])
     for path in document["paths"].values():
         for operation in path.values():

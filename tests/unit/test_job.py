@@ -3,12 +3,13 @@
 import json
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from ray.exceptions import RayTaskError
 
 from pipelines import run_record
+from pipelines.cluster import ClusterConfig
 from pipelines.corpus.config import CorpusConfig
 from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, lock_folder, prepare_output_dir, write_json
 from pipelines.job import find_mistake, run_door, warn_of_idle
@@ -231,6 +232,13 @@ def test_output_dir_is_made_with_its_parents_and_absolute(tmp_path, monkeypatch)
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
+def test_output_dir_in_an_object_store_is_refused_and_no_folder_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="s3://bucket/run"):
+        prepare_output_dir("s3://bucket/run")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("below", ["", "/run", "/deep/run"])
 def test_output_dir_at_or_below_a_file_is_refused(tmp_path, below):
     file = tmp_path / "file"
@@ -324,3 +332,23 @@ def test_revision_is_that_of_the_checkout_and_slow_git_ends_nothing(monkeypatch,
         assert read_git_revision() is None
     monkeypatch.setattr(run_record, "__file__", str(tmp_path / "site-packages" / "pipelines" / "run_record.py"))
     assert read_git_revision() is None
+
+
+@dataclass(frozen=True)
+class DoorWithCluster:
+    """A door made for these tests."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_cpus", 0), ("object_store_mib", 10)])
+def test_local_cluster_of_nothing_is_refused(name, value, capsys):
+    assert run_door("try", DoorWithCluster, lambda config: None, "", [f"--cluster.{name}", str(value)]) == 2
+    assert f"`cluster.{name}`" in capsys.readouterr().err
+
+
+def test_settings_of_a_local_cluster_are_told_where_it_is_another(capsys, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for address, is_told in ([], False), (["--cluster.address", "10.0.0.1:6379"], True):
+        assert run_door("try", DoorWithCluster, lambda config: None, "", [*address, "--cluster.num_cpus", "4"]) == 0
+        assert ("`cluster.num_cpus` has no effect" in capsys.readouterr().err) == is_told

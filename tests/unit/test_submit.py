@@ -52,7 +52,7 @@ def test_every_verb_that_may_be_a_job_has_settings_by_its_name(verb):
         (["--", "submit", "--", "train"], ["no job `submit`"]),
         (["--", "train", "--corpus.trian", "a"], ["unknown setting `corpus.trian`", "--corpus.train"]),
         (["--adress", "x", "--", "train"], ["unknown setting `adress`", "--address"]),
-        (["--", "train"], ["`output_dir` of train", "absolute folder", "out/run"]),
+        (["--", "train"], ["`output_dir` of train", "absolute path", "out/run"]),
         (["--working_dir", "nowhere", "--", "train", "--output_dir", "/x"], ["there is no such folder", "nowhere"]),
         (
             ["--driver_cpus", "-1", "--max_working_dir_mib", "9000", "--env", "NO_SUCH_NAME", "--", "train"],
@@ -92,6 +92,12 @@ def test_output_must_be_where_it_lasts():
     assert find_lost_output("plan", {"cluster": None}) == []
     [problem] = find_lost_output("train", {"output_dir": "out/run"})
     assert f"--output_dir {Path('out/run').absolute()}" in str(problem)
+    [problem] = find_lost_output("train", {"output_dir": "~/run"})
+    assert f"--output_dir {Path.home() / 'run'}" in str(problem)
+    [problem] = find_lost_output("plan", {"output": "out/plan.json"})
+    assert f"--output {Path('out/plan.json').absolute()}" in str(problem)
+    [problem] = find_lost_output("train", {"output_dir": "s3://bucket/run"})
+    assert "remedy" not in str(problem), "no door writes there"
 
 
 def test_file_that_stays_here_is_refused_and_one_that_goes_along_is_not(tmp_path):
@@ -109,6 +115,10 @@ def test_file_that_stays_here_is_refused_and_one_that_goes_along_is_not(tmp_path
     assert find(corpus={"train": ["data/train.jsonl", "./data/train.jsonl", "sample:en-train.jsonl"]}) == []
     assert find(input=["data/"], model="/elsewhere/bundle", head="crf", output_dir="out/bundle", x="out") == []
     assert find(model="out/bundle", input=["../beside.jsonl"]) == ["out/bundle", "../beside.jsonl"]
+    assert (
+        find(input=["data/*.jsonl", "**/*.jsonl", "none/*.jsonl", "data/*/x"], space={"x": ["uniform(0, [1])"]}) == []
+    )
+    assert find(input=["out/*/config.json", "*/*", "../*.jsonl"]) == ["out/*/config.json", "*/*", "../*.jsonl"]
 
 
 def test_name_is_made_of_what_the_job_is():
@@ -240,10 +250,8 @@ def test_unknown_verb_is_a_mistake_of_the_user():
 
 
 def test_preset_that_stays_here_is_refused():
-    assert list_presets(["train", "--config", "out/best.yaml", "--config=b.yaml", "--output_dir", "/x"]) == [
-        "b.yaml",
-        "out/best.yaml",
-    ]
+    command = ["train", "--config", "out/best.yaml", "quick", "--config=b.yaml", "c.yaml", "--output_dir", "/x"]
+    assert list_presets(command) == ["out/best.yaml", "quick", "b.yaml", "c.yaml"]
 
 
 def test_job_whose_preset_is_ignored_is_refused_before_any_cluster_is_asked(tmp_path, capfd):

@@ -65,7 +65,7 @@ def test_ports_of_another_machine_are_not_tried_here(tmp_path):
     file = tmp_path / "keys"
     file.write_text(GOOD)
     http = HttpConfig(host="192.0.2.1")  # of no machine
-    with pytest.raises(ConfigError, match="the port is taken"):
+    with pytest.raises(ConfigError, match="nothing can listen there"):
         door.check(configure(api_keys_file=str(file), http=http))
     door.check(configure(api_keys_file=str(file), http=http, cluster=ClusterConfig(ADDRESS)))
 
@@ -227,3 +227,15 @@ def test_serve_that_listens_elsewhere_is_told():
 def test_addresses_of_ipv6_stand_in_brackets():
     assert endpoint_checks.join_host_port("::1", 8000) == "[::1]:8000"
     assert endpoint_checks.join_host_port("localhost", 8000) == "localhost:8000"
+
+
+def test_settings_without_effect_are_told():
+    idle = door.find_idle(door.ServeConfig(log_texts=True, scaling=ScalingConfig(upscale_delay_s=9.0)))
+    assert [line.split()[0] for line in idle] == ["`log_texts`", "`scaling.upscale_delay_s`"]
+    told = door.ServeConfig(log_texts=True, access_log=True, scaling=ScalingConfig(max_replicas=2, upscale_delay_s=9.0))
+    assert door.find_idle(told) == []
+
+
+def test_no_cpus_for_a_replica_are_refused_and_not_the_default():
+    with pytest.raises(ConfigError, match=r"num_cpus"):
+        door.check(door.ServeConfig(model="m", replica=ReplicaConfig(num_cpus=0)))

@@ -1,6 +1,7 @@
 """The OpenAPI document: whole, true to the routes, with the limits that hold now."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -68,6 +69,19 @@ def test_every_schema_is_a_json_schema_and_every_reference_leads_somewhere(docum
         node: Any = document
         for part in reference.removeprefix("#/").split("/"):
             node = node[part]
+
+
+def test_lines_of_a_stream_are_described(document):
+    schemas = document["components"]["schemas"]
+    [told] = [
+        operation["responses"]["200"]["description"]
+        for path, _, operation in list_operations(document)
+        if path == "/v1/entities/stream"
+    ]
+    names = re.findall(r"Stream\w+", told)
+    assert sorted(names) == ["StreamLine", "StreamProblem", "StreamResult"]
+    assert set(names) <= schemas.keys()
+    assert {"line", "id", "error"} <= schemas["StreamProblem"]["properties"].keys()
 
 
 def test_every_route_is_documented_and_no_other(document):
