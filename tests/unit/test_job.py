@@ -26,6 +26,8 @@ class DoorConfig:
 
     number: int = 1
     """Any number."""
+    fresh: bool = False
+    """Start over."""
 
 
 class WrappedError(Exception):
@@ -119,6 +121,23 @@ def test_exit_code_is_130_when_the_user_stops_it(capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "stopped" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "the same command goes on"),
+        (["--fresh"], "the same command without `--fresh` goes on"),
+        (["--fresh", "false"], "the same command goes on"),
+    ],
+)
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), UserError("full", remedy="the same command goes on"), OSError("the same command goes on")],
+)
+def test_what_goes_on_with_a_run_does_not_remove_it(capsys, argv, told, error):
+    open_door(error, argv)
+    assert told in capsys.readouterr().err
 
 
 def test_help_exits_with_0():
@@ -266,7 +285,7 @@ def test_phases_are_timed_and_told_on_stderr(capsys):
         pass
     printed = capsys.readouterr()
     assert record.data["phases_s"].keys() == {"cook"}
-    assert record.data["config"] == {"number": 3}
+    assert record.data["config"] == {"number": 3, "fresh": False}
     assert printed.out == ""
     assert "cooking soup" in printed.err
     assert "\x1b" not in printed.err
