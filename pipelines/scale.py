@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect
 from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.identity import identify_corpus
 from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import ShardsInfo, find_shards_encoder, sample_windows
 from pipelines.evaluation.scaling import ALONE, WARMUP_STEPS, Case, advise, choose_case, compare_cases, list_notes
@@ -91,7 +92,8 @@ def run(config: ScaleConfig) -> None:
 
 def _run(config: ScaleConfig, folder: Path) -> None:
     """Measure and report, in a folder that is ours."""
-    check_resumable(folder, {name: value for name, value in asdict(config).items() if name in IDENTITY}, config.fresh)
+    settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
+    check_resumable(folder, settings, config.fresh, identify_corpus(config.corpus))
     warn_of_idle(config.corpus.find_idle() + _find_idle(config))
     record = RunRecord("scale", config)
     can_forget = build_guard(folder)

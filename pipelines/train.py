@@ -16,6 +16,7 @@ from rich.markup import escape
 from pipelines.cluster import ClusterConfig, connect, find_address
 from pipelines.comparison import compare_training, describe_comparison, learn_from_run
 from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.identity import identify_corpus
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import ShardsInfo, find_shards_encoder
@@ -87,7 +88,7 @@ def run(config: TrainConfig) -> None:
 def _run(config: TrainConfig, folder: Path) -> None:
     """Train, or go on, in a folder that is ours."""
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
-    if check_resumable(folder, settings, config.fresh):
+    if check_resumable(folder, settings, config.fresh, identify_corpus(config.corpus)):
         console.print(f"this run is finished: {escape(str(folder / 'bundle'))}; [bold]--fresh[/] starts it over")
         _push(config, folder / "bundle")
         return

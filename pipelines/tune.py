@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect, find_address
 from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.identity import identify_corpus
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
 from pipelines.evaluation.card import write_card
@@ -101,7 +102,8 @@ def _run(config: TuneConfig, recipe: Recipe, space: Space, folder: Path) -> None
     search = asdict(config.search)
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     settings["search"] = {name: search[name] for name in SEARCH_IDENTITY}
-    if check_resumable(folder, settings, config.fresh) and _read_search(folder) == search:
+    is_done = check_resumable(folder, settings, config.fresh, identify_corpus(config.corpus))
+    if is_done and _read_search(folder) == search:
         console.print(f"this search is finished: {escape(str(folder / 'best.yaml'))}; [bold]--fresh[/] starts it over")
         return
     warn_of_idle(config.corpus.find_idle() + config.search.find_idle() + _find_idle(config))

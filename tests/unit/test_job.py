@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import pytest
 from ray.exceptions import RayTaskError
 
-from pipelines import run_record
+from pipelines import compress, predict, pretrain, run_record, scale, train, tune
 from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.identity import identify_corpus
 from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, lock_folder, prepare_output_dir, write_json
 from pipelines.job import find_mistake, run_door, warn_of_idle
 from pipelines.ner.errors import UserError, UserErrors
@@ -206,6 +207,10 @@ def test_folder_with_something_else_is_refused_and_untouched(tmp_path):
     with pytest.raises(ConfigError, match="something else"):
         check_resumable(tmp_path, SETTINGS, fresh=False)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    for content in ("", "[]"):
+        (tmp_path / "settings.json").write_text(content)
+        with pytest.raises(ConfigError, match="something else"):
+            check_resumable(tmp_path, SETTINGS, fresh=False)
 
 
 def test_fresh_removes_what_an_earlier_run_left_but_not_what_links_point_to(tmp_path):
@@ -221,6 +226,71 @@ def test_fresh_removes_what_an_earlier_run_left_but_not_what_links_point_to(tmp_
     assert check_resumable(folder, {"training": {"seed": 2}}, fresh=True) is False
     assert [path.name for path in folder.iterdir()] == ["settings.json"]
     assert (kept / "precious").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("settings.json", {"editor.fontSize": 12}),
+        ("settings.json", {"model": "gpt2", "training": {}}),
+        ("settings.json", ["model", "corpus", "training"]),
+        ("run.json", {"status": "done"}),
+        ("shards.json", {"shards": 3}),
+        ("_SUCCESS", {}),
+    ],
+)
+def test_fresh_leaves_the_folders_of_other_programs(tmp_path, name, content):
+    (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "thesis.txt").write_text("chapter one")
+    with pytest.raises(ConfigError, match="something else"):
+        check_resumable(tmp_path, SETTINGS, fresh=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+IDENTITIES = [door.IDENTITY for door in (train, tune, pretrain, scale, compress)]
+
+
+@pytest.mark.parametrize("names", [*IDENTITIES, ("model", *predict.IDENTITY, "input")])
+def test_fresh_starts_over_where_a_run_of_any_door_was_killed_at_once(tmp_path, names):
+    check_resumable(tmp_path, dict.fromkeys(names, 1), fresh=False)
+    (tmp_path / "shards").mkdir()
+    check_resumable(tmp_path, dict.fromkeys(names, 2), fresh=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_run_on_a_corpus_that_has_changed_is_refused(tmp_path):
+    file, folder = tmp_path / "a.conll", tmp_path / "run"
+    file.write_text("Utrecht B-LOC\n")
+    folder.mkdir()
+    corpus = CorpusConfig(train=[str(file)])
+    check_resumable(folder, SETTINGS, False, identify_corpus(corpus))
+    os.utime(file, (1, 1))  # a copy is the same corpus
+    assert check_resumable(folder, SETTINGS, False, identify_corpus(corpus)) is False
+    file.write_text("Utrecht B-ORG\n")
+    with pytest.raises(ConfigError, match="the corpus has changed") as caught:
+        check_resumable(folder, SETTINGS, False, identify_corpus(corpus))
+    assert "--fresh" in caught.value.remedy
+    file.unlink()
+    assert check_resumable(folder, SETTINGS, False, identify_corpus(corpus)) is False
+
+
+def test_run_of_which_no_corpus_is_known_goes_on(tmp_path):
+    check_resumable(tmp_path, SETTINGS, fresh=False)
+    assert check_resumable(tmp_path, SETTINGS, False, "a hash") is False
+
+
+def test_corpus_is_known_by_its_files_or_by_the_sidecar_of_its_shards(tmp_path):
+    (tmp_path / "shards.json").write_text("{}")
+    shards = CorpusConfig(shards=str(tmp_path))
+    before = identify_corpus(shards)
+    assert before
+    (tmp_path / "shards.json").write_text("[]")
+    assert identify_corpus(shards) not in (None, before)
+    assert identify_corpus(CorpusConfig(train=["hf:conll2003", "s3://bucket/a.conll"])) is None
+    assert identify_corpus(CorpusConfig(train=[str(tmp_path / "missing.conll")])) is None
+    both = CorpusConfig(train=["sample:en-train.jsonl"], dev=["sample:en-dev.jsonl"])
+    swapped = CorpusConfig(train=["sample:en-dev.jsonl"], dev=["sample:en-train.jsonl"])
+    assert identify_corpus(both) != identify_corpus(swapped)
 
 
 def test_locked_folder_is_refused_and_free_afterwards(tmp_path):
