@@ -15,10 +15,12 @@ from pipelines.ner.model import TokenClassifier
 from pipelines.training import worker
 from pipelines.training.adversarial import AdversarialConfig
 from pipelines.training.averaging import AveragingConfig
+from pipelines.training.batches import TrainingWindows
 from pipelines.training.config import TrainingConfig, find_idle
 from pipelines.training.forward import ForwardError, check_passes_differ
 from pipelines.training.optimizer import OptimizerConfig
 from pipelines.training.parallel import ParallelConfig
+from pipelines.training.pipeline import KEPT_SCHEDULES, Pipeline
 from pipelines.training.resources import choose_cpus, count_places
 from pipelines.training.strategies import find_misfits
 from pipelines.training.worker import Group
@@ -112,6 +114,22 @@ def test_losses_and_weights_are_those_of_one_process(ranks, alone, head, case):
             assert found["weights"][name].shape == weight.shape
             if case not in TOLERANCES:
                 torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=1e-3, msg=name)
+
+
+def test_a_pipeline_keeps_the_buffers_of_few_shapes(training_room, tiny_encoder, tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        model, windows = training_room.build_model(tiny_encoder, "linear"), TrainingWindows(training_room.make_table(1))
+        stages = Pipeline(model, ParallelConfig(strategy="pipeline"), torch.device("cpu"))
+        stages.prepare("fp32", 0.0)
+        losses = []
+        for num_rows in [*range(1, 2 * KEPT_SCHEDULES), 1]:
+            batch = windows.collate([0] * num_rows, 0, 0)
+            losses.append(float(stages.compute([(batch, 1.0)] * 4, 1.0, lambda part: None)) / num_rows)
+            assert len(stages.schedules) <= KEPT_SCHEDULES
+        assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-4)
+    finally:
+        dist.destroy_process_group()
 
 
 @each_case
