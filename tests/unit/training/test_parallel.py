@@ -16,7 +16,7 @@ from pipelines.training import worker
 from pipelines.training.adversarial import AdversarialConfig
 from pipelines.training.averaging import AveragingConfig
 from pipelines.training.batches import TrainingWindows
-from pipelines.training.config import TrainingConfig, find_idle
+from pipelines.training.config import TrainingConfig, TrainingError, find_idle
 from pipelines.training.forward import ForwardError, check_passes_differ
 from pipelines.training.optimizer import OptimizerConfig
 from pipelines.training.parallel import ParallelConfig
@@ -324,3 +324,19 @@ def test_mistake_of_one_worker_is_raised_in_all():
     with pytest.raises(EncoderError, match="no weights here"):
         worker._open_task(job, Pair(use_gpu=False), torch.device("cpu"))
     assert worker._open_task(job, Group(use_gpu=False), torch.device("cpu")) == "a task"
+
+
+def test_a_worker_that_does_not_see_the_run_folder_ends_all(tmp_path):
+    class Pair(Group):
+        def agree(self, plain):
+            return str(tmp_path / "away" / "checkpoints" / "step-00000001-0123456789abcdef.pt")
+
+        def gather(self, value):
+            return [None, value]
+
+    with pytest.raises(TrainingError, match="that every machine of the cluster sees") as caught:
+        worker._load_last(None, Pair(use_gpu=False))
+    assert caught.value.where == str(tmp_path / "away" / "checkpoints")
+    (tmp_path / "away" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError):  # storage that lags behind: Ray Train starts again
+        worker._load_last(None, Pair(use_gpu=False))
