@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
@@ -21,7 +22,7 @@ from pipelines.training.forward import ForwardError, check_passes_differ
 from pipelines.training.optimizer import OptimizerConfig
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.pipeline import KEPT_SCHEDULES, Pipeline
-from pipelines.training.resources import choose_cpus, count_places
+from pipelines.training.resources import ResourcesConfig, choose_cpus, count_places, plan_workers
 from pipelines.training.strategies import find_misfits
 from pipelines.training.worker import Group
 from tests.unit.training.conftest import SCHEME
@@ -270,6 +271,44 @@ def test_workers_take_what_lets_all_of_them_find_a_place(cores, gpus, num_worker
     assert cpus == expected
     if cores and sum(cores) >= num_workers:
         assert count_places(cores, gpus, cpus) >= num_workers
+
+
+KINDS = {
+    "none": [{"CPU": 8.0}],
+    "two": [{"CPU": 8.0, "GPU": 2.0, "accelerator_type:T4": 1.0}, {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}],
+}
+
+
+@pytest.fixture
+def connect_to(monkeypatch):
+    """Stands for a connected cluster that does not grow."""
+
+    def stand_for(nodes):
+        alive = [{"Alive": True, "NodeManagerAddress": f"node {at}", "Resources": one} for at, one in enumerate(nodes)]
+        monkeypatch.setattr(ray, "nodes", lambda: alive)
+        monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "elsewhere")
+        monkeypatch.setattr(ray._private.state.state, "get_max_resources_from_cluster_config", lambda: None)
+
+    return stand_for
+
+
+def test_workers_take_gpus_of_the_kind_that_is_given(connect_to):
+    connect_to(KINDS["two"])
+    plan = plan_workers(ResourcesConfig(accelerator="T4"))
+    assert (plan.num_workers, plan.accelerator_type) == (2, "T4")
+    assert plan_workers(ResourcesConfig()).num_workers == 3
+
+
+@pytest.mark.parametrize(("cluster", "kind"), [("none", "L4"), ("two", "A100")])
+def test_a_kind_of_gpu_that_no_node_has_is_refused_unless_the_cluster_grows(connect_to, cluster, kind):
+    connect_to(KINDS[cluster])
+    with pytest.raises(TrainingError, match="no room for the workers") as caught:
+        plan_workers(ResourcesConfig(accelerator=kind))
+    assert f"1 GPU ({kind}) each" in caught.value.rule
+    assert "`--resources.accelerator`" in caught.value.remedy
+    assert "(T4)" in caught.value.value or cluster == "none"
+    assert plan_workers(ResourcesConfig(accelerator=kind), may_grow=True).accelerator_type == kind
+    assert not plan_workers(ResourcesConfig(accelerator=kind, use_gpu=False)).use_gpu
 
 
 def train_untouched(rank, room, encoder, folder):
