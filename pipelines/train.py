@@ -42,7 +42,7 @@ from pipelines.training.job import TrainingResult
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, plan_workers
-from pipelines.training.strategies import find_misfits
+from pipelines.training.strategies import find_idle_alone, find_misfits
 from pipelines.training.trainer import fit
 
 IDENTITY = ("corpus", "model", "encoding", "training")
@@ -115,6 +115,7 @@ def _run(config: TrainConfig, folder: Path) -> None:
             training, parallel, resources = apply_training_plan(plan, given)
             scaling = plan_workers(resources, may_grow=inventory.may_grow)
             raise_all(find_misfits(parallel, scaling.max_workers, scaling.use_gpu, encoder))
+            warn_of_idle(find_idle_alone(parallel, scaling.max_workers))
         job = build_job(shards, info, encoder, config.model, training, parallel)
         tracking.start(folder / METRICS_FILE)
         with record.phase("train", "training"), watch_training(MetricsTail(folder / METRICS_FILE).read):

@@ -45,6 +45,7 @@ from pipelines.training.job import load_result
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig
+from pipelines.training.strategies import find_idle_alone
 from pipelines.trial_jobs import Prepared, Recipe, TrialJobs, list_encodings, prepare_encodings, read_base_values
 from pipelines.tuning.budget import Budget, find_hopeless
 from pipelines.tuning.config import SearchConfig
@@ -156,6 +157,7 @@ def _begin(
         warn_of_idle(
             [f"{slots.concurrent} members at a time: Ray Tune asks for the places of all of them at once here"]
         )
+    warn_of_idle(find_idle_alone(config.parallel, slots.num_workers))
     jobs = TrialJobs(recipe, prepared, slots.num_workers, slots.gpus > 0)
     num_epochs = _find_most_epochs(config, space)
     resources = _plan_resources(config, slots)

@@ -23,7 +23,7 @@ from pipelines.training.optimizer import OptimizerConfig
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.pipeline import KEPT_SCHEDULES, Pipeline
 from pipelines.training.resources import ResourcesConfig, choose_cpus, count_places, plan_workers
-from pipelines.training.strategies import find_misfits
+from pipelines.training.strategies import find_idle_alone, find_misfits
 from pipelines.training.worker import Group
 from tests.unit.training.conftest import SCHEME
 
@@ -344,6 +344,13 @@ def test_settings_without_effect_are_told():
     assert [one.split("`")[1] for one in told] == ["training.averaging.decay", "training.adversarial.epsilon"]
     used = TrainingConfig(averaging=AveragingConfig(method="ema", decay=0.9))
     assert find_idle(used, ParallelConfig()) == []
+
+
+def test_sharing_that_one_worker_does_not_do_is_told():
+    assert find_idle_alone(ParallelConfig(), 1) == find_idle_alone(ParallelConfig("local_sgd"), 2) == []
+    told = find_idle_alone(ParallelConfig("local_sgd"), 1) + find_idle_alone(ParallelConfig("ddp", "powersgd"), 1)
+    assert [one.split("`")[1] for one in told] == ["parallel.strategy", "parallel.gradient_compression"]
+    assert all("`--resources.num_workers`" in one for one in told)
 
 
 def test_passes_that_differ_by_nothing_are_refused(training_room, tiny_encoder):
