@@ -1,7 +1,6 @@
 """One worker of a training: the loop with what it reads, writes and scores, and its agreement with the others."""
 
 import platform
-import resource
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from pipelines.ner.errors import UserError
+from pipelines.ner.machine import forget_peak_memory, read_peak_memory_mib
 from pipelines.training.checkpoints import load_state
 from pipelines.training.config import TrainingError, TrainingHalted
 from pipelines.training.job import Job, Task
@@ -82,6 +82,7 @@ def run_worker(
     """
     prepare_process()
     device = torch.device("cuda", torch.cuda.current_device()) if group.use_gpu else torch.device("cpu")
+    _forget_peaks(group.use_gpu)
     recorder = Recorder(output_dir, patience_s) if group.rank == 0 else None
     state = _load_last(recorder, group)
     torch.manual_seed(job.training.seed)
@@ -100,6 +101,14 @@ def run_worker(
         imitation=task.imitation,
         state=state,
     )
+
+
+def _forget_peaks(use_gpu: bool) -> None:
+    """The process of a trial may have trained others before, whose memory is not this one's."""
+    forget_peak_memory()
+    if use_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _open_task(job: Job, group: Group, device: torch.device) -> Task:
@@ -192,7 +201,7 @@ class _Reporter:
         """Write what has gathered, and a checkpoint; at the end of training wait for it."""
         metrics = None if metrics is None else self.describe(metrics)
         if metrics is not None and self.recorder:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            peak = read_peak_memory_mib()
             gpu_peak = torch.cuda.max_memory_reserved() >> 20 if torch.cuda.is_available() else 0
             self.recorder.add("epoch", {**metrics, "peak_memory_mib": peak, "gpu_peak_memory_mib": gpu_peak})
         state = get_state()
