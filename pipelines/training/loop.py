@@ -130,6 +130,7 @@ class _Run:
         self.listener.on_start(
             {
                 "step": state.step,
+                "epoch": state.epoch,
                 "num_steps": self.num_steps,
                 "num_epochs": config.num_epochs,
                 "num_workers": self.strategy.world_size,

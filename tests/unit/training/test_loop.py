@@ -117,6 +117,7 @@ def test_resumed_run_repeats_the_rest_bit_for_bit_from_every_checkpoint(training
         assert resumed.losses == whole.losses[step:]
         assert are_equal(resumed.final.best_model, whole.final.best_model)
         assert (resumed.final.best_f1, resumed.final.best_epoch) == (0.7, 1)
+        assert [(one["step"], one["epoch"]) for one in resumed.starts] in ([], [(step, epoch)])
         if resumed.states:
             assert are_equal(resumed.states[-1].model, whole.states[-1].model)
 
