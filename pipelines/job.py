@@ -15,7 +15,9 @@ from rich.markup import escape
 from pipelines.ner.errors import UserError, iterate_causes
 from pipelines.settings import ConfigError, parse_settings
 
-UNWRITABLE = (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM)
+"""Of reading and of writing alike."""
 RAY_NOTE = re.compile(r"\nFailed to .* after \d+/\d+ attempts .*", re.DOTALL)
 """What Ray Data writes at the end of any error in a worker: advice for programmers."""
 STARTS_OVER = ("evaluate", "plan", "prepare")
@@ -104,6 +106,14 @@ def find_mistake(error: BaseException | None) -> UserError | None:
                 where=str(one.filename) if one.filename else None,
                 value=one.strerror,
                 remedy="give an `--output_dir` that can be written, on a disk with room",
+            )
+        if isinstance(one, OSError) and one.errno in FORBIDDEN and one.filename:
+            return ConfigError(
+                "no right to a file",
+                where=str(one.filename),
+                rule="the right to read the input, and to write into the `--output_dir`",
+                value=one.strerror,
+                remedy="give this user the right, or name another file or folder",
             )
     return None
 

@@ -1,5 +1,6 @@
 """The frame of every door: exit codes, messages, folders that can be resumed, files written whole."""
 
+import errno
 import json
 import os
 import subprocess
@@ -152,6 +153,14 @@ def test_disk_that_is_full_is_a_mistake_with_a_remedy():
     assert isinstance(mistake, ConfigError)
     assert (mistake.where, mistake.value) == ("/out/model", "No space left on device")
     assert find_mistake(OSError(2, "No such file or directory", "/out/model")) is None
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_a_file_that_may_not_be_read_is_not_told_to_be_unwritable(number):
+    mistake = find_mistake(wrap(OSError(number, os.strerror(number), "/data/shards.json"), 2))
+    assert (mistake.what, mistake.where) == ("no right to a file", "/data/shards.json")
+    assert "read" in mistake.rule
+    assert find_mistake(OSError(number, "of a process")) is None
 
 
 def test_errors_that_name_each_other_do_not_loop():
