@@ -32,6 +32,7 @@ from pipelines.compression.steps import DEFAULT_STEPS, Recipe
 from pipelines.compression.students import check_student
 from pipelines.corpus.augmentation.config import AugmentationConfig
 from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.identity import identify_corpus
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import ShardsInfo
@@ -136,7 +137,7 @@ def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
     _check_runtime(config, bundle)
     settings["fingerprint"] = bundle.info.fingerprint
     settings |= {"scheme": config.inference.scheme} if config.inference.scheme else {}
-    if check_resumable(folder, settings, config.fresh):
+    if check_resumable(folder, settings, config.fresh, identify_corpus(config.corpus)):
         console.print(f"this run is finished: {escape(str(folder / 'report.html'))}; [bold]--fresh[/] starts it over")
         return 0 if (folder / "bundle").is_dir() else EXIT_FAILED
     warn_of_idle(config.corpus.find_idle() + recipe.find_idle() + _find_idle(config))

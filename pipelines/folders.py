@@ -18,8 +18,14 @@ RUN_FILE = "run.json"
 SETTINGS_FILE = "settings.json"
 SUCCESS_FILE = "_SUCCESS"
 LOCK_FILE = ".lock"
-MARKS = (RUN_FILE, SETTINGS_FILE, "shards.json", SUCCESS_FILE)
-"""Files by which a door's output is known."""
+CORPUS_KEY = "corpus_fingerprint"
+MARKS = (
+    (RUN_FILE, {"verb", "config", "versions"}),
+    (SETTINGS_FILE, {"corpus", "model", "training"}),
+    (SETTINGS_FILE, {"model", "input", "inference"}),
+    ("shards.json", {"tokenizer_fingerprint", "splits"}),
+)
+"""Files by which a door's output is known, with keys that they have: other programs' files have the same names."""
 
 
 def prepare_output_dir(output_dir: str) -> Path:
@@ -69,19 +75,24 @@ def write_json(path: Path, content: Any) -> None:
     staging.replace(path)
 
 
-def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool) -> bool:
+def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool, corpus: str | None = None) -> bool:
     """Prepare a run folder for a run with these settings; whether a run with them is finished there already.
 
-    Raises ConfigError if the folder holds a run with other settings, or something else.
+    Args:
+        corpus: a hash of the corpus, where it is known.
+
+    Raises ConfigError if the folder holds a run with other settings or on another corpus, or something else.
     """
     path = folder / SETTINGS_FILE
     settings = json.loads(json.dumps(settings, default=str))
     if fresh:
         check_replaceable(folder)
-        for old in list_content(folder):
+        known = {name for name, _ in MARKS}
+        for old in sorted(list_content(folder), key=lambda path: path.name in known):  # killed, it is known for ours
             shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
-    if path.is_file():
+    if _holds(path, set()):
         before = json.loads(path.read_text(encoding="utf-8"))
+        corpus_before = before.pop(CORPUS_KEY, None)
         changes = [f"`{key}`: {old!r} then, {new!r} now" for key, old, new in _compare(before, settings)]
         if changes:
             raise ConfigError(
@@ -90,6 +101,13 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool) -> bool
                 rule="the same settings go on with that run",
                 value="; ".join(changes),
                 remedy="give another `--output_dir`, or start over with `--fresh`",
+            )
+        if corpus and corpus_before and corpus != corpus_before:
+            raise ConfigError(
+                "the corpus has changed since the run began",
+                where=str(folder),
+                rule="a run goes on with the corpus that it began with",
+                remedy="bring the files back as they were, give another `--output_dir`, or start over with `--fresh`",
             )
         run = folder / RUN_FILE
         return run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("status") == "done"
@@ -100,13 +118,13 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool) -> bool
             rule="a new or empty folder, or one of an interrupted run",
             remedy="give another `--output_dir`",
         )
-    write_json(path, settings)
+    write_json(path, settings | ({CORPUS_KEY: corpus} if corpus else {}))
     return False
 
 
 def check_replaceable(folder: Path) -> None:
     """Raise ConfigError for a folder with files in it that no door has written: `--fresh` removes only our own."""
-    if list_content(folder) and not any((folder / mark).exists() for mark in MARKS):
+    if list_content(folder) and not any(_holds(folder / name, keys) for name, keys in MARKS):
         raise ConfigError(
             "the output folder holds something else",
             where=str(folder),
@@ -161,3 +179,12 @@ def _compare(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any
             yield from _compare(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else key)
     elif before != now:
         yield prefix, before, now
+
+
+def _holds(path: Path, keys: set[str]) -> bool:
+    """Whether a file is there, and is a JSON object with these keys."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and keys <= content.keys()

@@ -15,11 +15,15 @@ from rich.markup import escape
 from pipelines.ner.errors import UserError, iterate_causes, raise_all
 from pipelines.settings import ConfigError, list_keys, parse_settings
 
-UNWRITABLE = (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM)
+"""Of reading and of writing alike."""
 RAY_NOTE = re.compile(r"\nFailed to .* after \d+/\d+ attempts .*", re.DOTALL)
 """What Ray Data writes at the end of any error in a worker: advice for programmers."""
-STARTS_OVER = ("evaluate", "plan")
+STARTS_OVER = ("evaluate", "plan", "prepare")
 """Verbs that keep nothing for the next time."""
+SAME_COMMAND = "the same command"
+"""How messages name what goes on with a run."""
 EXIT_OK, EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 0, 1, 2, 130
 
 Config = TypeVar("Config")
@@ -57,6 +61,7 @@ def _run_door(
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     set_up_logging(debug)
+    config: Config | None = None
     try:
         config = parse_settings(verb, config_class, arguments, description)
         cluster: Any = getattr(config, "cluster", None)
@@ -65,8 +70,8 @@ def _run_door(
             warn_of_idle(cluster.find_idle())
         return run(config) or EXIT_OK
     except KeyboardInterrupt:
-        goes_on = "" if verb in STARTS_OVER else "; the same command goes on where it was"
-        print(f"\nrayner {verb}: stopped{goes_on}", file=sys.stderr)
+        goes_on = "" if verb in STARTS_OVER else f"; {SAME_COMMAND} goes on where it was"
+        print(f"\nrayner {verb}: stopped{_spare_work(goes_on, config)}", file=sys.stderr)
         return EXIT_STOPPED
     except BrokenPipeError:  # whoever read the output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -76,16 +81,22 @@ def _run_door(
             logger.exception("rayner %s", verb)
         mistake = find_mistake(error)
         if mistake is not None:
-            print(f"rayner {verb}: {mistake}", file=sys.stderr)
+            print(f"rayner {verb}: {_spare_work(str(mistake), config)}", file=sys.stderr)
             return EXIT_MISTAKE
         bare = next((one for one in iterate_causes(error) if not _is_wrapper(one)), error)
         told = RAY_NOTE.sub("", str(bare)).strip()
         reason = next((line for line in reversed(told.splitlines()) if line.strip()), "")
-        print(f"rayner {verb} failed: {type(bare).__name__}: {reason}", file=sys.stderr)
+        print(f"rayner {verb} failed: {type(bare).__name__}: {_spare_work(reason, config)}", file=sys.stderr)
         has_workers = "cluster.log_workers" in list_keys(config_class)
         more = ", `--cluster.log_workers true` what the workers print" if has_workers else ""
         print(f"  `--debug` shows the whole story{more}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _spare_work(told: str, config: object) -> str:
+    """A message that says what goes on with a run: where the command starts over, it goes on only without that."""
+    fresh = getattr(config, "fresh", False)
+    return told.replace(SAME_COMMAND, f"{SAME_COMMAND} without `--fresh`") if fresh else told
 
 
 def find_mistake(error: BaseException | None) -> UserError | None:
@@ -101,6 +112,14 @@ def find_mistake(error: BaseException | None) -> UserError | None:
                 where=str(one.filename) if one.filename else None,
                 value=one.strerror,
                 remedy="give an `--output_dir` that can be written, on a disk with room",
+            )
+        if isinstance(one, OSError) and one.errno in FORBIDDEN and one.filename:
+            return ConfigError(
+                "no right to a file",
+                where=str(one.filename),
+                rule="the right to read the input, and to write into the `--output_dir`",
+                value=one.strerror,
+                remedy="give this user the right, or name another file or folder",
             )
     return None
 

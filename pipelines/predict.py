@@ -38,10 +38,11 @@ from pipelines.folders import (
 )
 from pipelines.job import console, progress_console, run_door
 from pipelines.ner.errors import UserError, raise_all
+from pipelines.ner.machine import read_peak_memory_mib
 from pipelines.planning.plans import Plan
 from pipelines.planning.running_cluster import read_running_cluster
 from pipelines.resources import plan_labelling
-from pipelines.run_record import RunRecord, read_peak_memory_mib
+from pipelines.run_record import RunRecord
 from pipelines.settings import ConfigError
 from pipelines.terminal import LabellingView
 

@@ -43,7 +43,7 @@ from pipelines.training.pretraining import PretrainingJob, to_perplexity
 from pipelines.training.pretraining_rules import find_setting_problems, find_tokenizer_problems, with_own_loss
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, plan_workers
-from pipelines.training.strategies import find_misfits
+from pipelines.training.strategies import find_idle_alone, find_misfits
 from pipelines.training.trainer import fit
 
 IDENTITY = ("corpus", "model", "encoding", "masking", "objective", "training")
@@ -124,6 +124,7 @@ def _run(config: PretrainConfig, mentions: MentionSources, folder: Path) -> None
             is_scratch = config.model.encoder == SCRATCH
             encoder = str(folder / TEXT_FOLDER / SCRATCH) if is_scratch else find_encoder(config.model.encoder)
             raise_all(find_misfits(config.parallel, scaling.max_workers, scaling.use_gpu, encoder))
+            warn_of_idle(find_idle_alone(config.parallel, scaling.max_workers))
         has_head = has_masked_head(encoder)
         job = _build_job(config, encoder, folder / TEXT_FOLDER, has_head)
         tracking.start(folder / METRICS_FILE)

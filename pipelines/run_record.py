@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import platform
-import resource
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 from pipelines.folders import RUN_FILE, write_json
 from pipelines.job import progress_console
-from pipelines.ner.machine import count_cores
+from pipelines.ner.machine import count_cores, read_peak_memory_mib
 
 RECORDED_PACKAGES = ("rayner", "ray", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
 
@@ -48,15 +47,6 @@ class RunRecord:
         used_mib = read_peak_memory_mib()
         self.data |= {"seconds": round(time.time() - self.started, 3), "driver_peak_memory_mib": used_mib, **facts}
         write_json(folder / RUN_FILE, self.data)
-
-
-def read_peak_memory_mib() -> int:
-    """The largest memory that this process has had. (`ru_maxrss` begins at that of the process that started it.)"""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.partition("VmHWM:")[2].split()[0]) // 1024
-    except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def read_versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect
 from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.identity import identify_corpus
 from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import ShardsInfo, find_shards_encoder, sample_windows
 from pipelines.evaluation.scaling import ALONE, WARMUP_STEPS, Case, advise, choose_case, compare_cases, list_notes
@@ -91,7 +92,8 @@ def run(config: ScaleConfig) -> None:
 
 def _run(config: ScaleConfig, folder: Path) -> None:
     """Measure and report, in a folder that is ours."""
-    check_resumable(folder, {name: value for name, value in asdict(config).items() if name in IDENTITY}, config.fresh)
+    settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
+    check_resumable(folder, settings, config.fresh, identify_corpus(config.corpus))
     warn_of_idle(config.corpus.find_idle() + _find_idle(config))
     record = RunRecord("scale", config)
     can_forget = build_guard(folder)
@@ -111,7 +113,9 @@ def _run(config: ScaleConfig, folder: Path) -> None:
             job = _plan_job(config, case, shards, info, encoder)
             message = f"case {number} of {len(resources)}: {case.describe()}"
             try:
-                runs[case] = _measure(job, needs, folder / "cases" / _name_folder(case, needs), record, message)
+                runs[case] = _measure(
+                    job, needs, folder / "cases" / _name_folder(case, needs, job.training), record, message
+                )
             except ray.train.TrainingFailedError as error:
                 left_out[case] = str(error).strip().splitlines()[-1]
                 progress_console.print(f"[yellow]![/] {escape(case.describe())}: {escape(left_out[case])}")
@@ -123,7 +127,7 @@ def _run(config: ScaleConfig, folder: Path) -> None:
         "cases": results,
         "left_out": [{"name": case.describe(), **vars(case), "reason": reason} for case, reason in left_out.items()],
         "advice": advise(results),
-        "notes": list_notes(results, num_cores),
+        "notes": list_notes(results, num_cores, is_dense=_is_dense(config)),
         "facts": _collect_facts(config, info, results[0]),
     }
     write_json(folder / "scaling.json", scaling)
@@ -218,26 +222,31 @@ def _fix_model(config: ScaleConfig) -> ModelConfig:
 
 def _fix_training(config: ScaleConfig, case: Case) -> TrainingConfig:
     """One epoch without checkpoints, the same for all cases: with dense gradients where one of them needs those."""
-    is_sparse = config.parallel.gradient_compression == "none" and all(
-        find_strategy(name).may_be_sparse and find_strategy(name).may_pack
-        for name in config.strategies
-        if name in STRATEGIES  # others are refused with what is wrong besides
-    )
     return replace(
         config.training,
         num_epochs=1,
         patience=None,
         checkpoint_every_steps=sys.maxsize,
         batch_tokens=config.training.batch_tokens * case.growth,
-        optimizer=replace(
-            config.training.optimizer, sparse_embeddings=config.training.optimizer.sparse_embeddings and is_sparse
-        ),
+        optimizer=replace(config.training.optimizer, sparse_embeddings=not _is_dense(config)),
     )
 
 
-def _name_folder(case: Case, needs: ResourcesConfig) -> str:
+def _is_dense(config: ScaleConfig) -> bool:
+    """Whether the embeddings have dense gradients, in all cases."""
+    may_be_sparse = config.parallel.gradient_compression == "none" and all(
+        find_strategy(name).may_be_sparse and find_strategy(name).may_pack
+        for name in config.strategies
+        if name in STRATEGIES  # others are refused with what is wrong besides
+    )
+    return not (config.training.optimizer.sparse_embeddings and may_be_sparse)
+
+
+def _name_folder(case: Case, needs: ResourcesConfig, training: TrainingConfig) -> str:
+    """By all that differs between calls: with other strategies, the same case may have other gradients."""
     grown = f"-batch-{case.growth}" if case.growth > 1 else ""
-    return f"{case.strategy}-{case.num_workers}-workers-{needs.cpus_per_worker}-cpus{grown}"
+    gradients = "sparse" if training.optimizer.sparse_embeddings else "dense"
+    return f"{case.strategy}-{case.num_workers}-workers-{needs.cpus_per_worker}-cpus{grown}-{gradients}"
 
 
 def _measure(

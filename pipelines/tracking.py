@@ -5,6 +5,7 @@ goes on in the same place without a point twice, and a server that was gone hear
 """
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -207,7 +208,9 @@ def read_points(rows: Sequence[Row], floor: int = -1) -> Iterator[Point]:
     curves = (row for row in reversed(rows) if row["kind"] in CURVES)
     for row in reversed(list(takewhile(lambda row: row["step"] >= floor, curves))):
         if row["kind"] == "step":
-            values = {f"train/{name}": row[name] for name in ("loss", "learning_rate", "gradient_norm")}
+            values = {f"train/{name}": row[name] for name in ("loss", "learning_rate")}
+            norm = row["gradient_norm"]
+            values["train/gradient_norm"] = math.inf if norm is None else norm
             values["train/tokens_per_s"] = row["num_tokens"] / max(1e-9, row["seconds"])
             yield Point(row["step"], row["time"], values)
         else:

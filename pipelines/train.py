@@ -16,6 +16,7 @@ from rich.markup import escape
 from pipelines.cluster import ClusterConfig, connect, find_address
 from pipelines.comparison import compare_training, describe_comparison, learn_from_run
 from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.identity import identify_corpus
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import ShardsInfo, find_shards_encoder
@@ -41,7 +42,7 @@ from pipelines.training.job import TrainingResult
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, plan_workers
-from pipelines.training.strategies import find_misfits
+from pipelines.training.strategies import find_idle_alone, find_misfits
 from pipelines.training.trainer import fit
 
 IDENTITY = ("corpus", "model", "encoding", "training")
@@ -87,7 +88,7 @@ def run(config: TrainConfig) -> None:
 def _run(config: TrainConfig, folder: Path) -> None:
     """Train, or go on, in a folder that is ours."""
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
-    if check_resumable(folder, settings, config.fresh):
+    if check_resumable(folder, settings, config.fresh, identify_corpus(config.corpus)):
         console.print(f"this run is finished: {escape(str(folder / 'bundle'))}; [bold]--fresh[/] starts it over")
         _push(config, folder / "bundle")
         return
@@ -114,6 +115,7 @@ def _run(config: TrainConfig, folder: Path) -> None:
             training, parallel, resources = apply_training_plan(plan, given)
             scaling = plan_workers(resources, may_grow=inventory.may_grow)
             raise_all(find_misfits(parallel, scaling.max_workers, scaling.use_gpu, encoder))
+            warn_of_idle(find_idle_alone(parallel, scaling.max_workers))
         job = build_job(shards, info, encoder, config.model, training, parallel)
         tracking.start(folder / METRICS_FILE)
         with record.phase("train", "training"), watch_training(MetricsTail(folder / METRICS_FILE).read):

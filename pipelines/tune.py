@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from pipelines.cluster import ClusterConfig, connect, find_address
 from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.identity import identify_corpus
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
 from pipelines.evaluation.card import write_card
@@ -44,6 +45,7 @@ from pipelines.training.job import load_result
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig
+from pipelines.training.strategies import find_idle_alone
 from pipelines.trial_jobs import Prepared, Recipe, TrialJobs, list_encodings, prepare_encodings, read_base_values
 from pipelines.tuning.budget import Budget, find_hopeless
 from pipelines.tuning.config import SearchConfig
@@ -101,7 +103,8 @@ def _run(config: TuneConfig, recipe: Recipe, space: Space, folder: Path) -> None
     search = asdict(config.search)
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     settings["search"] = {name: search[name] for name in SEARCH_IDENTITY}
-    if check_resumable(folder, settings, config.fresh) and _read_search(folder) == search:
+    is_done = check_resumable(folder, settings, config.fresh, identify_corpus(config.corpus))
+    if is_done and _read_search(folder) == search:
         console.print(f"this search is finished: {escape(str(folder / 'best.yaml'))}; [bold]--fresh[/] starts it over")
         return
     warn_of_idle(config.corpus.find_idle() + config.search.find_idle() + _find_idle(config))
@@ -154,6 +157,7 @@ def _begin(
         warn_of_idle(
             [f"{slots.concurrent} members at a time: Ray Tune asks for the places of all of them at once here"]
         )
+    warn_of_idle(find_idle_alone(config.parallel, slots.num_workers))
     jobs = TrialJobs(recipe, prepared, slots.num_workers, slots.gpus > 0)
     num_epochs = _find_most_epochs(config, space)
     resources = _plan_resources(config, slots)

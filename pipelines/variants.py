@@ -35,8 +35,9 @@ from pipelines.folders import write_json
 from pipelines.job import console, find_mistake
 from pipelines.ner.bundle import annotate_bundle, load_bundle, save_bundle
 from pipelines.ner.encoding import fingerprint_tokenizer
+from pipelines.ner.machine import read_peak_memory_mib
 from pipelines.ner.model import ModelConfig
-from pipelines.run_record import RunRecord, read_peak_memory_mib
+from pipelines.run_record import RunRecord
 from pipelines.runs import build_job, write_bundle
 from pipelines.terminal import watch_training
 from pipelines.training.config import TrainingConfig

@@ -1,14 +1,20 @@
-"""What makes two jobs the same: the model, and the files of the input as they are now."""
+"""What makes two jobs the same: the model, the files of the input and of the corpus as they are now."""
 
 import hashlib
 import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.formats.files import find_files
+from pipelines.corpus.formats.hub import PREFIX
 from pipelines.corpus.formats.names import is_uri
 from pipelines.corpus.formats.stores import open_store
+from pipelines.corpus.records import CorpusError
+from pipelines.corpus.shards import SHARDS_FILE
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.encoding import fingerprint_tokenizer
 
@@ -40,6 +46,23 @@ def identify_input(paths: Sequence[str]) -> dict[str, str]:
     return {path: f"file {number}, {one}" for number, (path, one) in enumerate(zip(paths, found, strict=True), 1)}
 
 
+def identify_corpus(corpus: CorpusConfig) -> str | None:
+    """A hash of what the corpus's files on this machine hold, or of its shards' sidecar; None where there are none.
+
+    Not of their times and places: a submitted job finds copies.
+    """
+    patterns = [(split, one) for split, names in corpus.list_patterns().items() for one in names]
+    try:
+        if corpus.shards:
+            return _hash_file(Path(corpus.shards).expanduser() / SHARDS_FILE)
+        here = [(split, one) for split, one in patterns if not is_uri(one) and not one.startswith(PREFIX)]
+        files = [(split, Path(path)) for split, one in here for path in find_files([one])]
+        found = [(split, _hash_file(path)) for split, path in files if path.is_file()]
+    except (OSError, CorpusError):  # which reading tells of
+        return None
+    return fingerprint(found) if found else None
+
+
 def fingerprint(content: Any) -> str:
     """A hash of anything that JSON can say."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
@@ -54,3 +77,8 @@ def _identify_file(path: str) -> str:
         return "of unknown size"
     status = os.stat(path)
     return f"{status.st_size} bytes, changed at {status.st_mtime_ns}"
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

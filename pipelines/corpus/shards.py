@@ -6,6 +6,7 @@ ledger, and `shards.json`, which is written last: a folder without it is unfinis
 """
 
 import json
+import platform
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -179,9 +180,20 @@ def read_rows(folder: Path, split: str) -> list[dict[str, Any]]:
 
 
 def read_windows(folder: Path) -> pa.Table:
-    """The encoded windows of the training split and of its siblings, one a row, with their record's id."""
+    """The encoded windows of the training split and of its siblings, one a row, with their record's id.
+
+    Raises CorpusError where the folder is not to be seen: a worker may be on another machine than its writer.
+    """
     columns = ["record_id", "windows"]
     table = read_split(folder, "train", columns)
+    if "windows" not in table.column_names:
+        raise CorpusError(
+            "a worker does not find the shards",
+            where=str(folder),
+            rule="a folder that every machine of the cluster sees under the same path",
+            value=f"no training split on {platform.node()}",
+            remedy="give an `--output_dir`, or `--corpus.shards`, that all machines see",
+        )
     siblings = read_split(folder, AUGMENTED, columns)
     if len(siblings):
         table = pa.concat_tables([table, siblings])

@@ -136,12 +136,17 @@ def advise(results: Sequence[Mapping[str, Any]]) -> str:
     return f"{told}."
 
 
-def list_notes(results: Sequence[Mapping[str, Any]], num_cores: int) -> list[str]:
-    """What a reader of the figures should know, with what follows for a corpus that grows with the workers."""
+def list_notes(results: Sequence[Mapping[str, Any]], num_cores: int, *, is_dense: bool) -> list[str]:
+    """What a reader of the figures should know, with what follows for a corpus that grows with the workers.
+
+    Args:
+        is_dense: whether the embeddings had dense gradients.
+    """
+    dense = ", and with dense gradients of the embeddings, which all strategies can do" if is_dense else ""
     notes = [
         "Every case trains on the same windows from the same weights, without dropout, whose masks would differ from "
-        "worker to worker, and with dense gradients of the embeddings, which all strategies can do: so losses have to "
-        f"agree, up to rounding. Medians over steps; the first {WARMUP_STEPS} do not count."
+        f"worker to worker{dense}: so losses have to agree, up to rounding. Medians over steps; the first "
+        f"{WARMUP_STEPS} do not count."
     ]
     for result in results:
         if result["growth"] > 1:

@@ -1,6 +1,8 @@
-"""What this machine has."""
+"""What this machine has, and what this process takes of it."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
 
 
 def count_cores() -> int:
@@ -8,3 +10,23 @@ def count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def read_peak_memory_mib() -> int:
+    """The largest memory that this process has had, since it was last forgotten.
+
+    (`ru_maxrss` begins at that of the process that started it.)
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.partition("VmHWM:")[2].split()[0]) // 1024
+    except (OSError, IndexError):
+        import resource  # Windows has none
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def forget_peak_memory() -> None:
+    """Count the largest memory from now on, where the system can (Linux): one process may train several models."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")

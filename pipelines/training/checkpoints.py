@@ -126,15 +126,19 @@ class CheckpointWriter:
     def write(self, state: TrainingState) -> None:
         """Take the state as it is now, and write it in the background, once the one before is written."""
         self.wait()
-        handle, local = tempfile.mkstemp(prefix=self.prefix)
-        os.close(handle)
+        local: Path | None = None
         try:
-            save_state(state, Path(local))
+            handle, name = tempfile.mkstemp(prefix=self.prefix)
+            local = Path(name)
+            os.close(handle)
+            save_state(state, local)
         except (OSError, RuntimeError) as error:  # torch turns the former into the latter
-            Path(local).unlink(missing_ok=True)
+            with suppress(OSError):
+                if local is not None:
+                    local.unlink(missing_ok=True)
             self.error = OSError(f"in {tempfile.gettempdir()}: {error}")
             return
-        self._thread = threading.Thread(target=self._store, args=(Path(local), state.step), daemon=True)
+        self._thread = threading.Thread(target=self._store, args=(local, state.step), daemon=True)
         self._thread.start()
 
     def _store(self, local: Path, step: int) -> None:

@@ -149,6 +149,7 @@ def find_idle(training: TrainingConfig, parallel: ParallelConfig) -> list[str]:
 def find_contradictions(model: ModelConfig, training: TrainingConfig, parallel: ParallelConfig) -> list[UserError]:
     """Settings of training that exclude each other, or what the model or the workers are."""
     used = {
+        "precision": training.precision == "fp16",
         "label_smoothing": training.label_smoothing > 0,
         "r_drop": training.r_drop > 0,
         "dropout_samples": training.dropout_samples > 1,
@@ -165,7 +166,10 @@ def find_contradictions(model: ModelConfig, training: TrainingConfig, parallel: 
     whole = "weights are moved where a worker has all of them: ddp, local_sgd, or one worker alone"
     stages = "a worker of a pipeline has some of the layers only"
     words = "fgm and pgd follow the gradient of the embeddings, which frozen ones do not have"
+    powersgd = "`parallel.gradient_compression` powersgd"
+    kept = "powersgd adds to each step what the last one left out, and fp16's first overflow would stay in it for ever"
     rules = [
+        ("precision", powersgd, parallel.gradient_compression == "powersgd", kept),
         ("label_smoothing", crf, model.head == "crf", loss),
         ("r_drop", crf, model.head == "crf", tags),
         ("r_drop", no_dropout, model.dropout == 0, same),

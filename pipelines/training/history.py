@@ -5,9 +5,10 @@ Rows are of kind `start` (a worker group began or resumed), `step`, `epoch`, `ch
 """
 
 import json
+import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -18,20 +19,21 @@ CURVE_POINTS = 100
 
 
 def append_metrics(path: Path, rows: Sequence[Row]) -> None:
-    """Add rows, all or none; a `start` first takes out what came after its step, for that is done again.
+    """Add rows, all or none; a `start` first takes out what came after it, for that is done again.
 
-    They are on the disk when this returns. Raises OSError.
+    That is what has a later step, and the epochs beyond those (`epoch`) that it has behind it: a run may resume between
+    the last step of an epoch and its scores. The rows are on the disk when this returns. Raises OSError.
     """
     if rows and rows[0]["kind"] == "start":
-        resumed_at = rows[0]["step"]
-        before = [row for row in read_metrics(path) if row["kind"] != "start"]
-        kept = [row for row in before if row["step"] <= resumed_at or row["kind"] == "notice"]
         staging = path.with_suffix(".partial")
-        staging.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        staging.write_text(_render(row for row in read_metrics(path) if _is_kept(row, rows[0])), encoding="utf-8")
         staging.replace(path)
-    with path.open("ab", buffering=0) as file:
+    with path.open("a+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
-        content = memoryview("".join(json.dumps(row) + "\n" for row in rows).encode())
+        if size:
+            file.seek(-1, os.SEEK_END)
+        begin = "\n" if size and file.read(1) != b"\n" else ""  # a kill has torn the last line
+        content = memoryview((begin + _render(rows)).encode())
         try:
             while content:
                 content = content[file.write(content) :]
@@ -39,6 +41,23 @@ def append_metrics(path: Path, rows: Sequence[Row]) -> None:
         except OSError:
             file.truncate(size)
             raise
+
+
+def _is_kept(row: Row, start: Row) -> bool:
+    """Whether a row is of what a run has behind it that starts so."""
+    if row["kind"] in ("notice", "start"):
+        return bool(row["kind"] == "notice")
+    is_scored = row["kind"] != "epoch" or row["epoch"] <= start.get("epoch", row["epoch"])
+    return bool(is_scored and row["step"] <= start["step"])
+
+
+def _render(rows: Iterable[Row]) -> str:
+    """Lines of JSON, which has no infinity: the norm of a step that fp16 left out is null."""
+    lines = []
+    for row in rows:
+        norm = row.get("gradient_norm")
+        lines.append(json.dumps(row if norm is None or math.isfinite(norm) else row | {"gradient_norm": None}) + "\n")
+    return "".join(lines)
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -50,7 +69,10 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 class MetricsTail:
-    """A metrics file read again and again while it grows: each time only what is new is parsed."""
+    """A metrics file read again and again while it grows: each time only what is new is parsed.
+
+    Storage may be away for a while, in whatever way: who looks on is told of no rows then, and the run goes on.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,25 +81,28 @@ class MetricsTail:
 
     def read(self) -> list[Row]:
         """All whole rows that the file holds by now, in a list that the next call may change."""
-        if self.file is None or self._is_replaced(self.file):
-            if self.file is not None:
-                self.file.close()
-            self.file, self.rows = None, []
-            try:
+        try:
+            if self.file is None or self._is_replaced(self.file):
+                self._forget()
                 self.file = self.path.open("rb")
-            except (FileNotFoundError, NotADirectoryError):
-                return self.rows
-        rows, num_left = _parse(self.file.read())
-        self.file.seek(-num_left, os.SEEK_CUR)
+            rows, num_left = _parse(self.file.read())
+            self.file.seek(-num_left, os.SEEK_CUR)
+        except OSError:
+            self._forget()
+            return self.rows
         self.rows += rows
         return self.rows
 
+    def _forget(self) -> None:
+        """Begin anew with the next file."""
+        with suppress(OSError):
+            if self.file is not None:
+                self.file.close()
+        self.file, self.rows = None, []
+
     def _is_replaced(self, file: BinaryIO) -> bool:
         """Whether a restart has put another file in its place. (A file that is open keeps its number to itself.)"""
-        try:
-            return self.path.stat().st_ino != os.fstat(file.fileno()).st_ino
-        except (FileNotFoundError, NotADirectoryError):
-            return True
+        return self.path.stat().st_ino != os.fstat(file.fileno()).st_ino
 
 
 def _parse(content: bytes) -> tuple[list[Row], int]:

@@ -29,6 +29,8 @@ from pipelines.training.state import Listener, TrainingState
 from pipelines.training.strategies import build_strategy
 from pipelines.training.traffic import MIB, TrafficMeter, measure_state
 
+MOST_OVERFLOWS = 50
+"""Steps in a row that fp16 may leave out: halving the scale so often would have mended what it can mend."""
 MEASURED_STEP = 5
 """Of each start: what workers hold and send is counted in it, or in the next that averages weights."""
 
@@ -59,7 +61,7 @@ def train(
         The final state, with the best epoch's weights in `best_model`.
 
     Raises:
-        TrainingError: nothing to train on, or a loss that is not a number.
+        TrainingError: nothing to train on, a loss that is not a number, or gradients that never fit into fp16.
     """
     parallel, state = parallel or ParallelConfig(), state or TrainingState()
     run = _Run(model, windows, config, parallel, imitation, pad_id, device, listener, state)
@@ -116,7 +118,7 @@ class _Run:
         self.freezing = Freezing(self.model, config.freezing)
         is_adversarial = config.adversarial.method != "none"
         self.adversary = Adversary(self.model, config.adversarial) if is_adversarial else None
-        self.num_taken = 0
+        self.num_taken = self.num_overflows = 0
         self.is_measured = False
         self.untold: list[tuple[dict[str, Any], np.ndarray, Tensor]] = []
         self.keep_now = False
@@ -128,6 +130,7 @@ class _Run:
         self.listener.on_start(
             {
                 "step": state.step,
+                "epoch": state.epoch,
                 "num_steps": self.num_steps,
                 "num_epochs": config.num_epochs,
                 "num_workers": self.strategy.world_size,
@@ -228,6 +231,9 @@ class _Run:
         for (row, step, _), (loss, norm, *worker_s) in zip(self.untold, told_SX.tolist(), strict=True):
             if not math.isfinite(loss) or (not math.isfinite(norm) and self.precision != "fp16"):
                 self.refuse_step(row, step)
+            self.num_overflows = 0 if math.isfinite(norm) else self.num_overflows + 1
+            if self.num_overflows == MOST_OVERFLOWS:
+                self.refuse_overflows(row)
             row["loss"] = loss / row["num_words"]
             if self.strategy.world_size > 1:
                 row["worker_s"] = worker_s
@@ -261,6 +267,15 @@ class _Run:
             where=f"step {row['step']}, epoch {row['epoch'] + 1}",
             value=f"records {', '.join(self.windows.record_ids[int(i)].as_py() for i in step[:10])}",
             remedy="lower `--training.optimizer.learning_rate`, or set `--training.precision fp32`",
+        )
+
+    def refuse_overflows(self, row: dict[str, Any]) -> None:
+        """Raise TrainingError for gradients that overflow at any scale: no step moves the weights any more."""
+        raise TrainingError(
+            "the gradients do not fit into fp16",
+            where=f"step {row['step']}, epoch {row['epoch'] + 1}",
+            rule=f"fewer than {MOST_OVERFLOWS} steps in a row that overflow and are left out",
+            remedy="set `--training.precision bf16` or fp32, or lower `--training.optimizer.learning_rate`",
         )
 
     def settle(self) -> None:

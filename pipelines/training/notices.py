@@ -24,9 +24,9 @@ class FailureNotices(UserCallback):
             return
         self.told = str(worker_exceptions)
         text = "; ".join(f"worker {rank} {_tell_end(error)}" for rank, error in sorted(worker_exceptions.items()))
-        steps = [row["step"] for row in read_metrics(self.path)]
-        row = {"kind": "notice", "time": round(time.time(), 3), "step": max(steps, default=0)}
         with suppress(OSError):
+            steps = [row["step"] for row in read_metrics(self.path)]
+            row = {"kind": "notice", "time": round(time.time(), 3), "step": max(steps, default=0)}
             append_metrics(self.path, [row | {"text": f"{text}: training starts again from the last checkpoint"}])
 
 

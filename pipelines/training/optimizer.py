@@ -21,6 +21,8 @@ class OptimizerError(UserError):
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+LEAST_SCALE = 2.0**-16
+"""A loss scale far below any that gradients need, and far above what they cannot be divided by."""
 SCHEDULES = ("linear", "cosine", "constant")
 _LAYER = re.compile(r"\.layers?\.(\d+)\.")
 
@@ -73,7 +75,7 @@ class LossScale:
             return
         self.good_steps = self.good_steps + 1 if fits else 0
         if not fits:
-            self.value /= 2
+            self.value = max(self.value / 2, LEAST_SCALE)
         elif self.good_steps == self.grows_after:
             self.value, self.good_steps = self.value * 2, 0
 

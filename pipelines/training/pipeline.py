@@ -29,6 +29,8 @@ from pipelines.training.parallel import Lap, ParallelConfig, ParallelError, Stra
 
 TOKENS_MULTIPLE, WORDS_MULTIPLE = 32, 16
 """Micro-batches are padded to few shapes, since workers agree on each shape before its first use."""
+KEPT_SCHEDULES = 8
+"""Shapes whose buffers are kept; all workers see the same shapes one after the other, so each drops the same."""
 
 
 class Pipeline(Strategy):
@@ -103,12 +105,14 @@ class Pipeline(Strategy):
         self.stage.train(self.model.training)
         self.scale, self.total = scale, torch.zeros((), device=self.device)
         shape = (len(batches), *inputs.shape[:2], starts.shape[1])
-        if shape not in self.schedules:
-            self.schedules[shape] = self._schedule(*shape)
+        schedule = self.schedules.pop(shape, None) or self._schedule(*shape)
+        self.schedules[shape] = schedule  # the one used last is the last
+        if len(self.schedules) > KEPT_SCHEDULES:
+            del self.schedules[next(iter(self.schedules))]
         more: dict[str, Any] = {"mask_BT": inputs[:, :, 1], "word_starts_BW": starts}
         if self.is_last:
             more |= {"target": target, "losses": []}
-        self.schedules[shape].step(*([inputs[:, :, 0]] if self.rank == 0 else []), **more)
+        schedule.step(*([inputs[:, :, 0]] if self.rank == 0 else []), **more)
         lap("pipeline")
         return self.total
 

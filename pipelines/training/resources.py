@@ -13,6 +13,8 @@ from pipelines.ner.machine import count_cores
 from pipelines.training.config import TrainingError, TrainingHalted
 from pipelines.training.strategies import ELASTIC
 
+KIND = "accelerator_type:"
+"""What Ray calls a node's kind of GPU by."""
 _RANGE = re.compile(r"(\d+)(?:\.\.(\d+))?")
 
 
@@ -88,21 +90,24 @@ def plan_workers(resources: ResourcesConfig, *, may_grow: bool = False) -> Scali
         may_grow: whether the cluster may make room.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    use_gpu = resources.use_gpu if resources.use_gpu is not None else num_gpus > 0
+    kind = f"{KIND}{resources.accelerator}" if resources.accelerator else None
+    gpus = [int(node.get("GPU", 0)) if kind is None or kind in node else 0 for node in nodes]
+    num_gpus = sum(gpus)
+    use_gpu = resources.use_gpu if resources.use_gpu is not None else num_gpus > 0 or kind is not None
     usual = max(1, num_gpus) if use_gpu else 1
     low, high = resources.read_num_workers() or (usual, usual)
-    gpus = [int(node.get("GPU", 0)) if use_gpu else sys.maxsize for node in nodes]
+    gpus = gpus if use_gpu else [sys.maxsize for _ in nodes]
     cpus = resources.cpus_per_worker or choose_cpus(list_cores(), gpus, min(high, max(low, usual)))
     needs = {"CPU": float(cpus)} | ({"GPU": 1.0} if use_gpu else {})
     places = count_places([int(node.get("CPU", 0)) for node in nodes], gpus, cpus)
     may_grow = may_grow or ray._private.state.state.get_max_resources_from_cluster_config() is not None
     if places < low and not may_grow:
+        other = ", leave `--resources.accelerator` out" if use_gpu and kind else ""
         raise TrainingHalted(
             "the cluster has no room for the workers, and does not grow",
-            rule=f"{low} workers with {_render_needs(needs)} each",
+            rule=f"{low} workers with {_render_needs(needs | ({kind: 1.0} if use_gpu and kind else {}))} each",
             value=f"room for {places}: " + "; ".join(_render_needs(node) for node in nodes),
-            remedy="lower `--resources.num_workers` or `--resources.cpus_per_worker`, or add nodes",
+            remedy=f"lower `--resources.num_workers` or `--resources.cpus_per_worker`{other}, or add nodes",
         )
     return ScalingConfig(
         num_workers=low if low == high else (low, high),
@@ -133,4 +138,5 @@ def list_cores() -> list[int]:
 
 
 def _render_needs(needs: dict[str, float]) -> str:
-    return ", ".join(f"{needs[name]:g} {name}" for name in ("CPU", "GPU") if name in needs)
+    kinds = [f"({name.removeprefix(KIND)})" for name in needs if name.startswith(KIND)] if "GPU" in needs else []
+    return " ".join([", ".join(f"{needs[name]:g} {name}" for name in ("CPU", "GPU") if name in needs), *kinds])

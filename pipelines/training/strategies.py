@@ -79,6 +79,14 @@ def find_misfits(config: ParallelConfig, num_workers: int, use_gpu: bool, encode
     return [] if holds else [ParallelError("the encoder cannot be divided so", where=where, rule=rule, value=value)]
 
 
+def find_idle_alone(config: ParallelConfig, num_workers: int) -> list[str]:
+    """Settings given that change nothing where one worker trains alone, each with its reason."""
+    plain = ParallelConfig()
+    names = [name for name in ("strategy", "gradient_compression") if getattr(config, name) != getattr(plain, name)]
+    told = "has no effect with one worker, which shares nothing: `--resources.num_workers`"
+    return [f"`parallel.{name}` {told}" for name in names if num_workers == 1]
+
+
 def _list_needs(config: ParallelConfig, num_workers: int, use_gpu: bool) -> list[tuple[str, str, Any, bool]]:
     """(setting, rule, value, whether it holds) of what depends on the workers alone."""
     needs: list[tuple[str, str, Any, bool]] = []

@@ -1,14 +1,16 @@
 """One worker of a training: the loop with what it reads, writes and scores, and its agreement with the others."""
 
-import resource
+import platform
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from pipelines.ner.errors import UserError
+from pipelines.ner.machine import forget_peak_memory, read_peak_memory_mib
 from pipelines.training.checkpoints import load_state
 from pipelines.training.config import TrainingError, TrainingHalted
 from pipelines.training.job import Job, Task
@@ -16,6 +18,8 @@ from pipelines.training.loop import train
 from pipelines.training.process import prepare_process
 from pipelines.training.recorder import CHECKPOINTS, Order, Recorder
 from pipelines.training.state import TrainingState
+
+T = TypeVar("T")
 
 
 class Group:
@@ -78,6 +82,7 @@ def run_worker(
     """
     prepare_process()
     device = torch.device("cuda", torch.cuda.current_device()) if group.use_gpu else torch.device("cpu")
+    _forget_peaks(group.use_gpu)
     recorder = Recorder(output_dir, patience_s) if group.rank == 0 else None
     state = _load_last(recorder, group)
     torch.manual_seed(job.training.seed)
@@ -98,19 +103,31 @@ def run_worker(
     )
 
 
+def _forget_peaks(use_gpu: bool) -> None:
+    """The process of a trial may have trained others before, whose memory is not this one's."""
+    forget_peak_memory()
+    if use_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def _open_task(job: Job, group: Group, device: torch.device) -> Task:
-    """What is trained. Raises the UserError that any worker has met, in all: the others would wait for it."""
-    task: Task | None = None
+    """What is trained. Raises the UserError that any worker has met, in all."""
+    return _do_together(group, lambda: job.open_task(group.rank, group.size, device))
+
+
+def _do_together(group: Group, act: Callable[[], T]) -> T:
+    """What it returns. Raises the UserError that any worker has met, in all: the others would wait for it."""
+    done: list[T] = []
     problem: UserError | None = None
     try:
-        task = job.open_task(group.rank, group.size, device)
+        done.append(act())
     except UserError as error:
         problem = error
     problem = next((one for one in group.gather(problem) if one is not None), None)
     if problem is not None:
         raise problem
-    assert task is not None
-    return task
+    return done[0]
 
 
 def _tell_start(task: Task, recorder: Recorder | None) -> None:
@@ -132,7 +149,20 @@ def _load_last(recorder: Recorder | None, group: Group) -> TrainingState | None:
     found = group.agree(found)
     if isinstance(found, dict):
         raise TrainingError(**found)
-    return load_state(Path(found)) if found else None
+    return _do_together(group, partial(_load_seen, Path(found))) if found else None
+
+
+def _load_seen(path: Path) -> TrainingState:
+    """The state of a checkpoint. Raises TrainingError on a machine that does not see its folder."""
+    if not path.parent.is_dir():
+        raise TrainingError(
+            "a worker does not find the checkpoints",
+            where=str(path.parent),
+            rule="a folder that every machine of the cluster sees under the same path",
+            value=f"no such folder on {platform.node()}",
+            remedy="give an `--output_dir` that all machines see",
+        )
+    return load_state(path)
 
 
 class _Reporter:
@@ -171,7 +201,7 @@ class _Reporter:
         """Write what has gathered, and a checkpoint; at the end of training wait for it."""
         metrics = None if metrics is None else self.describe(metrics)
         if metrics is not None and self.recorder:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            peak = read_peak_memory_mib()
             gpu_peak = torch.cuda.max_memory_reserved() >> 20 if torch.cuda.is_available() else 0
             self.recorder.add("epoch", {**metrics, "peak_memory_mib": peak, "gpu_peak_memory_mib": gpu_peak})
         state = get_state()

@@ -141,7 +141,10 @@ class Rounds:
             "the winner."
         ]
         if self.was_cut:
-            notes.append("The budget ended the search before all was done; the same command with more of it goes on.")
+            notes.append(
+                "The budget ended the search before all was done; the same command with more of it, and without "
+                "`--fresh`, goes on."
+            )
         if not leaders[0].best_run.is_whole:
             notes.append("The winner itself had not come to its last epoch.")
         if any(trial.status == STOPPED for trial in trials):

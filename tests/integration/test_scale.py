@@ -51,10 +51,10 @@ def test_report_of_two_strategies_and_a_second_call_that_only_adds(tiny_encoder:
 
     before = {path: path.read_bytes() for path in folder.glob("cases/*/metrics.jsonl")}
     assert len(before) == 3
-    assert scale.main([*command, "--workers", "1", "2", "--price_per_hour", "2"]) == 0
+    assert scale.main([*command, "--workers", "1", "2", "--strategies", "ddp", "fsdp", "--price_per_hour", "2"]) == 0
     assert {path: path.read_bytes() for path in folder.glob("cases/*/metrics.jsonl")} == before
     again = json.loads((folder / "scaling.json").read_text())
-    assert [case["name"] for case in again["cases"]] == ["one worker", "ddp on 2 workers"]
+    assert [case["name"] for case in again["cases"]] == list(cases)
     assert all(case["cost_per_million_tokens"] > 0 for case in again["cases"])
     assert len(read_metrics(next(iter(before)))) > 15
 

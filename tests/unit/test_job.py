@@ -1,5 +1,6 @@
 """The frame of every door: exit codes, messages, folders that can be resumed, files written whole."""
 
+import errno
 import json
 import os
 import subprocess
@@ -8,9 +9,10 @@ from dataclasses import dataclass, field
 import pytest
 from ray.exceptions import RayTaskError
 
-from pipelines import run_record
+from pipelines import compress, predict, pretrain, run_record, scale, train, tune
 from pipelines.cluster import ClusterConfig
 from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.identity import identify_corpus
 from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, lock_folder, prepare_output_dir, write_json
 from pipelines.job import find_mistake, run_door, warn_of_idle
 from pipelines.ner.errors import UserError, UserErrors
@@ -27,6 +29,8 @@ class DoorConfig:
 
     number: int = 1
     """Any number."""
+    fresh: bool = False
+    """Start over."""
 
 
 class WrappedError(Exception):
@@ -122,6 +126,23 @@ def test_exit_code_is_130_when_the_user_stops_it(capsys):
     assert "stopped" in printed.err
 
 
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "the same command goes on"),
+        (["--fresh"], "the same command without `--fresh` goes on"),
+        (["--fresh", "false"], "the same command goes on"),
+    ],
+)
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), UserError("full", remedy="the same command goes on"), OSError("the same command goes on")],
+)
+def test_what_goes_on_with_a_run_does_not_remove_it(capsys, argv, told, error):
+    open_door(error, argv)
+    assert told in capsys.readouterr().err
+
+
 def test_help_exits_with_0():
     with pytest.raises(SystemExit) as caught:
         open_door(argv=["--help"])
@@ -133,6 +154,14 @@ def test_disk_that_is_full_is_a_mistake_with_a_remedy():
     assert isinstance(mistake, ConfigError)
     assert (mistake.where, mistake.value) == ("/out/model", "No space left on device")
     assert find_mistake(OSError(2, "No such file or directory", "/out/model")) is None
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_a_file_that_may_not_be_read_is_not_told_to_be_unwritable(number):
+    mistake = find_mistake(wrap(OSError(number, os.strerror(number), "/data/shards.json"), 2))
+    assert (mistake.what, mistake.where) == ("no right to a file", "/data/shards.json")
+    assert "read" in mistake.rule
+    assert find_mistake(OSError(number, "of a process")) is None
 
 
 def test_errors_that_name_each_other_do_not_loop():
@@ -188,6 +217,10 @@ def test_folder_with_something_else_is_refused_and_untouched(tmp_path):
     with pytest.raises(ConfigError, match="something else"):
         check_resumable(tmp_path, SETTINGS, fresh=False)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    for content in ("", "[]"):
+        (tmp_path / "settings.json").write_text(content)
+        with pytest.raises(ConfigError, match="something else"):
+            check_resumable(tmp_path, SETTINGS, fresh=False)
 
 
 def test_fresh_removes_what_an_earlier_run_left_but_not_what_links_point_to(tmp_path):
@@ -203,6 +236,71 @@ def test_fresh_removes_what_an_earlier_run_left_but_not_what_links_point_to(tmp_
     assert check_resumable(folder, {"training": {"seed": 2}}, fresh=True) is False
     assert [path.name for path in folder.iterdir()] == ["settings.json"]
     assert (kept / "precious").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("settings.json", {"editor.fontSize": 12}),
+        ("settings.json", {"model": "gpt2", "training": {}}),
+        ("settings.json", ["model", "corpus", "training"]),
+        ("run.json", {"status": "done"}),
+        ("shards.json", {"shards": 3}),
+        ("_SUCCESS", {}),
+    ],
+)
+def test_fresh_leaves_the_folders_of_other_programs(tmp_path, name, content):
+    (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "thesis.txt").write_text("chapter one")
+    with pytest.raises(ConfigError, match="something else"):
+        check_resumable(tmp_path, SETTINGS, fresh=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+IDENTITIES = [door.IDENTITY for door in (train, tune, pretrain, scale, compress)]
+
+
+@pytest.mark.parametrize("names", [*IDENTITIES, ("model", *predict.IDENTITY, "input")])
+def test_fresh_starts_over_where_a_run_of_any_door_was_killed_at_once(tmp_path, names):
+    check_resumable(tmp_path, dict.fromkeys(names, 1), fresh=False)
+    (tmp_path / "shards").mkdir()
+    check_resumable(tmp_path, dict.fromkeys(names, 2), fresh=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_run_on_a_corpus_that_has_changed_is_refused(tmp_path):
+    file, folder = tmp_path / "a.conll", tmp_path / "run"
+    file.write_text("Utrecht B-LOC\n")
+    folder.mkdir()
+    corpus = CorpusConfig(train=[str(file)])
+    check_resumable(folder, SETTINGS, False, identify_corpus(corpus))
+    os.utime(file, (1, 1))  # a copy is the same corpus
+    assert check_resumable(folder, SETTINGS, False, identify_corpus(corpus)) is False
+    file.write_text("Utrecht B-ORG\n")
+    with pytest.raises(ConfigError, match="the corpus has changed") as caught:
+        check_resumable(folder, SETTINGS, False, identify_corpus(corpus))
+    assert "--fresh" in caught.value.remedy
+    file.unlink()
+    assert check_resumable(folder, SETTINGS, False, identify_corpus(corpus)) is False
+
+
+def test_run_of_which_no_corpus_is_known_goes_on(tmp_path):
+    check_resumable(tmp_path, SETTINGS, fresh=False)
+    assert check_resumable(tmp_path, SETTINGS, False, "a hash") is False
+
+
+def test_corpus_is_known_by_its_files_or_by_the_sidecar_of_its_shards(tmp_path):
+    (tmp_path / "shards.json").write_text("{}")
+    shards = CorpusConfig(shards=str(tmp_path))
+    before = identify_corpus(shards)
+    assert before
+    (tmp_path / "shards.json").write_text("[]")
+    assert identify_corpus(shards) not in (None, before)
+    assert identify_corpus(CorpusConfig(train=["hf:conll2003", "s3://bucket/a.conll"])) is None
+    assert identify_corpus(CorpusConfig(train=[str(tmp_path / "missing.conll")])) is None
+    both = CorpusConfig(train=["sample:en-train.jsonl"], dev=["sample:en-dev.jsonl"])
+    swapped = CorpusConfig(train=["sample:en-dev.jsonl"], dev=["sample:en-train.jsonl"])
+    assert identify_corpus(both) != identify_corpus(swapped)
 
 
 def test_locked_folder_is_refused_and_free_afterwards(tmp_path):
@@ -274,7 +372,7 @@ def test_phases_are_timed_and_told_on_stderr(capsys):
         pass
     printed = capsys.readouterr()
     assert record.data["phases_s"].keys() == {"cook"}
-    assert record.data["config"] == {"number": 3}
+    assert record.data["config"] == {"number": 3, "fresh": False}
     assert printed.out == ""
     assert "cooking soup" in printed.err
     assert "\x1b" not in printed.err

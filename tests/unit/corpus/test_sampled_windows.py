@@ -63,3 +63,9 @@ def test_windows_without_words_are_left_out_and_nothing_else_is_an_error(write):
 def test_a_corpus_without_words_is_refused(write):
     with pytest.raises(CorpusError, match="no words"):
         sample_windows(write([-3]), 10, 20, 1)
+
+
+def test_a_worker_that_does_not_see_the_shards_says_so(tmp_path):
+    with pytest.raises(CorpusError, match="that every machine of the cluster sees") as caught:
+        read_windows(tmp_path / "elsewhere")
+    assert caught.value.where == str(tmp_path / "elsewhere")

@@ -59,7 +59,7 @@ def test_speed_up_efficiency_and_cost_are_against_one_worker(runs):
 def test_a_corpus_twice_as_large_takes_two_workers_as_long_as_their_steps(runs):
     grown = find(compare_cases(runs), Case("ddp", 2, 2))
     assert grown["time_factor"] == pytest.approx(0.11 / 0.1)
-    assert any("a corpus 2 times as large takes 1.10 times" in note for note in list_notes([grown], 2))
+    assert any("a corpus 2 times as large takes 1.10 times" in note for note in list_notes([grown], 2, is_dense=True))
 
 
 def test_fewest_workers_are_the_measure_where_one_was_not_measured(runs):
@@ -124,7 +124,7 @@ def test_advice_leaves_out_what_trains_otherwise(runs):
     runs[Case("local_sgd", 2)] = make_run(0.04, workers=2, shift=0.3)
     results = compare_cases(runs)
     assert choose_case(results)["name"] == "ddp on 2 workers"
-    [note] = [note for note in list_notes(results, 2) if "trains otherwise" in note]
+    [note] = [note for note in list_notes(results, 2, is_dense=True) if "trains otherwise" in note]
     assert note.startswith("local_sgd on 2 workers")
     assert "0.300" in note
 
@@ -135,9 +135,16 @@ def test_a_case_alone_is_said_to_be_alone():
 
 def test_workers_that_share_cores_are_told(runs):
     results = compare_cases(runs)
-    assert not [note for note in list_notes(results, 2) if "cores." in note]
-    crowded = [note for note in list_notes(results, 1) if "2 threads on 1 cores" in note]
+    assert not [note for note in list_notes(results, 2, is_dense=True) if "cores." in note]
+    crowded = [note for note in list_notes(results, 1, is_dense=True) if "2 threads on 1 cores" in note]
     assert len(crowded) == 3
+
+
+def test_dense_gradients_are_told_where_they_were(runs):
+    results = compare_cases(runs)
+    told = [list_notes(results, 2, is_dense=is_dense)[0] for is_dense in (True, False)]
+    assert ["dense gradients of the embeddings" in note for note in told] == [True, False]
+    assert all("worker to worker" in note and "losses have to agree" in note for note in told)
 
 
 @pytest.fixture
@@ -148,7 +155,7 @@ def scaling(runs):
         "cases": results,
         "left_out": [left],
         "advice": advise(results),
-        "notes": list_notes(results, 2),
+        "notes": list_notes(results, 2, is_dense=True),
         "facts": {"encoder": "<tiny>"},
     }
 

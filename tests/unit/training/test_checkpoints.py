@@ -169,6 +169,18 @@ def test_a_folder_that_is_away_costs_checkpoints_and_is_not_made_anew(tmp_path):
     assert [read_step(path) for path in list_checkpoints(folder)] == [5]
 
 
+def test_a_temporary_folder_that_takes_no_file_costs_one_checkpoint(tmp_path, monkeypatch):
+    writer = write(tmp_path, 5)
+    with monkeypatch.context() as full:
+        full.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+        writer.write(make_state(10))
+    assert "gone" in str(writer.error)
+    writer.write(make_state(15))
+    writer.wait()
+    assert writer.error is None
+    assert [read_step(path) for path in list_checkpoints(tmp_path)] == [15, 5]
+
+
 def test_what_killed_writers_have_left_is_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)

@@ -1,10 +1,14 @@
 """The metrics file: rows are added, a restart replaces what it does again, a torn last line is not read."""
 
+import json
+import math
+import os
 import resource
 import signal
 from pathlib import Path
 
 import pytest
+import ray
 
 from pipelines.training.history import (
     MetricsTail,
@@ -14,6 +18,7 @@ from pipelines.training.history import (
     trace_dev_f1,
     trace_loss,
 )
+from pipelines.training.notices import FailureNotices
 
 
 def step(number: int, loss: float = 1.0) -> dict:
@@ -85,6 +90,52 @@ def test_a_restart_keeps_notices_and_a_torn_line_spoils_no_other(tmp_path: Path)
     assert [(row["kind"], row["step"]) for row in read_metrics(path)][-2:] == [("notice", 3), ("step", 3)]
     append_metrics(path, [start(1)])
     assert [(row["kind"], row["step"]) for row in read_metrics(path)] == [("step", 1), ("notice", 3), ("start", 1)]
+
+
+def test_a_line_that_a_kill_has_torn_does_not_swallow_the_next(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    append_metrics(path, [step(1)])
+    with path.open("a") as file:
+        file.write('{"kind": "st')
+    FailureNotices(path).after_exception(None, {0: ray.exceptions.ActorDiedError()})
+    one, notice = read_metrics(path)
+    assert (one, notice["kind"], notice["step"]) == (step(1), "notice", 1)
+
+
+def test_a_run_that_resumes_before_an_epochs_scores_has_them_once(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    first, second = ({"kind": "epoch", "step": 2 * epoch, "epoch": epoch, "dev_f1": 0.5} for epoch in (1, 2))
+    append_metrics(path, [start(0) | {"epoch": 0}, step(1), step(2), first, step(3), step(4), second])
+    append_metrics(path, [start(4) | {"epoch": 1}, second])
+    assert [row["epoch"] for row in read_metrics(path) if row["kind"] == "epoch"] == [1, 2]
+    append_metrics(path, [start(4) | {"epoch": 2}])
+    append_metrics(path, [start(4)])  # as an older run has it
+    assert [row["epoch"] for row in read_metrics(path) if row["kind"] == "epoch"] == [1, 2]
+
+
+def test_a_norm_that_is_infinite_is_written_as_json(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    append_metrics(path, [step(1) | {"gradient_norm": math.inf}, step(2) | {"gradient_norm": 0.5}])
+    assert [row["gradient_norm"] for row in read_metrics(path)] == [None, 0.5]
+    for line in path.read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+def test_storage_that_fails_in_any_way_is_not_readable_for_a_while(tmp_path: Path):
+    path, run = tmp_path / "run" / "metrics.jsonl", tmp_path / "run"
+    run.mkdir()
+    append_metrics(path, [step(1)])
+    tail, notices = MetricsTail(path), FailureNotices(path)
+    assert tail.read() == [step(1)]
+    run.rename(tmp_path / "kept")
+    os.symlink("run", run)  # a loop: neither a file nor none
+    with pytest.raises(OSError, match="symbolic links"):
+        read_metrics(path)
+    assert tail.read() == MetricsTail(path).read() == []
+    notices.after_exception(None, {0: ray.exceptions.ActorDiedError()})
+    run.unlink()
+    (tmp_path / "kept").rename(run)
+    assert tail.read() == [step(1)]
 
 
 def test_rows_that_do_not_fit_leave_the_file_as_it_was(tmp_path: Path):

@@ -16,7 +16,7 @@ from pipelines.training.batches import BatchPlan, TrainingWindows
 from pipelines.training.config import TrainingConfig, TrainingError, find_contradictions
 from pipelines.training.devices import resolve_precision
 from pipelines.training.freezing import FreezingConfig
-from pipelines.training.loop import MEASURED_STEP
+from pipelines.training.loop import MEASURED_STEP, MOST_OVERFLOWS
 from pipelines.training.optimizer import OptimizerConfig
 from pipelines.training.parallel import ParallelConfig
 
@@ -117,6 +117,7 @@ def test_resumed_run_repeats_the_rest_bit_for_bit_from_every_checkpoint(training
         assert resumed.losses == whole.losses[step:]
         assert are_equal(resumed.final.best_model, whole.final.best_model)
         assert (resumed.final.best_f1, resumed.final.best_epoch) == (0.7, 1)
+        assert [(one["step"], one["epoch"]) for one in resumed.starts] in ([], [(step, epoch)])
         if resumed.states:
             assert are_equal(resumed.states[-1].model, whole.states[-1].model)
 
@@ -262,6 +263,14 @@ def test_bf16_trains_with_weights_in_fp32(training_room, tiny_encoder, head):
     assert {tensor.dtype for tensor in rough.final.best_model.values()} == {torch.float32}
 
 
+def test_gradients_that_never_fit_into_fp16_end_training(training_room, tiny_encoder):
+    model = training_room.build_model(tiny_encoder, "linear")
+    next(model.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(TrainingError, match="do not fit into fp16") as caught:
+        training_room.run_loop(model, training_room.make_table(30), configure(precision="fp16", batch_tokens=1))
+    assert caught.value.where.startswith(f"step {MOST_OVERFLOWS},")
+
+
 def test_precision_is_taken_as_given_and_auto_is_resolved():
     cpu = torch.device("cpu")
     assert [resolve_precision(one, cpu) for one in ("fp32", "bf16")] == ["fp32", "bf16"]
@@ -346,6 +355,16 @@ def test_each_contradiction_is_refused_and_names_both_settings(changes, model, s
 )
 def test_settings_that_go_together_are_not_refused(changes, model, strategy):
     assert find_contradictions(model, TrainingConfig(**changes), ParallelConfig(strategy=strategy)) == []
+
+
+def test_fp16_is_refused_with_powersgd_which_remembers_an_overflow():
+    [problem] = find_contradictions(
+        ModelConfig(), TrainingConfig(precision="fp16"), ParallelConfig(gradient_compression="powersgd")
+    )
+    assert problem.value == "`training.precision`, `parallel.gradient_compression` powersgd"
+    for precision, compression in (("bf16", "powersgd"), ("fp16", "bf16")):
+        training, parallel = TrainingConfig(precision=precision), ParallelConfig(gradient_compression=compression)
+        assert find_contradictions(ModelConfig(), training, parallel) == []
 
 
 def test_find_problems_refuses_numbers_that_are_not_finite():

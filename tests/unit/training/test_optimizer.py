@@ -154,6 +154,9 @@ def test_the_scale_doubles_after_many_good_steps_and_is_one_where_none_is_needed
     for fits in (True, True, False, True, True, True):
         scale.adapt(fits)
     assert (scale.value, scale.good_steps) == (8.0, 0)
+    for _ in range(2000):
+        scale.adapt(False)
+    assert scale.value > 0
     fixed = LossScale(value=1.0, grows_after=0)
     fixed.adapt(False)
     assert fixed.value == 1.0

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
@@ -15,12 +16,14 @@ from pipelines.ner.model import TokenClassifier
 from pipelines.training import worker
 from pipelines.training.adversarial import AdversarialConfig
 from pipelines.training.averaging import AveragingConfig
-from pipelines.training.config import TrainingConfig, find_idle
+from pipelines.training.batches import TrainingWindows
+from pipelines.training.config import TrainingConfig, TrainingError, find_idle
 from pipelines.training.forward import ForwardError, check_passes_differ
 from pipelines.training.optimizer import OptimizerConfig
 from pipelines.training.parallel import ParallelConfig
-from pipelines.training.resources import choose_cpus, count_places
-from pipelines.training.strategies import find_misfits
+from pipelines.training.pipeline import KEPT_SCHEDULES, Pipeline
+from pipelines.training.resources import ResourcesConfig, choose_cpus, count_places, plan_workers
+from pipelines.training.strategies import find_idle_alone, find_misfits
 from pipelines.training.worker import Group
 from tests.unit.training.conftest import SCHEME
 
@@ -112,6 +115,22 @@ def test_losses_and_weights_are_those_of_one_process(ranks, alone, head, case):
             assert found["weights"][name].shape == weight.shape
             if case not in TOLERANCES:
                 torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=1e-3, msg=name)
+
+
+def test_a_pipeline_keeps_the_buffers_of_few_shapes(training_room, tiny_encoder, tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        model, windows = training_room.build_model(tiny_encoder, "linear"), TrainingWindows(training_room.make_table(1))
+        stages = Pipeline(model, ParallelConfig(strategy="pipeline"), torch.device("cpu"))
+        stages.prepare("fp32", 0.0)
+        losses = []
+        for num_rows in [*range(1, 2 * KEPT_SCHEDULES), 1]:
+            batch = windows.collate([0] * num_rows, 0, 0)
+            losses.append(float(stages.compute([(batch, 1.0)] * 4, 1.0, lambda part: None)) / num_rows)
+            assert len(stages.schedules) <= KEPT_SCHEDULES
+        assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-4)
+    finally:
+        dist.destroy_process_group()
 
 
 @each_case
@@ -254,6 +273,44 @@ def test_workers_take_what_lets_all_of_them_find_a_place(cores, gpus, num_worker
         assert count_places(cores, gpus, cpus) >= num_workers
 
 
+KINDS = {
+    "none": [{"CPU": 8.0}],
+    "two": [{"CPU": 8.0, "GPU": 2.0, "accelerator_type:T4": 1.0}, {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}],
+}
+
+
+@pytest.fixture
+def connect_to(monkeypatch):
+    """Stands for a connected cluster that does not grow."""
+
+    def stand_for(nodes):
+        alive = [{"Alive": True, "NodeManagerAddress": f"node {at}", "Resources": one} for at, one in enumerate(nodes)]
+        monkeypatch.setattr(ray, "nodes", lambda: alive)
+        monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "elsewhere")
+        monkeypatch.setattr(ray._private.state.state, "get_max_resources_from_cluster_config", lambda: None)
+
+    return stand_for
+
+
+def test_workers_take_gpus_of_the_kind_that_is_given(connect_to):
+    connect_to(KINDS["two"])
+    plan = plan_workers(ResourcesConfig(accelerator="T4"))
+    assert (plan.num_workers, plan.accelerator_type) == (2, "T4")
+    assert plan_workers(ResourcesConfig()).num_workers == 3
+
+
+@pytest.mark.parametrize(("cluster", "kind"), [("none", "L4"), ("two", "A100")])
+def test_a_kind_of_gpu_that_no_node_has_is_refused_unless_the_cluster_grows(connect_to, cluster, kind):
+    connect_to(KINDS[cluster])
+    with pytest.raises(TrainingError, match="no room for the workers") as caught:
+        plan_workers(ResourcesConfig(accelerator=kind))
+    assert f"1 GPU ({kind}) each" in caught.value.rule
+    assert "`--resources.accelerator`" in caught.value.remedy
+    assert "(T4)" in caught.value.value or cluster == "none"
+    assert plan_workers(ResourcesConfig(accelerator=kind), may_grow=True).accelerator_type == kind
+    assert not plan_workers(ResourcesConfig(accelerator=kind, use_gpu=False)).use_gpu
+
+
 def train_untouched(rank, room, encoder, folder):
     """Two steps of a network with parameters that no batch touches."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=1)
@@ -289,6 +346,13 @@ def test_settings_without_effect_are_told():
     assert find_idle(used, ParallelConfig()) == []
 
 
+def test_sharing_that_one_worker_does_not_do_is_told():
+    assert find_idle_alone(ParallelConfig(), 1) == find_idle_alone(ParallelConfig("local_sgd"), 2) == []
+    told = find_idle_alone(ParallelConfig("local_sgd"), 1) + find_idle_alone(ParallelConfig("ddp", "powersgd"), 1)
+    assert [one.split("`")[1] for one in told] == ["parallel.strategy", "parallel.gradient_compression"]
+    assert all("`--resources.num_workers`" in one for one in told)
+
+
 def test_passes_that_differ_by_nothing_are_refused(training_room, tiny_encoder):
     model = training_room.build_model(tiny_encoder, "linear", seed=1)
     with pytest.raises(ForwardError, match="differ by nothing"):
@@ -306,3 +370,19 @@ def test_mistake_of_one_worker_is_raised_in_all():
     with pytest.raises(EncoderError, match="no weights here"):
         worker._open_task(job, Pair(use_gpu=False), torch.device("cpu"))
     assert worker._open_task(job, Group(use_gpu=False), torch.device("cpu")) == "a task"
+
+
+def test_a_worker_that_does_not_see_the_run_folder_ends_all(tmp_path):
+    class Pair(Group):
+        def agree(self, plain):
+            return str(tmp_path / "away" / "checkpoints" / "step-00000001-0123456789abcdef.pt")
+
+        def gather(self, value):
+            return [None, value]
+
+    with pytest.raises(TrainingError, match="that every machine of the cluster sees") as caught:
+        worker._load_last(None, Pair(use_gpu=False))
+    assert caught.value.where == str(tmp_path / "away" / "checkpoints")
+    (tmp_path / "away" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError):  # storage that lags behind: Ray Train starts again
+        worker._load_last(None, Pair(use_gpu=False))
