@@ -24,6 +24,7 @@ from pipelines.ner.labels import (
     OUTSIDE,
     SCHEMES,
     SchemeError,
+    check_bare_labels,
     count_illegal_tags,
     detect_scheme,
     observe_tags,
@@ -84,7 +85,7 @@ def read_corpus(
             rule="each record has `entities`, `spans` or `label` beside its text, or `tags` beside its words",
             remedy="name the column: `reader.spans_column` or `reader.tags_column`",
         )
-    found_scheme = _choose_scheme(summary, scheme)
+    found_scheme = choose_scheme(summary, scheme)
     labels = {split: set(found) for split, found in summary.span_labels.items()}
     for split, tags in summary.raw_tags.items():
         labels.setdefault(split, set()).update(parse_tag(tag, found_scheme)[1] for tag in tags if tag != "O")
@@ -140,11 +141,13 @@ def finish_records(table: pa.Table, scheme: str) -> pa.Table:
     return table.append_column("num_illegal_tags", pa.array(illegal, pa.int32()))
 
 
-def _choose_scheme(summary: Summary, scheme: str) -> str:
+def choose_scheme(summary: Summary, scheme: str) -> str:
     """The scheme given, or the one detected. Raises CorpusError that shows tags which do not fit, and where."""
     places = {tag: source for tags in summary.raw_tags.values() for tag, source in tags.items() if tag != OUTSIDE}
     try:
         found = detect_scheme(summary.tags_seen) if scheme == "auto" else scheme
+        if found == "IO" and scheme == "auto":
+            check_bare_labels(places, summary.tags_seen[f"prefix:{OUTSIDE}"])
     except SchemeError as error:
         first_of = {split_tag(tag)[0]: tag for tag in sorted(places, reverse=True)}
         odd = {"": first_of[""]} if "" in first_of else first_of

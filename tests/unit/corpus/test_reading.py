@@ -1,0 +1,29 @@
+"""Which tag scheme a corpus is read with, and what is made of its files."""
+
+import pytest
+
+from pipelines.corpus.reading import choose_scheme
+from pipelines.corpus.records import CorpusError
+from pipelines.corpus.summary import Summary
+from pipelines.ner.labels import observe_tags
+
+
+def summarize(*tags):
+    return Summary(
+        tags_seen=observe_tags(tags), raw_tags={"train": {tag: f"a.bio:{1 + tags.index(tag)}" for tag in tags}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("tags", "place"), [(("2", "start", "restaurants"), "`2` in a.bio:1"), (("B_LOC", "O"), "B_LOC")]
+)
+def test_a_column_that_holds_no_tags_is_refused_with_its_place(tags, place):
+    with pytest.raises(CorpusError) as caught:
+        choose_scheme(summarize(*tags), "auto")
+    assert place in caught.value.where
+    assert "`--corpus.scheme`" in caught.value.remedy
+    assert choose_scheme(summarize(*tags), "IO") == "IO"
+
+
+def test_bare_labels_are_read_as_io():
+    assert choose_scheme(summarize("PER", "PER", "O", "LOC"), "auto") == "IO"
