@@ -23,9 +23,10 @@ class FormatOptions:
     `whitespace`. By default CoNLL files use tabs where they have them and white space otherwise, CSV files whichever
     delimiter makes sense of the header."""
     word_column: int | None = None
-    """CoNLL: position of the word's column, from 0, negative from the end; by default the first (UD-style: second)."""
+    """CoNLL: position of the word's column, from 0, negative from the end; by default the first (where words are
+    numbered, as in UD: the second)."""
     tag_column: int | None = None
-    """CoNLL: position of the tag's column; by default the last (UD-style `.iob2`: the third)."""
+    """CoNLL: position of the tag's column; by default the last (where words are numbered: the third)."""
     text_column: str | None = None
     """Column with the raw text; by default `text`."""
     spans_column: str | None = None
