@@ -120,7 +120,10 @@ class LabelScheme:
 
     def to_tags(self, spans: Sequence[Span], num_words: int) -> list[str]:
         """Tags of non-overlapping spans over `num_words` words."""
-        return write_tags(spans, num_words, self.name)
+        tags = write_tags(spans, num_words, self.name)
+        if self.name == "IO":  # others' models may write `I-PER`
+            return [f"I-{tag}" if tag not in self.ids and f"I-{tag}" in self.ids else tag for tag in tags]
+        return tags
 
     def to_tag_ids(self, spans: Sequence[Span], num_words: int) -> list[int]:
         """As `to_tags`, as indices."""
@@ -163,6 +166,8 @@ def read_spans(tags: Sequence[str], scheme: str = "BIO") -> list[Span]:
 
 def read_strict_spans(tags: Sequence[str], scheme: str) -> list[Span]:
     """Only the spans whose tags are exactly those the scheme demands (seqeval's strict mode)."""
+    if scheme == "IO":
+        return read_spans(tags, scheme)
     strict = []
     for span in read_spans(tags, scheme):
         expected = write_tags([Span(0, span.end - span.start, span.label)], span.end - span.start, scheme)

@@ -170,6 +170,13 @@ def test_detect_scheme_refuses_bare_labels_beside_prefixed_tags():
     assert "B" in caught.value.value
 
 
+def test_io_tags_may_have_the_prefix_i():
+    tags = ["I-PER", "I-PER", "O", "LOC"]
+    spans = [Span(0, 2, "PER"), Span(3, 4, "LOC")]
+    assert read_strict_spans(tags, "IO") == read_spans(tags, "IO") == spans
+    assert LabelScheme.from_tags(["O", "I-PER", "LOC"], "IO").to_tag_ids(spans, 4) == [1, 1, 0, 2]
+
+
 @pytest.mark.parametrize("tags", [["B", "I", "O"], ["O", "I"], ["B", "M", "E", "S"], ["U", "O"]])
 def test_prefixes_without_a_label_are_refused_and_not_taken_for_labels(tags):
     for judge in (LabelScheme.from_tags, lambda tags: detect_scheme(observe_tags(tags))):
