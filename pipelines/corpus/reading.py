@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from pipelines.corpus.formats.files import find_files, read_records
+from pipelines.corpus.formats.files import drop_repeats, find_files, read_records
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import RECORD_SCHEMA, CorpusError, Record, to_table
@@ -173,11 +173,13 @@ def find_all_files(patterns: Mapping[str, Sequence[str]]) -> list[dict[str, str]
     errors: list[UserError] = []
     files = []
     for split, names in patterns.items():
+        found: list[str] = []
         for name in names:
             try:
-                files += [{"path": path, "split": split} for path in find_files([name])]
+                found += find_files([name])
             except CorpusError as error:
                 errors.append(error)
+        files += [{"path": path, "split": split} for path in drop_repeats(found)]
     raise_all(errors)
     return files
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.corpus.reading import choose_scheme
+from pipelines.corpus.reading import choose_scheme, find_all_files
 from pipelines.corpus.records import CorpusError
 from pipelines.corpus.summary import Summary
 from pipelines.ner.labels import observe_tags
@@ -27,3 +27,11 @@ def test_a_column_that_holds_no_tags_is_refused_with_its_place(tags, place):
 
 def test_bare_labels_are_read_as_io():
     assert choose_scheme(summarize("PER", "PER", "O", "LOC"), "auto") == "IO"
+
+
+def test_a_file_that_two_patterns_mean_is_read_once_a_split(tmp_path):
+    path = tmp_path / "a.conll"
+    path.write_text("a O\n")
+    names = [str(path), f"{tmp_path}/*.conll", f"{tmp_path}/./a.conll"]
+    found = [{"path": str(path), "split": split} for split in ("train", "test")]
+    assert find_all_files({"train": names, "test": names[:1]}) == found
