@@ -28,6 +28,7 @@ from pipelines.ner.entities import Coverage, Prediction
 from pipelines.ner.labels import LabelScheme, count_illegal_tags, read_spans
 from pipelines.ner.model import ModelConfig, build_token_classifier
 from pipelines.ner.runtimes.runtime import release_memory
+from pipelines.ner.streams import EmissionsError
 from pipelines.ner.words import split_pieces, split_words
 from tests.conftest import EXACT, SAMPLE, make_bundle
 
@@ -262,6 +263,25 @@ def test_a_device_or_precision_that_is_not_there_is_told(tiny_bundle, option, va
     with pytest.raises(EngineError) as caught:
         NerEngine.load(tiny_bundle, **{option: value})
     assert value in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("precision", "told"), [("fp16", "overflows in fp16"), ("fp32", "computes no numbers")])
+def test_emissions_that_are_no_numbers_are_refused_not_decoded(tiny_bundle, value, precision, told):
+    engine = NerEngine.load(tiny_bundle, **EXACT)
+    compute = engine.runtime.compute
+
+    def overflow(windows):
+        emissions_WK = compute(windows).clone()
+        emissions_WK[-1, 0] = value
+        return emissions_WK
+
+    engine.runtime.compute, engine.runtime.precision = overflow, precision
+    with pytest.raises(EmissionsError, match=told):
+        engine.predict(TEXTS)
+    text = engine.prepare(TEXTS[0])
+    with pytest.raises(EmissionsError):
+        engine.compute(text.document.windows)
 
 
 # Checkpoints made elsewhere.
