@@ -195,6 +195,13 @@ def test_a_list_whose_words_python_would_join_is_refused(words):
     assert (error.reason, words in error.detail or repr(words) in error.detail) == ("bad_words", True)
 
 
+@pytest.mark.parametrize("options", [{}, {"spans_column": "none", "tags_column": "none"}])
+def test_words_are_read_where_the_text_is_blank(options):
+    assert read_record({"text": " ", "words": ["Angela", "Merkel"]}, **options).words == ["Angela", "Merkel"]
+    assert read_record({"text": "", "words": []}, **options).text == ""
+    assert read_record({"text": "", "words": ["Angela"]}, text_column="text").text == ""
+
+
 def spans(*values):
     return {"text": TEXT, "entities": list(values)}
 
