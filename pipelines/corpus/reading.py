@@ -5,7 +5,7 @@ import json
 import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -98,7 +98,7 @@ def read_raw(
 ) -> ray.data.Dataset:
     """All rows of the files, also those that tell of a rejection; nothing is read yet. Raises CorpusError."""
     files = find_all_files(patterns)
-    settings = {"reader": reader, "split_off": dict(split_off or {})}
+    settings = {"reader": replace(reader, extra_columns=()), "split_off": dict(split_off or {})}
     raw = ray.data.from_items(files, override_num_blocks=min(len(files), MAX_BLOCKS))
     return raw.map_batches(_read_files, fn_kwargs=settings, batch_size=1, batch_format="pyarrow")
 
@@ -113,7 +113,7 @@ def summarize(raw: ray.data.Dataset) -> Summary:
 
 
 def keep_records(raw: ray.data.Dataset) -> ray.data.Dataset:
-    """The rows of `read_raw` that are records: `RECORD_SCHEMA`, `split`, and the extra columns."""
+    """The rows of `read_raw` that are records: `RECORD_SCHEMA` and `split`."""
     return raw.map_batches(_keep_records, batch_size=None, batch_format="pyarrow")
 
 
@@ -195,13 +195,13 @@ def _read_files(batch: pa.Table, reader: FormatOptions, split_off: dict[str, flo
                 else:
                     entries.append(item)
                 if len(kept) >= BLOCK_RECORDS:
-                    yield _build_block(kept, entries, row, split_off, reader.extra_columns)
+                    yield _build_block(kept, entries, row, split_off)
                     kept, entries = [], []
         except CorpusError as error:
             fields = {name: getattr(error, name) for name in ("what", "where", "rule", "value", "remedy")}
             detail = json.dumps({name: str(value) for name, value in fields.items() if value is not None})
             entries.append(LedgerEntry(row["path"], row["path"], "rejected", UNREADABLE, detail))
-        yield _build_block(kept, entries, row, split_off, reader.extra_columns)
+        yield _build_block(kept, entries, row, split_off)
 
 
 def _build_block(
@@ -209,12 +209,9 @@ def _build_block(
     entries: Sequence[LedgerEntry],
     file: Mapping[str, str],
     split_off: dict[str, float],
-    keep: Sequence[str],
 ) -> pa.Table:
     split, folder = file["split"], os.path.join(os.path.dirname(file["path"]), "")
     records = to_table(kept)
-    for name in keep:
-        records = records.append_column(name, pa.array([record.extra.get(name) for record in kept]))
     # by a name that does not depend on where the file lies, or how it was given
     splits = [_choose_split(record.doc_id.removeprefix(folder), split, split_off) for record in kept]
     ok = [["kept"] * len(kept), [None] * len(kept), [None] * len(kept)]

@@ -41,13 +41,18 @@ class FormatOptions:
     label_names: tuple[str, ...] = ()
     """Tag names by number, for tags that are stored as numbers. Hugging Face datasets bring their own."""
     extra_columns: tuple[str, ...] = ()
-    """Further columns to keep beside the record."""
+    """Further columns to keep beside the record; of the commands `predict` alone keeps some, named by `--keep`."""
     document_per: Literal["line", "paragraph", "file"] = "line"
     """Plain text: whether every line is a document (blank lines are not), every paragraph (blank lines end it), or
     every file."""
     bad_encoding: BadEncoding = "refuse_file"
     """JSONL, CSV, Parquet and plain text: whether bytes that are not UTF-8 refuse the file or reject the one record.
     Binary files are refused either way."""
+
+    def find_idle(self, place: str = "reader") -> list[str]:
+        """Settings given that change nothing in a run of any command, each with its reason."""
+        reason = "`rayner predict` alone keeps columns, by `--keep`"
+        return [f"`{place}.extra_columns` has no effect: {reason}"] if self.extra_columns else []
 
     def text_names(self) -> tuple[str, ...]:
         """Column names that may hold the text."""

@@ -55,8 +55,8 @@ def read_csv(lines: Iterable[str], source: str, options: FormatOptions | None = 
             broken = error
         taken = watched.take()
         if delimiter == "\t" and (broken or len(taken) > 1) and _are_rows(taken, len(header)):
-            for place, one in enumerate(taken, line):
-                yield from _read_plain(one, header, f"{source}:{place}", options)
+            for at, one in enumerate(taken, line):
+                yield from _read_plain(one, header, f"{source}:{at}", options)
         elif broken:
             last = number + reader.line_num
             detail = f"{broken} (lines {line} to {last})"
