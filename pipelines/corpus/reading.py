@@ -79,12 +79,7 @@ def read_corpus(
     raw = read_raw(patterns, reader, split_off).materialize()
     summary = summarize(raw)
     summary.ledger.check(max_bad_fraction)
-    if needs_gold and summary.num_without_gold:
-        raise CorpusError(
-            f"{summary.num_without_gold} records have no annotation",
-            rule="each record has `entities`, `spans` or `label` beside its text, or `tags` beside its words",
-            remedy="name the column: `reader.spans_column` or `reader.tags_column`",
-        )
+    check_records(summary, needs_gold=needs_gold)
     found_scheme = choose_scheme(summary, scheme)
     labels = {split: set(found) for split, found in summary.span_labels.items()}
     for split, tags in summary.raw_tags.items():
@@ -139,6 +134,22 @@ def finish_records(table: pa.Table, scheme: str) -> pa.Table:
         field = RECORD_SCHEMA.field(name)
         table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
     return table.append_column("num_illegal_tags", pa.array(illegal, pa.int32()))
+
+
+def check_records(summary: Summary, *, needs_gold: bool) -> None:
+    """Raise CorpusError if there are no records, or if some lack the gold that they need."""
+    if not summary.ledger.num_kept:
+        raise CorpusError(
+            "the corpus holds no records",
+            rule="at least one record in all files together",
+            remedy="give files that hold some; of a table every row below its names is one",
+        )
+    if needs_gold and summary.num_without_gold:
+        raise CorpusError(
+            f"{summary.num_without_gold} records have no annotation",
+            rule="each record has `entities`, `spans` or `label` beside its text, or `tags` beside its words",
+            remedy="name the column: `reader.spans_column` or `reader.tags_column`",
+        )
 
 
 def choose_scheme(summary: Summary, scheme: str) -> str:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipelines.corpus.reading import choose_scheme, find_all_files
+from pipelines.corpus.ledger import Ledger
+from pipelines.corpus.reading import check_records, choose_scheme, find_all_files
 from pipelines.corpus.records import CorpusError
 from pipelines.corpus.summary import Summary
 from pipelines.ner.labels import observe_tags
@@ -35,3 +36,11 @@ def test_a_file_that_two_patterns_mean_is_read_once_a_split(tmp_path):
     names = [str(path), f"{tmp_path}/*.conll", f"{tmp_path}/./a.conll"]
     found = [{"path": str(path), "split": split} for split in ("train", "test")]
     assert find_all_files({"train": names, "test": names[:1]}) == found
+
+
+def test_a_corpus_without_records_or_gold_is_refused():
+    with pytest.raises(CorpusError, match="holds no records"):
+        check_records(Summary(), needs_gold=False)
+    with pytest.raises(CorpusError, match="2 records have no annotation"):
+        check_records(Summary(Ledger(num_kept=3), num_without_gold=2), needs_gold=True)
+    check_records(Summary(Ledger(num_kept=3), num_without_gold=2), needs_gold=False)
