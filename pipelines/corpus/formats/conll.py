@@ -145,11 +145,8 @@ class _Reader:
                 detail = f"`{' '.join(row)}` has {len(row)} columns, its sentence began with {len(rows[0])}"
                 return index, "ragged_columns", detail
             if self.is_ud and self.options.word_column is None and not row[0].isdecimal():
-                return (
-                    index,
-                    "no_number",
-                    f"no number, as the others have, in `{' '.join(row)}`; or set `word_column 0`",
-                )
+                detail = f"`{' '.join(row)}` does not begin with its number; if no word has one, set `word_column 0`"
+                return index, "no_number", detail
             if not row[word_column].strip(_WHITE):
                 return index, "empty_word", f"the word's column is empty in `{' '.join(row)}`"
             if not row[tag_column].strip(_WHITE):
@@ -167,14 +164,15 @@ class _Reader:
     def _show_ud(self, rows: Sequence[list[str]]) -> bool | None:
         """Whether a sentence is numbered as UD numbers it; None where it cannot tell."""
         options = self.options
-        if not self.has_comments and options.word_column is not None:
+        if options.word_column == 0 or (options.word_column is not None and not self.has_comments):
             return False
         whole = [row for row in rows if len(row) > 2 and not _UD_RANGE.fullmatch(row[0])]
-        if not whole:
-            return None if self.has_comments else False
+        is_damaged = any(len(row) < 3 for row in rows)
+        if not whole or (is_damaged and not self.has_comments):
+            return None if whole or self.has_comments else False
         ids = [row[0] for row in whole]
         numbered = ids == [str(number) for number in range(1, len(ids) + 1)]
-        if self.has_comments and any(len(row) < 3 for row in rows):  # a damaged line hides its number
+        if is_damaged:  # a damaged line hides its number
             numbered = ids[0] == "1" and all(one.isdecimal() for one in ids)
         num_columns = len(whole[0])
         if not numbered or (_may_be_number(rows) and num_columns != _CONLLU_NUM_COLUMNS):

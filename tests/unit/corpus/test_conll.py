@@ -164,7 +164,8 @@ def test_a_first_sentence_of_the_number_one_waits_for_the_next():
 def test_numbered_words_are_read_without_comments_too():
     assert read_words("1\tEU\tB-ORG\n2\trejects\tO\n\n1\tIt\tO") == [["EU", "rejects"], ["It"]]
     assert read_words("1\tEU\tNNP\tB-ORG\n2\trejects\tVBZ\tO", tag_column=3) == [["EU", "rejects"]]
-    assert read_words("1\tCD\tO\n2\tCD\tO", word_column=0) == [["1", "2"]]
+    for comment in ("", "# text = 1 2\n"):
+        assert read_words(f"{comment}1\tCD\tX\tO\n2\tCD\tX\tO", word_column=0) == [["1", "2"]]
 
 
 def test_numbered_words_whose_tags_stand_elsewhere_are_refused():
@@ -177,6 +178,11 @@ def test_a_word_without_its_number_rejects_its_sentence():
     _, bad = read("1 CD O\n2 CD O\n\nEU NNP B-ORG")
     assert (bad.reason, bad.source) == ("no_number", "news.conll:4")
     assert "`word_column 0`" in bad.detail
+
+
+def test_a_damaged_sentence_makes_no_file_numbered():
+    bad, good = read("1 CD O\nMay\n\nEU NNP B-ORG")
+    assert (bad.reason, good.words) == ("too_few_columns", ["EU"])
 
 
 def test_comments_with_tabs_are_left_out_and_tokens_kept():
