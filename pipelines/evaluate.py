@@ -61,8 +61,10 @@ def run(config: EvaluateConfig) -> None:
     raise_all(_find_problems(config))
     folder = prepare_output_dir(config.output_dir)
     find_all_files({"test": config.corpus})
+    idle = config.reader.find_idle()
     if config.resources.auto:
-        warn_of_idle(["`resources.auto` has no effect: a corpus is labelled with as many actors as there is room for"])
+        idle.append("`resources.auto` has no effect: a corpus is labelled with as many actors as there is room for")
+    warn_of_idle(idle)
     record = RunRecord("evaluate", config)
     bundle = load_bundle(str(config.model), scheme=config.inference.scheme)
     with connect(config.cluster):

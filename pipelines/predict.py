@@ -36,7 +36,7 @@ from pipelines.folders import (
     prepare_output_dir,
     write_json,
 )
-from pipelines.job import console, progress_console, run_door
+from pipelines.job import console, progress_console, run_door, warn_of_idle
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.machine import read_peak_memory_mib
 from pipelines.planning.plans import Plan
@@ -107,6 +107,7 @@ def run(config: PredictConfig, load: LoadEngine = load_engine) -> None:
     """
     started = time.time()
     raise_all(_find_problems(config))
+    warn_of_idle(config.reader.find_idle())
     folder = prepare_output_dir(config.output_dir)
     with lock_folder(folder):
         reader = _build_reader(config)

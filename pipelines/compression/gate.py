@@ -9,7 +9,7 @@ from pipelines.evaluation.bootstrap import paired_bootstrap
 from pipelines.evaluation.metrics import Tallies
 
 Documents = Mapping[str, Tallies]
-"""Tallies by `doc_id`."""
+"""Tallies by `Scored.document`."""
 
 
 @dataclass(frozen=True)

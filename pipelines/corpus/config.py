@@ -79,4 +79,4 @@ class CorpusConfig:
             reasons |= dict.fromkeys(names, "the shards are prepared")
         given = {name: why for name, why in reasons.items() if getattr(self, name) != getattr(plain, name)}
         idle = [f"`corpus.{name}` has no effect: {why}" for name, why in given.items()]
-        return idle if self.shards else idle + self.augmentation.find_idle()
+        return idle if self.shards else idle + self.reader.find_idle("corpus.reader") + self.augmentation.find_idle()

@@ -12,7 +12,7 @@ import ray.data
 
 from pipelines.corpus.records import SPAN_TYPE, CorpusError
 from pipelines.ner.bundle import Bundle
-from pipelines.ner.engine import NerEngine
+from pipelines.ner.engine import DEVICE, DEVICE_RULE, NerEngine
 from pipelines.ner.entities import Coverage, Entity, Prediction, Span
 from pipelines.ner.errors import UserError
 from pipelines.ner.labels import SCHEMES
@@ -39,7 +39,7 @@ class InferenceConfig:
     """fp32, bf16, fp16, int8 (of a bundle that has it), or auto: as the hardware is good at it. fp32 gives the same
     entities on every machine."""
     device: str = "auto"
-    """cpu, cuda, or auto: a GPU where the actor has one."""
+    """cpu, cuda, cuda:1 …, or auto: a GPU where the actor has one."""
     max_batch_tokens: int | None = None
     """Padded sub-tokens in one forward pass; default: as the engine finds best."""
     scheme: str | None = None
@@ -54,6 +54,9 @@ class InferenceConfig:
             if value not in choices:
                 where, rule = f"`inference.{name}`", "one of " + ", ".join(choices)
                 problems.append(CorpusError(f"no such {name}", where=where, rule=rule, value=value))
+        if not DEVICE.fullmatch(self.device):
+            where, value = "`inference.device`", self.device
+            problems.append(CorpusError("no such device", where=where, rule=DEVICE_RULE, value=value))
         if self.scheme is not None and self.scheme not in SCHEMES:
             where, rule = "`inference.scheme`", "one of " + ", ".join(SCHEMES)
             problems.append(CorpusError("no such tag scheme", where=where, rule=rule, value=self.scheme))

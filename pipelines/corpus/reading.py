@@ -5,7 +5,7 @@ import json
 import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from pipelines.corpus.formats.files import find_files, read_records
+from pipelines.corpus.formats.files import drop_repeats, find_files, read_records
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import RECORD_SCHEMA, CorpusError, Record, to_table
@@ -24,6 +24,7 @@ from pipelines.ner.labels import (
     OUTSIDE,
     SCHEMES,
     SchemeError,
+    check_bare_labels,
     count_illegal_tags,
     detect_scheme,
     observe_tags,
@@ -78,13 +79,8 @@ def read_corpus(
     raw = read_raw(patterns, reader, split_off).materialize()
     summary = summarize(raw)
     summary.ledger.check(max_bad_fraction)
-    if needs_gold and summary.num_without_gold:
-        raise CorpusError(
-            f"{summary.num_without_gold} records have no annotation",
-            rule="each record has `entities`, `spans` or `label` beside its text, or `tags` beside its words",
-            remedy="name the column: `reader.spans_column` or `reader.tags_column`",
-        )
-    found_scheme = _choose_scheme(summary, scheme)
+    check_records(summary, needs_gold=needs_gold)
+    found_scheme = choose_scheme(summary, scheme)
     labels = {split: set(found) for split, found in summary.span_labels.items()}
     for split, tags in summary.raw_tags.items():
         labels.setdefault(split, set()).update(parse_tag(tag, found_scheme)[1] for tag in tags if tag != "O")
@@ -97,7 +93,7 @@ def read_raw(
 ) -> ray.data.Dataset:
     """All rows of the files, also those that tell of a rejection; nothing is read yet. Raises CorpusError."""
     files = find_all_files(patterns)
-    settings = {"reader": reader, "split_off": dict(split_off or {})}
+    settings = {"reader": replace(reader, extra_columns=()), "split_off": dict(split_off or {})}
     raw = ray.data.from_items(files, override_num_blocks=min(len(files), MAX_BLOCKS))
     return raw.map_batches(_read_files, fn_kwargs=settings, batch_size=1, batch_format="pyarrow")
 
@@ -112,7 +108,7 @@ def summarize(raw: ray.data.Dataset) -> Summary:
 
 
 def keep_records(raw: ray.data.Dataset) -> ray.data.Dataset:
-    """The rows of `read_raw` that are records: `RECORD_SCHEMA`, `split`, and the extra columns."""
+    """The rows of `read_raw` that are records: `RECORD_SCHEMA` and `split`."""
     return raw.map_batches(_keep_records, batch_size=None, batch_format="pyarrow")
 
 
@@ -140,11 +136,29 @@ def finish_records(table: pa.Table, scheme: str) -> pa.Table:
     return table.append_column("num_illegal_tags", pa.array(illegal, pa.int32()))
 
 
-def _choose_scheme(summary: Summary, scheme: str) -> str:
+def check_records(summary: Summary, *, needs_gold: bool) -> None:
+    """Raise CorpusError if there are no records, or if some lack the gold that they need."""
+    if not summary.ledger.num_kept:
+        raise CorpusError(
+            "the corpus holds no records",
+            rule="at least one record in all files together",
+            remedy="give files that hold some; of a table every row below its names is one",
+        )
+    if needs_gold and summary.num_without_gold:
+        raise CorpusError(
+            f"{summary.num_without_gold} records have no annotation",
+            rule="each record has `entities`, `spans` or `label` beside its text, or `tags` beside its words",
+            remedy="name the column: `reader.spans_column` or `reader.tags_column`",
+        )
+
+
+def choose_scheme(summary: Summary, scheme: str) -> str:
     """The scheme given, or the one detected. Raises CorpusError that shows tags which do not fit, and where."""
     places = {tag: source for tags in summary.raw_tags.values() for tag, source in tags.items() if tag != OUTSIDE}
     try:
         found = detect_scheme(summary.tags_seen) if scheme == "auto" else scheme
+        if found == "IO" and scheme == "auto":
+            check_bare_labels(places, summary.tags_seen[f"prefix:{OUTSIDE}"])
     except SchemeError as error:
         first_of = {split_tag(tag)[0]: tag for tag in sorted(places, reverse=True)}
         odd = {"": first_of[""]} if "" in first_of else first_of
@@ -170,11 +184,13 @@ def find_all_files(patterns: Mapping[str, Sequence[str]]) -> list[dict[str, str]
     errors: list[UserError] = []
     files = []
     for split, names in patterns.items():
+        found: list[str] = []
         for name in names:
             try:
-                files += [{"path": path, "split": split} for path in find_files([name])]
+                found += find_files([name])
             except CorpusError as error:
                 errors.append(error)
+        files += [{"path": path, "split": split} for path in drop_repeats(found)]
     raise_all(errors)
     return files
 
@@ -190,13 +206,13 @@ def _read_files(batch: pa.Table, reader: FormatOptions, split_off: dict[str, flo
                 else:
                     entries.append(item)
                 if len(kept) >= BLOCK_RECORDS:
-                    yield _build_block(kept, entries, row, split_off, reader.extra_columns)
+                    yield _build_block(kept, entries, row, split_off)
                     kept, entries = [], []
         except CorpusError as error:
             fields = {name: getattr(error, name) for name in ("what", "where", "rule", "value", "remedy")}
             detail = json.dumps({name: str(value) for name, value in fields.items() if value is not None})
             entries.append(LedgerEntry(row["path"], row["path"], "rejected", UNREADABLE, detail))
-        yield _build_block(kept, entries, row, split_off, reader.extra_columns)
+        yield _build_block(kept, entries, row, split_off)
 
 
 def _build_block(
@@ -204,12 +220,9 @@ def _build_block(
     entries: Sequence[LedgerEntry],
     file: Mapping[str, str],
     split_off: dict[str, float],
-    keep: Sequence[str],
 ) -> pa.Table:
     split, folder = file["split"], os.path.join(os.path.dirname(file["path"]), "")
     records = to_table(kept)
-    for name in keep:
-        records = records.append_column(name, pa.array([record.extra.get(name) for record in kept]))
     # by a name that does not depend on where the file lies, or how it was given
     splits = [_choose_split(record.doc_id.removeprefix(folder), split, split_off) for record in kept]
     ok = [["kept"] * len(kept), [None] * len(kept), [None] * len(kept)]

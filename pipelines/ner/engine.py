@@ -9,6 +9,7 @@ caller's thread encodes the next group and decodes the one before.
 """
 
 import os
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,8 @@ FIRST_GROUP_TOKENS = 8192
 """So few, where no batch waits, so that computing starts soon."""
 GROUPS_AHEAD = 2
 """Groups of documents that are encoded before the oldest is decoded."""
+DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+DEVICE_RULE = "auto, cpu, cuda, cuda:1 …"
 
 
 class EngineError(UserError):
@@ -227,14 +230,16 @@ class NerEngine:
 
 def find_device(device: str) -> torch.device:
     """The device of a name, `auto` for the best there is. Raises EngineError for one that this machine lacks."""
+    if not DEVICE.fullmatch(device):
+        raise EngineError(f"no device `{device}`", rule=DEVICE_RULE, value=device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise EngineError("this machine has no CUDA device", value=device, remedy="use `cpu` or `auto`")
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise EngineError(f"no device `{device}`", rule="auto, cpu, cuda, cuda:1 …", value=device) from error
+    found = torch.device(device)
+    num_devices = torch.cuda.device_count() if found.type == "cuda" and torch.cuda.is_available() else 0
+    if found.type == "cuda" and (found.index or 0) >= num_devices:
+        what = f"this machine has no CUDA device{f' {found.index}' if num_devices else ''}"
+        raise EngineError(what, rule=f"{num_devices} of them are here", value=device, remedy="use `cpu` or `auto`")
+    return found
 
 
 def _check_choice(what: str, value: str, choices: Sequence[str]) -> None:

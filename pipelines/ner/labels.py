@@ -5,6 +5,7 @@ nothing starts an entity. The strict reading (`read_strict_spans`) accepts only 
 demands; the rest is not an entity.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ SCHEMES: dict[str, dict[str, str]] = {
     "BMES": {"B": "B", "M": "I", "E": "E", "S": "S"},
     "IO": {"": "I"},
 }
+_LIKE_PREFIXED = re.compile(r"[BIESLUM][-_].+|.+[-_][BIESLUM]", re.IGNORECASE)
 _ROLES = {prefix: role for roles in SCHEMES.values() for prefix, role in roles.items()}
 
 
@@ -118,7 +120,10 @@ class LabelScheme:
 
     def to_tags(self, spans: Sequence[Span], num_words: int) -> list[str]:
         """Tags of non-overlapping spans over `num_words` words."""
-        return write_tags(spans, num_words, self.name)
+        tags = write_tags(spans, num_words, self.name)
+        if self.name == "IO":  # others' models may write `I-PER`
+            return [f"I-{tag}" if tag not in self.ids and f"I-{tag}" in self.ids else tag for tag in tags]
+        return tags
 
     def to_tag_ids(self, spans: Sequence[Span], num_words: int) -> list[int]:
         """As `to_tags`, as indices."""
@@ -161,6 +166,8 @@ def read_spans(tags: Sequence[str], scheme: str = "BIO") -> list[Span]:
 
 def read_strict_spans(tags: Sequence[str], scheme: str) -> list[Span]:
     """Only the spans whose tags are exactly those the scheme demands (seqeval's strict mode)."""
+    if scheme == "IO":
+        return read_spans(tags, scheme)
     strict = []
     for span in read_spans(tags, scheme):
         expected = write_tags([Span(0, span.end - span.start, span.label)], span.end - span.start, scheme)
@@ -230,6 +237,31 @@ def detect_scheme(seen: Counter[str]) -> str:
         value="prefixes " + ", ".join(f"`{prefix}`" for prefix in sorted(prefixes)),
         remedy="convert the files to one scheme, or give them to separate runs",
     )
+
+
+def check_bare_labels(tags: Iterable[str], num_outside: int) -> None:
+    """Raise SchemeError where tags without known prefixes are rather misspelt ones, or not tags at all.
+
+    Args:
+        num_outside: how many words have the tag `O`. The letter may be a word, but not one in ten of all there are.
+    """
+    labels = sorted(set(tags) - {OUTSIDE})
+    shown = ", ".join(f"`{label}`" for label in labels[:5])
+    if all(_LIKE_PREFIXED.fullmatch(label) for label in labels if label != OUTSIDE.lower()):
+        raise SchemeError(
+            "the prefixes of the tags are not understood",
+            rule="a prefix in upper case, a dash and a label (`B-PER`), and `O`",
+            value=shown,
+            remedy="write the tags in that way; if they are bare labels, set the scheme `IO`",
+        )
+    if 10 * num_outside < len(labels):
+        raise SchemeError(
+            f"{'hardly any' if num_outside else 'no'} tag is `O`",
+            rule="words outside of entities have the tag `O`",
+            value=f"{len(labels)} others: {shown}",
+            remedy="name the column of the tags: `reader.tag_column` (CoNLL, 0 is the first) or `reader.tags_column`; "
+            "if it is the right one, set the scheme `IO`",
+        )
 
 
 def _join(prefix: str, label: str) -> str:

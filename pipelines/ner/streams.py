@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines.ner.encoding import Window, plan_batches
+from pipelines.ner.errors import UserError
 from pipelines.ner.runtimes.runtime import Runtime
 
 MAX_STREAMS = 32
@@ -20,6 +21,10 @@ GPU_STREAMS = 2
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 logger = logging.getLogger(__name__)
+
+
+class EmissionsError(UserError):
+    """A model whose emissions are infinite, or no numbers."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Streams:
     def _compute(self, windows: Sequence[Window]) -> Tensor:
         """Emissions of a batch; where memory does not suffice, of its halves, and later batches are smaller too."""
         try:
-            return self.runtime.compute(windows)
+            return check_finite(self.runtime.compute(windows), self.runtime.precision)
         except (MemoryError, RuntimeError) as error:
             if len(windows) == 1 or not _is_out_of_memory(error):
                 raise
@@ -123,6 +128,19 @@ def start_wide_thread(num_threads: int) -> WideThread:
     puts them to sleep and wakes them up again, and a lone sentence takes nearly twice as long.
     """
     return WideThread(start_threads("alone", 1, num_threads))
+
+
+def check_finite(emissions_WK: Tensor, precision: str) -> Tensor:
+    """The emissions, unless some are no numbers: then EmissionsError, for decoding would find nothing in them."""
+    if not bool(torch.isfinite(emissions_WK).all()):
+        what, remedy = "the model computes no numbers", "its weights may be damaged: train, convert or fetch it again"
+        if precision in ("fp16", "int8"):
+            what, remedy = (
+                f"the model overflows in {precision}",
+                "set `precision` to `bf16` or `fp32`",
+            )
+        raise EmissionsError(what, rule="emissions are finite", value=f"infinite or NaN in {precision}", remedy=remedy)
+    return emissions_WK
 
 
 def start_threads(name: str, num_streams: int, num_threads: int) -> ThreadPoolExecutor:

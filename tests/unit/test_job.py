@@ -12,6 +12,7 @@ from ray.exceptions import RayTaskError
 from pipelines import compress, predict, pretrain, run_record, scale, train, tune
 from pipelines.cluster import ClusterConfig
 from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.identity import identify_corpus
 from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, lock_folder, prepare_output_dir, write_json
 from pipelines.job import find_mistake, run_door, warn_of_idle
@@ -383,6 +384,10 @@ def test_settings_without_effect_are_told(capsys: pytest.CaptureFixture[str]):
     assert given.find_idle() == ["`corpus.dev_fraction` has no effect: dev files are given"]
     prepared = CorpusConfig(shards="s", scheme="BIO").find_idle()
     assert prepared == ["`corpus.scheme` has no effect: the shards are prepared"]
+    reader = FormatOptions(extra_columns=("lang",))
+    [told] = CorpusConfig(train=["a"], reader=reader).find_idle()
+    assert told.startswith("`corpus.reader.extra_columns` has no effect")
+    assert "`--keep`" in told
     warn_of_idle(prepared)
     assert "`corpus.scheme` has no effect" in capsys.readouterr().err
 

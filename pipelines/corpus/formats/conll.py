@@ -15,7 +15,7 @@ _TAG = re.compile(r"O|[BIESLUM]-\S+")
 _DOCUMENT_MARKS = ("-DOCSTART-", "#begin document", "# newdoc")
 _IGNORED_LINES = ("#end document",)
 _UD_RANGE = re.compile(r"\d+[-.]\d+")
-_UD_NUM_COLUMNS = range(3, 7)
+_UD_EXTENSION = ".iob2"
 _CONLLU_NUM_COLUMNS = 10
 
 NumberedLine = tuple[int, str]
@@ -29,10 +29,14 @@ def read_conll(
     Words are kept exactly as the file has them. `doc_id` is `path#docN` after the N-th document mark (`-DOCSTART-`,
     `# newdoc`, `#begin document`), and the record's own id where no mark came before.
     """
-    reader = _Reader(source, options or FormatOptions(), has_comments=get_extension(source) == ".iob2")
+    reader = _Reader(source, options or FormatOptions(), has_comments=get_extension(source) == _UD_EXTENSION)
     for number, line in enumerate(lines, 1):
-        yield from reader.take(number, line.removesuffix("\n").removesuffix("\r"))
+        line = line.removesuffix("\n").removesuffix("\r")
+        if "\r" in line:
+            _check_line_ends(line, f"{source}:{number}")
+        yield from reader.take(number, line)
     yield from reader.finish()
+    yield from reader.release()
 
 
 def looks_like_conll(lines: Iterable[str]) -> bool:
@@ -61,6 +65,8 @@ class _Reader:
     is_ud: bool | None = None
     """Whether the file is UD-style; None until a sentence shows it."""
     sentence: list[NumberedLine] = field(default_factory=list)
+    waiting: list[tuple[int, list[NumberedLine], list[list[str]]]] = field(default_factory=list)
+    """Sentences, each with its document's number and its columns, that the next one tells how to read."""
 
     def take(self, number: int, line: str) -> Iterator[Record | LedgerEntry]:
         """Read one more line; yields the sentence that it ends."""
@@ -74,25 +80,39 @@ class _Reader:
             self.sentence.append((number, line))
 
     def finish(self) -> Iterator[Record | LedgerEntry]:
-        """The sentence gathered so far, if there is one."""
+        """The sentence gathered so far, if there is one that can be read by now."""
         lines = self._drop_comments(self.sentence)
         self.sentence = []
-        if lines:
-            yield self._to_record(lines)
+        if not lines:
+            return
+        rows = split_columns([line for _, line in lines], self.options.delimiter_character())
+        self.waiting.append((self.num_documents, lines, rows))
+        if self.is_ud is None:
+            self.is_ud = self._show_ud(rows)
+        if self.is_ud is not None or not _may_be_number(rows):
+            yield from self.release()
+
+    def release(self) -> Iterator[Record | LedgerEntry]:
+        """The sentences that wait; where only they tell, several numbered ones or its name make a file UD-style."""
+        if self.is_ud is None and (len(self.waiting) > 1 or get_extension(self.source) == _UD_EXTENSION):
+            self.is_ud = all(_may_be_number(rows) for _, _, rows in self.waiting) or None
+        for document, lines, rows in self.waiting:
+            yield self._to_record(lines, rows, document)
+        self.waiting = []
 
     def _drop_comments(self, lines: list[NumberedLine]) -> list[NumberedLine]:
         if not any(line.startswith("#") for _, line in lines):
             return lines
         known = [len(_split(line, None)) for _, line in lines if not line.startswith("#")]
         num_columns = known[0] if known else self.num_columns
-        held = [(number, line) for number, line in lines if not _is_comment(line, num_columns)]
+        held: list[NumberedLine] = []
+        for number, line in lines:
+            if not _is_comment(line, num_columns, is_first=not held):
+                held.append((number, line))
         self.has_comments |= len(held) < len(lines)
         return held
 
-    def _to_record(self, lines: list[NumberedLine]) -> Record | LedgerEntry:
-        rows = split_columns([line for _, line in lines], self.options.delimiter_character())
-        if self.is_ud is None:
-            self.is_ud = self._show_ud(rows)
+    def _to_record(self, lines: list[NumberedLine], rows: list[list[str]], document: int) -> Record | LedgerEntry:
         places = [f"{self.source}:{number}" for number, _ in lines]
         if self.is_ud:
             kept = [index for index, row in enumerate(rows) if not _UD_RANGE.fullmatch(row[0])]
@@ -105,7 +125,7 @@ class _Reader:
         self.num_columns = len(rows[0])
         return Record(
             record_id=record_id,
-            doc_id=f"{self.source}#doc{self.num_documents}" if self.num_documents else record_id,
+            doc_id=f"{self.source}#doc{document}" if document else record_id,
             source=record_id,
             words=[row[self._word_column] for row in rows],
             tags=[row[self._tag_column].strip(_WHITE) for row in rows],
@@ -124,6 +144,9 @@ class _Reader:
             if len(row) != len(rows[0]) and not self.is_ud:
                 detail = f"`{' '.join(row)}` has {len(row)} columns, its sentence began with {len(rows[0])}"
                 return index, "ragged_columns", detail
+            if self.is_ud and self.options.word_column is None and not row[0].isdecimal():
+                detail = f"`{' '.join(row)}` does not begin with its number; if no word has one, set `word_column 0`"
+                return index, "no_number", detail
             if not row[word_column].strip(_WHITE):
                 return index, "empty_word", f"the word's column is empty in `{' '.join(row)}`"
             if not row[tag_column].strip(_WHITE):
@@ -140,14 +163,23 @@ class _Reader:
 
     def _show_ud(self, rows: Sequence[list[str]]) -> bool | None:
         """Whether a sentence is numbered as UD numbers it; None where it cannot tell."""
-        whole = [row for row in rows if len(row) in (*_UD_NUM_COLUMNS, _CONLLU_NUM_COLUMNS)]
-        if not self.has_comments or not whole:
-            return None if self.has_comments else False
-        ids = [row[0] for row in whole if not _UD_RANGE.fullmatch(row[0])]
+        options = self.options
+        if options.word_column == 0 or (options.word_column is not None and not self.has_comments):
+            return False
+        whole = [row for row in rows if len(row) > 2 and not _UD_RANGE.fullmatch(row[0])]
+        is_damaged = any(len(row) < 3 for row in rows)
+        if not whole or (is_damaged and not self.has_comments):
+            return None if whole or self.has_comments else False
+        ids = [row[0] for row in whole]
         numbered = ids == [str(number) for number in range(1, len(ids) + 1)]
-        if len(whole) < len(rows):  # a damaged line hides its number
-            numbered = ids[:1] == ["1"] and all(one.isdecimal() for one in ids)
-        if numbered and len(whole[0]) == _CONLLU_NUM_COLUMNS and self.options.tag_column is None:
+        if is_damaged:  # a damaged line hides its number
+            numbered = ids[0] == "1" and all(one.isdecimal() for one in ids)
+        num_columns = len(whole[0])
+        if not numbered or (_may_be_number(rows) and num_columns != _CONLLU_NUM_COLUMNS):
+            return None if numbered else False
+        if options.tag_column is not None:
+            return True
+        if num_columns == _CONLLU_NUM_COLUMNS:
             raise CorpusError(
                 "the file is CoNLL-U, which has no column for entities",
                 where=self.source,
@@ -155,7 +187,16 @@ class _Reader:
                 value=" ".join(whole[0]),
                 remedy="set `tag_column` (and `word_column 1`) if one of its columns holds tags",
             )
-        return numbered
+        is_tagged = all(is_tag(row[2]) for row in whole)
+        if num_columns > 3 and not is_tagged and (not self.has_comments or all(is_tag(row[-1]) for row in whole)):
+            raise CorpusError(
+                "the first column numbers the words, and the third holds no tags",
+                where=self.source,
+                rule="a numbered file has the word in its second column and the tag in its third",
+                value=" ".join(whole[0]),
+                remedy="set `word_column` and `tag_column`, counted from 0",
+            )
+        return True
 
 
 def split_columns(lines: Sequence[str], delimiter: str | None) -> list[list[str]]:
@@ -176,12 +217,36 @@ def _split(line: str, delimiter: str | None) -> list[str]:
     return _RUN_OF_WHITE.split(line.strip(_WHITE)) if delimiter == "whitespace" else line.split(delimiter)
 
 
-def _is_comment(line: str, num_columns: int) -> bool:
-    """A line that starts with `# `, holds no tab and is not the token `#` of a file with blanks as delimiters."""
-    if not line.startswith("# ") or "\t" in line:
+def _is_comment(line: str, num_columns: int, *, is_first: bool) -> bool:
+    """A line that starts with `# ` and is not the token `#` of a file with blanks as delimiters.
+
+    With a tab in it, one at the head of a sentence that has other columns than the file (MultiCoNER, GermEval).
+    """
+    if not line.startswith(("# ", "#\t")):
         return False
-    columns = _split(line, "whitespace")
+    columns = _split(line, None)
+    if "\t" in line:
+        return is_first and len(columns) != num_columns and not is_tag(columns[-1].strip(_WHITE))
     return not (len(columns) == num_columns and is_tag(columns[-1]))
+
+
+def _may_be_number(rows: Sequence[list[str]]) -> bool:
+    """Whether a sentence is one line that begins with a number, of UD or as the word itself."""
+    row = rows[0]
+    is_number = row[0] == "1" or _UD_RANGE.fullmatch(row[0])
+    return bool(is_number) and len(rows) == 1 and len(row) > 2 and (is_tag(row[-1]) or not is_tag(row[2]))
+
+
+def _check_line_ends(line: str, position: str) -> None:
+    pieces = [piece for piece in line.split("\r") if piece.strip(_WHITE)]
+    if len(pieces) > 1 and looks_like_conll(pieces):
+        raise CorpusError(
+            "the lines end with CR alone",
+            where=position,
+            rule="lines end with LF or CRLF",
+            value=f"{line!r:.80}",
+            remedy="convert the file: `tr '\\r' '\\n'`",
+        )
 
 
 def _has_tag(columns: Sequence[str]) -> bool:

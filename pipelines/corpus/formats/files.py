@@ -3,7 +3,7 @@
 import difflib
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pipelines.corpus.formats.conll import looks_like_conll, read_conll
@@ -44,7 +44,15 @@ def find_files(patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         with explain_damage(pattern):
             found += _find(pattern)
-    return list(dict.fromkeys(found))
+    return drop_repeats(found)
+
+
+def drop_repeats(paths: Iterable[str]) -> list[str]:
+    """The first path of each file, whatever links or dots the others have on their way to it."""
+    first: dict[str, str] = {}
+    for path in paths:
+        first.setdefault(path if is_uri(path) else os.path.realpath(path), path)
+    return list(first.values())
 
 
 def detect_format(path: str, options: FormatOptions | None = None) -> Format:
@@ -146,11 +154,21 @@ def _find_in_folder(folder: str) -> list[str]:
 
 
 def _walk(folder: str) -> list[str]:
-    found = []
-    for parent, folders, names in os.walk(folder, onerror=_raise):
-        datasets = {name for name in folders if is_dataset(os.path.join(parent, name))}
-        folders[:] = [name for name in folders if name[0] not in "._" and name not in datasets]
-        found += [os.path.join(parent, name) for name in (*datasets, *filter(is_corpus_name, names))]
+    """The corpora in a folder and in what its links lead to, each folder once and rather by its own name."""
+    found: list[str] = []
+    visited: set[str] = set()
+    tops = [folder]
+    for top in tops:  # it grows by the links that are met
+        for parent, folders, names in os.walk(top, onerror=_raise):
+            real = os.path.realpath(parent)
+            if real in visited:
+                folders.clear()
+                continue
+            visited.add(real)
+            datasets = {name for name in folders if is_dataset(os.path.join(parent, name))}
+            folders[:] = [name for name in folders if name[0] not in "._" and name not in datasets]
+            tops += sorted(path for name in folders if os.path.islink(path := os.path.join(parent, name)))
+            found += [os.path.join(parent, name) for name in (*datasets, *filter(is_corpus_name, names))]
     return sorted(found)
 
 

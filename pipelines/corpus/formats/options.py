@@ -23,9 +23,10 @@ class FormatOptions:
     `whitespace`. By default CoNLL files use tabs where they have them and white space otherwise, CSV files whichever
     delimiter makes sense of the header."""
     word_column: int | None = None
-    """CoNLL: position of the word's column, from 0, negative from the end; by default the first (UD-style: second)."""
+    """CoNLL: position of the word's column, from 0, negative from the end; by default the first (where words are
+    numbered, as in UD: the second)."""
     tag_column: int | None = None
-    """CoNLL: position of the tag's column; by default the last (UD-style `.iob2`: the third)."""
+    """CoNLL: position of the tag's column; by default the last (where words are numbered: the third)."""
     text_column: str | None = None
     """Column with the raw text; by default `text`."""
     spans_column: str | None = None
@@ -40,13 +41,18 @@ class FormatOptions:
     label_names: tuple[str, ...] = ()
     """Tag names by number, for tags that are stored as numbers. Hugging Face datasets bring their own."""
     extra_columns: tuple[str, ...] = ()
-    """Further columns to keep beside the record."""
+    """Further columns to keep beside the record; of the commands `predict` alone keeps some, named by `--keep`."""
     document_per: Literal["line", "paragraph", "file"] = "line"
     """Plain text: whether every line is a document (blank lines are not), every paragraph (blank lines end it), or
     every file."""
     bad_encoding: BadEncoding = "refuse_file"
     """JSONL, CSV, Parquet and plain text: whether bytes that are not UTF-8 refuse the file or reject the one record.
     Binary files are refused either way."""
+
+    def find_idle(self, place: str = "reader") -> list[str]:
+        """Settings given that change nothing in a run of any command, each with its reason."""
+        reason = "`rayner predict` alone keeps columns, by `--keep`"
+        return [f"`{place}.extra_columns` has no effect: {reason}"] if self.extra_columns else []
 
     def text_names(self) -> tuple[str, ...]:
         """Column names that may hold the text."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines.corpus.formats.conll import is_tag
-from pipelines.corpus.formats.options import FormatOptions
+from pipelines.corpus.formats.options import NO_COLUMN, FormatOptions
 from pipelines.corpus.formats.spans import (
     Repair,
     RowError,
@@ -45,7 +45,7 @@ def to_record(row: Any, source: str, options: FormatOptions | None = None) -> tu
     if options.spans_names() and row.get("answer") in _NOT_ACCEPTED:
         raise RowError("not_accepted", f"the annotator's `answer` (of Prodigy) is `{row['answer']}`")
     text_name, words_name = _find(row, options.text_names(), blank=True), _find(row, options.words_names())
-    if words_name and (not text_name or _prefers_words(row, options)):
+    if words_name and (not text_name or _prefers_words(row, text_name, words_name, options)):
         content, repairs = _read_words(row, words_name, options)
     elif text_name:
         content, repairs = _read_text(row, text_name, options)
@@ -129,9 +129,13 @@ def _check_extra(value: Any, name: str) -> Any:
     return value
 
 
-def _prefers_words(row: Mapping[str, Any], options: FormatOptions) -> bool:
-    """Of a row that has text and words: whether the words carry the gold."""
-    if options.text_column or options.spans_column:
+def _prefers_words(row: Mapping[str, Any], text_name: str, words_name: str, options: FormatOptions) -> bool:
+    """Of a row that has text and words: whether the words carry the gold, or alone hold anything."""
+    if options.text_column or options.spans_column not in (None, NO_COLUMN):
+        return False
+    if _is_blank(row[text_name]) and _holds(row[words_name], lambda item: isinstance(item, str)):
+        return True
+    if options.spans_column:
         return False
     name = _find(row, options.tags_names())
     return bool(name) and _holds(row[name], lambda item: isinstance(item, str) or is_integer(item))

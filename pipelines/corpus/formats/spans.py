@@ -1,8 +1,11 @@
 """Gold spans as annotation tools write them, to checked `Span`s."""
 
 import ast
+import io
 import json
+import tokenize
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from pipelines.ner.entities import Span
@@ -45,7 +48,7 @@ def read_word_span_list(value: Any, num_words: int, name: str = "spans") -> tupl
 
 
 def as_list(value: Any, reason: str, name: str) -> list[Any]:
-    """A list from a list, tuple, array, or a string that holds a list as JSON or Python writes it."""
+    """A list from a list, tuple, array, or a string that holds a list as JSON, Python or numpy writes it."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = _parse_list(value, reason, name)
     if hasattr(value, "tolist"):
@@ -60,9 +63,21 @@ def _parse_list(value: str, reason: str, name: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         try:
-            return ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return _parse_literal(value.strip())
+        except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError):
             raise RowError(reason, f"{name} should be a JSON list: {error}: {_shorten(value)}") from error
+
+
+def _parse_literal(value: str) -> Any:
+    """A list as Python writes it, or as numpy does: without commas, where Python would join the strings to one."""
+    layout = (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)
+    tokens = [one for one in tokenize.generate_tokens(io.StringIO(value).readline) if one.type not in layout]
+    is_numpy = value[-1] == "]" and all(one.type in (tokenize.STRING, tokenize.NUMBER) for one in tokens[1:-1])
+    for one, following in pairwise(tokens):
+        touches = one.end == following.start
+        if one.type == following.type == tokenize.STRING and (touches or not is_numpy):
+            raise ValueError("a comma is missing between two strings")
+    return [ast.literal_eval(one.string) for one in tokens[1:-1]] if is_numpy else ast.literal_eval(value)
 
 
 def check_unicode(text: str, name: str) -> str:

@@ -41,22 +41,43 @@ def read_csv(lines: Iterable[str], source: str, options: FormatOptions | None = 
     header = _split_header(header_line, delimiter, place)
     check_columns(header, source, options)
     reader = csv.reader(watched, delimiter=delimiter, strict=True)
+    watched.take()
     while True:
         line = number + reader.line_num + 1
         position = f"{source}:{line}"
+        cells: list[str] = []
+        broken: csv.Error | None = None
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            watched.take_bad()
+            broken = error
+        taken = watched.take()
+        if delimiter == "\t" and (broken or len(taken) > 1) and _are_rows(taken, len(header)):
+            for at, one in enumerate(taken, line):
+                yield from _read_plain(one, header, f"{source}:{at}", options)
+        elif broken:
             last = number + reader.line_num
-            detail = f"{error} (lines {line} to {last})"
+            detail = f"{broken} (lines {line} to {last})"
             for lost in range(line, last + 1):  # each counts, so that a quote left open is no single bad row
                 yield _reject(f"{source}:{lost}", "broken_csv", detail)
-            continue
-        bad = watched.take_bad()
-        yield from [bad.reject(position)] if bad else _read_cells(cells, header, position, options)
+        else:
+            bad = next((one for one in taken if isinstance(one, UndecodableLine)), None)
+            yield from [bad.reject(position)] if bad else _read_cells(cells, header, position, options)
+
+
+def _are_rows(lines: list[str], num_columns: int) -> bool:
+    """Whether lines with tabs that a quote holds together are rows: most tools write them without any quoting."""
+    return num_columns > 1 and all(one.count("\t") == num_columns - 1 for one in (lines[0], lines[-1]))
+
+
+def _read_plain(line: str, header: list[str], position: str, options: FormatOptions) -> Iterator[Record | LedgerEntry]:
+    """The record of a line with tabs, in which quote marks are characters as any."""
+    if isinstance(line, UndecodableLine):
+        yield line.reject(position)
+    elif line.strip():
+        yield from _read_cells(line.rstrip("\r\n").split("\t"), header, position, options)
 
 
 def _read_cells(
@@ -128,27 +149,26 @@ def with_label_names(schema: pa.Schema, options: FormatOptions) -> FormatOptions
 
 
 class _Lines:
-    """Lines for `csv`, which forgets what kind of line a cell came from."""
+    """Lines for `csv`, which forgets what lines a row came from."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = iter(lines)
-        self._bad: UndecodableLine | None = None
+        self._taken: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
         """The lines themselves, which can be gone through once."""
         return self
 
     def __next__(self) -> str:
-        """The next line; the first that could not be decoded is remembered."""
+        """The next line, which is remembered."""
         line = next(self._lines)
-        if isinstance(line, UndecodableLine):
-            self._bad = self._bad or line
+        self._taken.append(line)
         return line
 
-    def take_bad(self) -> UndecodableLine | None:
-        """The first line since the last call that could not be decoded."""
-        bad, self._bad = self._bad, None
-        return bad
+    def take(self) -> list[str]:
+        """The lines since the last call."""
+        taken, self._taken = self._taken, []
+        return taken
 
 
 def _detect_delimiter(header: str, position: str, options: FormatOptions) -> str:

@@ -151,6 +151,55 @@ def test_numbers_as_words_are_not_ud_style():
     assert read_words("# a comment\n1\tCD\tO\nMay\tNN\tO\n\n1\tCD\tO") == [["1", "May"], ["1"]]
 
 
+def test_a_first_sentence_of_the_number_one_waits_for_the_next():
+    text = "# newdoc\n# id 5\n1 CD O\n\n# newdoc\n# id 6\nEU NNP B-ORG\nrejects VBZ O"
+    one, two = read(text)
+    assert (one.words, one.doc_id) == (["1"], "news.conll#doc1")
+    assert (two.words, two.doc_id) == (["EU", "rejects"], "news.conll#doc2")
+    assert read_words("# id 5\n1\tEU\tB-ORG\n\n# id 6\n1\trejects\tO\n2\tit\tO") == [["EU"], ["rejects", "it"]]
+    assert read_words("# id 5\n1\tEU\tB-ORG\n\n# id 6\n1\tsays\tO") == [["EU"], ["says"]]
+    assert read_words("# id 5\n1 CD O") == [["1"]]
+
+
+def test_numbered_words_are_read_without_comments_too():
+    assert read_words("1\tEU\tB-ORG\n2\trejects\tO\n\n1\tIt\tO") == [["EU", "rejects"], ["It"]]
+    assert read_words("1\tEU\tNNP\tB-ORG\n2\trejects\tVBZ\tO", tag_column=3) == [["EU", "rejects"]]
+    for comment in ("", "# text = 1 2\n"):
+        assert read_words(f"{comment}1\tCD\tX\tO\n2\tCD\tX\tO", word_column=0) == [["1", "2"]]
+
+
+def test_numbered_words_whose_tags_stand_elsewhere_are_refused():
+    with pytest.raises(CorpusError, match="first column numbers the words") as caught:
+        read("1\tEU\tNNP\tB-ORG\n2\trejects\tVBZ\tO")
+    assert "`word_column`" in caught.value.remedy
+
+
+def test_a_word_without_its_number_rejects_its_sentence():
+    _, bad = read("1 CD O\n2 CD O\n\nEU NNP B-ORG")
+    assert (bad.reason, bad.source) == ("no_number", "news.conll:4")
+    assert "`word_column 0`" in bad.detail
+
+
+def test_a_damaged_sentence_makes_no_file_numbered():
+    bad, good = read("1 CD O\nMay\n\nEU NNP B-ORG")
+    assert (bad.reason, good.words) == ("too_few_columns", ["EU"])
+
+
+def test_comments_with_tabs_are_left_out_and_tokens_kept():
+    assert read_words("# id 1f7ac9b8\tdomain=en\nthe _ _ O\nParis _ _ B-LOC") == [["the", "Paris"]]
+    germeval = "#\tn-tv.de vom 26.02.2005 [2005-02-26] \n1\tSchartau\tB-PER\tO\n2\tsagte\tO\tO"
+    assert read_words(germeval) == [["Schartau", "sagte"]]
+    assert read_words("#\tO\nwin\tO") == [["#", "win"]]
+    assert read_one_rejected("win\tX\tO\n#\tX").reason == "ragged_columns"
+    assert read_one_rejected("#\tO\nwin\tX\tO").reason == "ragged_columns"
+
+
+def test_lines_that_end_with_cr_alone_are_refused():
+    with pytest.raises(CorpusError, match="end with CR alone") as caught:
+        read("EU B-ORG\rrejects O\r\rPeter B-PER\r")
+    assert (caught.value.where, "tr" in caught.value.remedy) == ("news.conll:1", True)
+
+
 def test_conllu_without_a_tag_column_is_refused():
     line = "1\tdog\tdog\tNOUN\tNN\t_\t0\troot\t_\tO"
     with pytest.raises(CorpusError, match="no column for entities"):

@@ -243,6 +243,21 @@ def test_find_files_tells_of_a_link_that_leads_nowhere(folder):
     assert "No such file" in get_message(read_records, "b.conll")
 
 
+def test_find_files_follows_links_to_folders_and_reads_each_once(folder):
+    for name in ("d/z/a.conll", "e/b.conll", "e/f/c.conll"):
+        write(folder / name, "x")
+    for link, target in (("d/again", "z"), ("d/e", "../e"), ("d/e2", "../e"), ("e/loop", "../d"), ("e/f/self", ".")):
+        (folder / link).symlink_to(target)
+    assert find_files(["d"]) == ["d/e/b.conll", "d/e/f/c.conll", "d/z/a.conll"]
+
+
+def test_find_files_takes_a_file_by_several_names_once(folder):
+    write(folder / "a.conll", "x")
+    (folder / "b.conll").symlink_to("a.conll")
+    assert find_files(["./a.conll", "*.conll", str(folder / "a.conll")]) == ["./a.conll"]
+    assert find_files(["*.conll"]) == ["a.conll"]
+
+
 def test_find_files_resolves_the_home_folder(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     write(folder / "a.conll", "x")

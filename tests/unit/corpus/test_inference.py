@@ -57,14 +57,15 @@ def test_settings_out_of_range_are_all_told():
         "`resources.gpus_per_actor`",
     ]
     assert ActorResources(num_actors=1, cpus_per_actor=1, gpus_per_actor=0.5).find_problems() == []
-    problems = InferenceConfig(runtime="abacus", precision="fp8", max_batch_tokens=0).find_problems()
+    problems = InferenceConfig(runtime="abacus", precision="fp8", device="mps", max_batch_tokens=0).find_problems()
     assert [one.where for one in problems] == [
         "`inference.runtime`",
         "`inference.precision`",
+        "`inference.device`",
         "`inference.max_batch_tokens`",
     ]
     assert "openvino" in problems[0].rule
-    assert InferenceConfig().find_problems() == []
+    assert InferenceConfig().find_problems() == InferenceConfig(device="cuda:1").find_problems() == []
 
 
 @pytest.mark.parametrize(

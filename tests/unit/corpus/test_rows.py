@@ -178,6 +178,30 @@ def test_touching_spans_do_not_overlap():
     assert len(read_record({"text": "東京大阪", "entities": [[2, 4, "LOC"], [0, 2, "LOC"]]}).spans) == 2
 
 
+@pytest.mark.parametrize(
+    "words", ["['EU' 'rejects' \"it's\"]", "['EU' 'rejects'\n \"it's\"]", "['EU', 'rejects', \"it's\"]"]
+)
+@pytest.mark.parametrize("tags", ["['B-ORG' 'O' 'O']", "[1 0\n 0]", "['B-ORG', 'O', 'O']"])
+def test_lists_as_numpy_and_pandas_write_them_keep_their_words_apart(words, tags):
+    record = read_record({"tokens": words, "ner_tags": tags}, label_names=("O", "B-ORG"))
+    assert (record.words, record.tags) == (["EU", "rejects", "it's"], ["B-ORG", "O", "O"])
+
+
+@pytest.mark.parametrize(
+    "words", ["['EU', 'rejects' 'it']", "['EU''rejects']", "['EU' 'rejects' ... 'it']", "['EU' 'it')"]
+)
+def test_a_list_whose_words_python_would_join_is_refused(words):
+    error = read_error({"tokens": words})
+    assert (error.reason, words in error.detail or repr(words) in error.detail) == ("bad_words", True)
+
+
+@pytest.mark.parametrize("options", [{}, {"spans_column": "none", "tags_column": "none"}])
+def test_words_are_read_where_the_text_is_blank(options):
+    assert read_record({"text": " ", "words": ["Angela", "Merkel"]}, **options).words == ["Angela", "Merkel"]
+    assert read_record({"text": "", "words": []}, **options).text == ""
+    assert read_record({"text": "", "words": ["Angela"]}, text_column="text").text == ""
+
+
 def spans(*values):
     return {"text": TEXT, "entities": list(values)}
 

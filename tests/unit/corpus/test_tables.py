@@ -91,6 +91,20 @@ def test_csv_reads_on_after_a_broken_row():
     assert (bad.reason, bad.source, good.text, good.source) == ("broken_csv", "x.csv:2", "c", "x.csv:3")
 
 
+def test_quote_marks_of_tab_separated_rows_swallow_none():
+    lines = ["text\tentities", '"open\t[]', "", "y", 'z"\t[]', '"Hello" he said\t[]', '"a ""b"" c"\t[]', '"end\t[]']
+    *records, last = read_lines_of_csv("\n".join(lines) + "\n")
+    ragged = records.pop(1)
+    assert [record.text for record in (*records, last)] == ['"open', 'z"', '"Hello" he said', 'a "b" c', '"end']
+    assert [record.source for record in (*records, last)] == [f"x.csv:{line}" for line in (2, 5, 6, 7, 8)]
+    assert (ragged.reason, ragged.source) == ("ragged_row", "x.csv:4")
+
+
+def test_cells_of_tab_separated_rows_may_hold_line_ends():
+    one, two = read_lines_of_csv('text\tid\n"a\nb"\t1\nc\t"2\n"\n')
+    assert [(item.text, item.doc_id) for item in (one, two)] == [("a\nb", "1"), ("c", "2\n")]
+
+
 def test_csv_header_is_the_first_line_that_holds_anything():
     one, bad, two = read_lines_of_csv('\n \r\nid,text\n1,a\n2,"b"b\n3,c\n')
     assert [(item.doc_id, item.source) for item in (one, two)] == [("1", "x.csv:4"), ("3", "x.csv:6")]

@@ -23,11 +23,12 @@ from transformers import (
 from pipelines.ner.bundle import Bundle, BundleInfo
 from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.encoding import Encoder
-from pipelines.ner.engine import EngineError, NerEngine, _group
+from pipelines.ner.engine import EngineError, NerEngine, _group, find_device
 from pipelines.ner.entities import Coverage, Prediction
 from pipelines.ner.labels import LabelScheme, count_illegal_tags, read_spans
 from pipelines.ner.model import ModelConfig, build_token_classifier
 from pipelines.ner.runtimes.runtime import release_memory
+from pipelines.ner.streams import EmissionsError
 from pipelines.ner.words import split_pieces, split_words
 from tests.conftest import EXACT, SAMPLE, make_bundle
 
@@ -254,14 +255,45 @@ def test_reduced_precision_rounds_emissions_but_not_the_learned_chain(tiny_encod
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("precision", "int3"), ("device", "gpu"), ("device", "cuda:99"), ("runtime", "tpu")]
+    ("option", "value"),
+    [
+        ("precision", "int3"),
+        ("runtime", "tpu"),
+        *(("device", name) for name in ("gpu", "mps", "meta", "xpu", "cpu:9", "cuda:x", "", "cuda:99")),
+    ],
 )
 def test_a_device_or_precision_that_is_not_there_is_told(tiny_bundle, option, value):
-    if value.startswith("cuda") and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
     with pytest.raises(EngineError) as caught:
         NerEngine.load(tiny_bundle, **{option: value})
     assert value in str(caught.value)
+
+
+def test_a_cuda_device_beyond_the_last_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert (find_device("cuda:1").index, find_device("auto").type) == (1, "cuda")
+    with pytest.raises(EngineError, match="no CUDA device 2") as caught:
+        find_device("cuda:2")
+    assert caught.value.rule == "2 of them are here"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("precision", "told"), [("fp16", "overflows in fp16"), ("fp32", "computes no numbers")])
+def test_emissions_that_are_no_numbers_are_refused_not_decoded(tiny_bundle, value, precision, told):
+    engine = NerEngine.load(tiny_bundle, **EXACT)
+    compute = engine.runtime.compute
+
+    def overflow(windows):
+        emissions_WK = compute(windows).clone()
+        emissions_WK[-1, 0] = value
+        return emissions_WK
+
+    engine.runtime.compute, engine.runtime.precision = overflow, precision
+    with pytest.raises(EmissionsError, match=told):
+        engine.predict(TEXTS)
+    text = engine.prepare(TEXTS[0])
+    with pytest.raises(EmissionsError):
+        engine.compute(text.document.windows)
 
 
 # Checkpoints made elsewhere.

@@ -15,6 +15,7 @@ from pipelines.ner.labels import (
     SCHEMES,
     LabelScheme,
     SchemeError,
+    check_bare_labels,
     count_illegal_tags,
     detect_scheme,
     observe_tags,
@@ -169,6 +170,13 @@ def test_detect_scheme_refuses_bare_labels_beside_prefixed_tags():
     assert "B" in caught.value.value
 
 
+def test_io_tags_may_have_the_prefix_i():
+    tags = ["I-PER", "I-PER", "O", "LOC"]
+    spans = [Span(0, 2, "PER"), Span(3, 4, "LOC")]
+    assert read_strict_spans(tags, "IO") == read_spans(tags, "IO") == spans
+    assert LabelScheme.from_tags(["O", "I-PER", "LOC"], "IO").to_tag_ids(spans, 4) == [1, 1, 0, 2]
+
+
 @pytest.mark.parametrize("tags", [["B", "I", "O"], ["O", "I"], ["B", "M", "E", "S"], ["U", "O"]])
 def test_prefixes_without_a_label_are_refused_and_not_taken_for_labels(tags):
     for judge in (LabelScheme.from_tags, lambda tags: detect_scheme(observe_tags(tags))):
@@ -182,6 +190,27 @@ def test_prefixes_without_a_label_are_refused_and_not_taken_for_labels(tags):
 def test_bare_labels_may_have_one_that_is_a_letter_of_a_scheme():
     assert detect_scheme(observe_tags(["M", "PER", "O"])) == "IO"
     assert LabelScheme.from_tags(["O", "M", "PER"]).name == "IO"
+
+
+@pytest.mark.parametrize(
+    "tags", [["b-loc", "i-loc", "o"], ["B_LOC", "I_LOC", "O"], ["PER-B", "PER-I", "O"], ["b-loc", "O"]]
+)
+def test_misspelt_prefixes_are_not_taken_for_labels(tags):
+    with pytest.raises(SchemeError, match="prefixes of the tags are not understood") as caught:
+        check_bare_labels(tags, 10)
+    assert f"`{tags[0]}`" in caught.value.value
+
+
+@pytest.mark.parametrize(("num_outside", "what"), [(0, "no tag is `O`"), (2, "hardly any tag is `O`")])
+def test_words_are_not_taken_for_labels(num_outside, what):
+    with pytest.raises(SchemeError, match=what) as caught:
+        check_bare_labels([f"word{number}" for number in range(30)], num_outside)
+    assert "`reader.tag_column`" in caught.value.remedy
+
+
+@pytest.mark.parametrize("tags", [["PER", "LOC", "O"], ["e-mail", "PER"], ["Vitamin-B", "disease", "o"]])
+def test_bare_labels_beside_outside_words_are_taken(tags):
+    check_bare_labels(tags, 1)
 
 
 @pytest.mark.parametrize(
