@@ -9,7 +9,7 @@ from pipelines.evaluation.bootstrap import paired_bootstrap
 from pipelines.evaluation.metrics import Tallies
 
 Documents = Mapping[str, Tallies]
-"""Tallies by `Scored.document`."""
+"""Tallies by `doc_id`."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def bootstrap_intervals(documents: Mapping[str, Tallies], num_samples: int = 100
     """95 % intervals `[low, high]` in the shape of `scores`: `strict.micro.f1`, `lenient.labels.PER.recall`, …
 
     Args:
-        documents: `Scored.document` → tallies (`count_documents`, or `Counts.labels` of each document). Their order is
+        documents: `doc_id` → tallies (`count_documents`, or `Counts.labels` of each document). Their order is
             irrelevant.
 
     A label's interval is over the samples in which it occurs. Empty without documents.

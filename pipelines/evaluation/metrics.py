@@ -75,11 +75,6 @@ class Scored:
         return cls.from_tags(row["doc_id"], row["source"], row["words"], row["tags"], scheme, predicted)
 
     @property
-    def document(self) -> str:
-        """What no other document has: files may number theirs alike."""
-        return f"{self.source.rpartition(':')[0]}\x1f{self.doc_id}"
-
-    @property
     def content(self) -> str | Sequence[str]:
         """What the spans are ranges of."""
         return self.text if self.text is not None else self.words or []
@@ -181,10 +176,10 @@ def count(records: Iterable[Scored], seen: Seen | None = None) -> Counts:
 
 
 def count_documents(records: Iterable[Scored]) -> dict[str, Tallies]:
-    """Tallies by `Scored.document`, for the bootstrap: records of one document belong together."""
+    """Tallies by `doc_id`, for the bootstrap: records of one document belong together."""
     documents: dict[str, Tallies] = {}
     for scored in records:
-        add_tallies(documents.setdefault(scored.document, {}), count_record(scored).labels)
+        add_tallies(documents.setdefault(scored.doc_id, {}), count_record(scored).labels)
     return documents
 
 

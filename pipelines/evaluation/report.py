@@ -39,7 +39,7 @@ class EvaluationReport:
         self.num_samples, self.seed = num_samples, seed
         self.counts = Counts()
         self.documents: dict[str, Tallies] = {}
-        """`Scored.document` → tallies, for the bootstrap."""
+        """`doc_id` → tallies, for the bootstrap."""
         self.erroneous, self.correct = Reservoir(num_erroneous, seed), Reservoir(num_correct, seed)
 
     def add(self, scored: Scored) -> None:
@@ -47,7 +47,7 @@ class EvaluationReport:
         matches = match_spans(scored.gold, scored.predicted)
         counts = count_record(scored, self.seen, matches)
         self.counts += counts
-        add_tallies(self.documents.setdefault(scored.document, {}), counts.labels)
+        add_tallies(self.documents.setdefault(scored.doc_id, {}), counts.labels)
         if any(match.kind != CORRECT for match in matches):
             self.erroneous.add(scored)
         elif matches:
@@ -61,8 +61,8 @@ class EvaluationReport:
     def merge(self, other: "EvaluationReport") -> None:
         """Add everything that another report holds."""
         self.counts += other.counts
-        for document, tallies in other.documents.items():
-            add_tallies(self.documents.setdefault(document, {}), tallies)
+        for doc_id, tallies in other.documents.items():
+            add_tallies(self.documents.setdefault(doc_id, {}), tallies)
         self.erroneous.merge(other.erroneous)
         self.correct.merge(other.correct)
 

@@ -110,13 +110,6 @@ def test_marks_on_the_page_reproduce_text_and_spans(case):
     assert seen == [a | b for a, b in expected]
 
 
-def test_documents_of_two_files_with_one_id_are_two():
-    report, span = EvaluationReport(), [Span(0, 1, "A")]
-    for source in ("a.jsonl:1", "a.jsonl:2", "b.jsonl:1"):
-        report.add(Scored.from_text("1", source, "x", span, span))
-    assert report.to_dict()["num_documents"] == 2
-
-
 def test_segments_are_cut_at_every_edge_of_overlapping_marks():
     segments = cut_segments("abcdefgh", 0, 8, [Span(1, 5, "A")], [Span(3, 7, "B", 0.5)])
     assert [segment.text for segment in segments] == ["a", "bc", "de", "fg", "h"]
