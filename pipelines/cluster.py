@@ -54,7 +54,7 @@ class ClusterConfig:
         return [
             ClusterError("a number out of range", where=f"`cluster.{name}`", rule=f"at least {least}", value=value)
             for name, least in LOCAL.items()
-            if (value := getattr(self, name)) is not None and value < least
+            if not find_address(self) and (value := getattr(self, name)) is not None and value < least
         ]
 
     def find_idle(self) -> list[str]:

@@ -397,6 +397,7 @@ def _find_problems(config: CompressConfig) -> list[UserError]:
         *config.training.find_problems(),
         *config.resources.find_problems(),
         *config.inference.find_problems(),
+        *config.cluster.find_problems(),
     ]
 
 

@@ -108,11 +108,12 @@ def find_port_mistakes(http: HttpConfig, cluster: ClusterConfig) -> list[UserErr
         elif not find_address(cluster) and not is_free(http.host, port):
             free = find_free_ports(1)[0]
             if not is_free(http.host, free):
-                rule = "0.0.0.0, 127.0.0.1, or an address of this machine; ports below 1024 are the system's"
+                rule = "0.0.0.0, 127.0.0.1, or an address of this machine"
                 problems.append(
                     ConfigError("nothing can listen there", where="`http.host`", rule=rule, value=http.host)
                 )
                 break
             remedy = f"`--http.{name} {free}`, or end what listens there"
-            problems.append(ConfigError("the port is taken", where=where, value=port, remedy=remedy))
+            what = "the port is taken" if port >= 1024 else "the port is taken, or the system's own"
+            problems.append(ConfigError(what, where=where, value=port, remedy=remedy))
     return problems

@@ -129,7 +129,8 @@ def _find_problems(config: EvaluateConfig) -> list[UserError]:
             ConfigError("no corpus is given", remedy="`--corpus FILE`, e.g. `--corpus sample:en-test.jsonl`")
         )
     checked = CorpusConfig(train=["-"], scheme=config.scheme, max_bad_fraction=config.max_bad_fraction)
-    return problems + checked.find_problems() + config.inference.find_problems() + config.resources.find_problems()
+    problems += checked.find_problems() + config.inference.find_problems() + config.resources.find_problems()
+    return problems + config.cluster.find_problems()
 
 
 if __name__ == "__main__":

@@ -12,12 +12,10 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.ner.errors import UserError, iterate_causes, raise_all
+from pipelines.ner.errors import UserError, iterate_causes
 from pipelines.settings import ConfigError, list_keys, parse_settings
 
 UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
-FORBIDDEN = (errno.EACCES, errno.EPERM)
-"""Of reading and of writing alike."""
 RAY_NOTE = re.compile(r"\nFailed to .* after \d+/\d+ attempts .*", re.DOTALL)
 """What Ray Data writes at the end of any error in a worker: advice for programmers."""
 STARTS_OVER = ("evaluate", "plan", "prepare")
@@ -65,8 +63,7 @@ def _run_door(
     try:
         config = parse_settings(verb, config_class, arguments, description)
         cluster: Any = getattr(config, "cluster", None)
-        if hasattr(cluster, "find_problems"):  # what all doors that have one say of it
-            raise_all(cluster.find_problems())
+        if hasattr(cluster, "find_idle"):  # what all doors that have one say of it
             warn_of_idle(cluster.find_idle())
         return run(config) or EXIT_OK
     except KeyboardInterrupt:
@@ -113,10 +110,10 @@ def find_mistake(error: BaseException | None) -> UserError | None:
                 value=one.strerror,
                 remedy="give an `--output_dir` that can be written, on a disk with room",
             )
-        if isinstance(one, OSError) and one.errno in FORBIDDEN and one.filename:
+        if isinstance(one, OSError) and (one.errno == errno.EACCES or (one.errno == errno.EPERM and one.filename)):
             return ConfigError(
                 "no right to a file",
-                where=str(one.filename),
+                where=str(one.filename) if one.filename else None,
                 rule="the right to read the input, and to write into the `--output_dir`",
                 value=one.strerror,
                 remedy="give this user the right, or name another file or folder",

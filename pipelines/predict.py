@@ -261,7 +261,8 @@ def _find_problems(config: PredictConfig) -> list[UserError]:
         problems.append(ConfigError("no model is given", remedy="`--model out/run/bundle`"))
     if not config.input:
         problems.append(ConfigError("no input is given", remedy="`--input 'docs/*.jsonl'`"))
-    return problems + _find_wrong_choices(config) + config.inference.find_problems() + config.resources.find_problems()
+    problems += _find_wrong_choices(config) + config.inference.find_problems() + config.resources.find_problems()
+    return problems + config.cluster.find_problems()
 
 
 def _find_wrong_choices(config: PredictConfig) -> list[UserError]:

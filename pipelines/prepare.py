@@ -47,7 +47,7 @@ def run(config: PrepareConfig) -> None:
     problems = config.corpus.find_problems()
     if config.corpus.shards:
         problems = [ConfigError("`prepare` reads files, not shards", remedy="give `--corpus.train`")]
-    raise_all(problems)
+    raise_all(problems + config.cluster.find_problems())
     folder = prepare_output_dir(config.output_dir)
     with lock_folder(folder):
         _run(config, folder)

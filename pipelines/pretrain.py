@@ -218,6 +218,7 @@ def _find_problems(config: PretrainConfig) -> list[UserError]:
         problems.append(ModelError("a dropout out of range", where=where, rule=rule, value=dropout))
     return [
         *config.corpus.find_problems(),
+        *config.cluster.find_problems(),
         *problems,
         *config.encoding.find_problems(),
         *config.masking.find_problems(),

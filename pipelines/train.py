@@ -231,6 +231,7 @@ def _find_problems(config: TrainConfig) -> list[UserError]:
         *config.inference.find_problems(),
         *config.tracking.find_problems(),
         *find_push_problems(config.push_to_hub, config.push_private),
+        *config.cluster.find_problems(),
     ]
 
 

@@ -204,6 +204,7 @@ def _check(config: TuneConfig, recipe: Recipe) -> Space:
         *config.resources.find_problems(config.parallel.strategy),
         *config.inference.find_problems(),
         *config.search.find_problems(low),
+        *config.cluster.find_problems(),
     ]
     space: Space = {}
     try:

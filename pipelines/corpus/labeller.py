@@ -32,6 +32,7 @@ from pipelines.ner.engine import NerEngine
 from pipelines.ner.entities import Prediction
 from pipelines.ner.errors import UserError
 from pipelines.ner.runtimes.runtime import set_up_process
+from pipelines.ner.streams import EmissionsError
 
 KILLS_WORKER, CANNOT_LABEL = "kills_worker", "cannot_label"
 QUARANTINE_TEXT_LIMIT = 10_000
@@ -152,9 +153,8 @@ class ChunkLabeller:
         if attempts is None:
             try:
                 return label_documents(self.engine, texts, words)
-            except UserError:
-                raise
             except Exception as error:  # some document's fault, most likely: which?
+                _check_fault(error)
                 if len(texts) == 1:
                     return [_explain(error)]
         return self._predict_one_by_one(texts, words, attempts)
@@ -171,14 +171,19 @@ class ChunkLabeller:
                 attempts.note(index)
             try:
                 outcomes += label_documents(self.engine, [text], [one])
-            except UserError:
-                raise
             except Exception as error:
+                _check_fault(error)
                 failures.append(error)
                 outcomes.append(_explain(error))
         if failures and len(failures) == len(texts) > 1:
             raise failures[0]  # each and every one: that is the engine's fault, not theirs
         return outcomes
+
+
+def _check_fault(error: Exception) -> None:
+    """Raise what no document is at fault for. One may overflow in fp16 where all others do not."""
+    if isinstance(error, UserError) and not isinstance(error, EmissionsError):
+        raise error
 
 
 def _explain(error: Exception) -> Failure:

@@ -158,7 +158,7 @@ def choose_scheme(summary: Summary, scheme: str) -> str:
     try:
         found = detect_scheme(summary.tags_seen) if scheme == "auto" else scheme
         if found == "IO" and scheme == "auto":
-            check_bare_labels(places, summary.tags_seen[f"prefix:{OUTSIDE}"])
+            check_bare_labels(places, summary.tags_seen["prefix:"], summary.tags_seen[f"prefix:{OUTSIDE}"])
     except SchemeError as error:
         first_of = {split_tag(tag)[0]: tag for tag in sorted(places, reverse=True)}
         odd = {"": first_of[""]} if "" in first_of else first_of

@@ -26,7 +26,9 @@ SCHEMES: dict[str, dict[str, str]] = {
     "BMES": {"B": "B", "M": "I", "E": "E", "S": "S"},
     "IO": {"": "I"},
 }
-_LIKE_PREFIXED = re.compile(r"[BIESLUM][-_].+|.+[-_][BIESLUM]", re.IGNORECASE)
+_LIKE_PREFIXED = re.compile(r"([BIESLUM])[-_](.+)|(.+)[-_]([BIESLUM])", re.IGNORECASE)
+MANY_LABELS = 20
+"""Of more, and one in ten words another, a column is rather text than labels."""
 _ROLES = {prefix: role for roles in SCHEMES.values() for prefix, role in roles.items()}
 
 
@@ -239,22 +241,23 @@ def detect_scheme(seen: Counter[str]) -> str:
     )
 
 
-def check_bare_labels(tags: Iterable[str], num_outside: int) -> None:
+def check_bare_labels(tags: Iterable[str], num_bare: int, num_outside: int) -> None:
     """Raise SchemeError where tags without known prefixes are rather misspelt ones, or not tags at all.
 
     Args:
+        num_bare: how many words have one of them.
         num_outside: how many words have the tag `O`. The letter may be a word, but not one in ten of all there are.
     """
     labels = sorted(set(tags) - {OUTSIDE})
     shown = ", ".join(f"`{label}`" for label in labels[:5])
-    if all(_LIKE_PREFIXED.fullmatch(label) for label in labels if label != OUTSIDE.lower()):
+    if _are_misspelt([label for label in labels if label != OUTSIDE.lower()]):
         raise SchemeError(
             "the prefixes of the tags are not understood",
             rule="a prefix in upper case, a dash and a label (`B-PER`), and `O`",
             value=shown,
             remedy="write the tags in that way; if they are bare labels, set the scheme `IO`",
         )
-    if 10 * num_outside < len(labels):
+    if 10 * num_outside < len(labels) > max(MANY_LABELS, num_bare / 10):
         raise SchemeError(
             f"{'hardly any' if num_outside else 'no'} tag is `O`",
             rule="words outside of entities have the tag `O`",
@@ -262,6 +265,14 @@ def check_bare_labels(tags: Iterable[str], num_outside: int) -> None:
             remedy="name the column of the tags: `reader.tag_column` (CoNLL, 0 is the first) or `reader.tags_column`; "
             "if it is the right one, set the scheme `IO`",
         )
+
+
+def _are_misspelt(labels: Sequence[str]) -> bool:
+    """Whether all labels look as if they had a prefix: some label with several, or none but those of BIO."""
+    found = [_LIKE_PREFIXED.fullmatch(label) for label in labels]
+    pairs = {((one[1] or one[4]).upper(), one[2] or one[3]) for one in found if one}
+    is_bio = all(one and (one[1] or "").upper() in ("B", "I") for one in found)
+    return all(found) and (is_bio or len({label for _, label in pairs}) < len(pairs))
 
 
 def _join(prefix: str, label: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from ray.exceptions import RayTaskError
 
-from pipelines import compress, predict, pretrain, run_record, scale, train, tune
+from pipelines import compress, evaluate, predict, prepare, pretrain, run_record, scale, serve, train, tune
 from pipelines.cluster import ClusterConfig
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.formats.options import FormatOptions
@@ -162,7 +162,12 @@ def test_a_file_that_may_not_be_read_is_not_told_to_be_unwritable(number):
     mistake = find_mistake(wrap(OSError(number, os.strerror(number), "/data/shards.json"), 2))
     assert (mistake.what, mistake.where) == ("no right to a file", "/data/shards.json")
     assert "read" in mistake.rule
-    assert find_mistake(OSError(number, "of a process")) is None
+
+
+def test_a_forbidden_file_without_its_name_is_a_mistake_and_a_forbidden_process_is_not():
+    mistake = find_mistake(OSError(errno.EACCES, "Error creating dataset: '/data/x.parquet': Permission denied"))
+    assert "/data/x.parquet" in mistake.value
+    assert find_mistake(OSError(errno.EPERM, "of a process")) is None
 
 
 def test_errors_that_name_each_other_do_not_loop():
@@ -444,10 +449,14 @@ class DoorWithCluster:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
-@pytest.mark.parametrize(("name", "value"), [("num_cpus", 0), ("object_store_mib", 10)])
-def test_local_cluster_of_nothing_is_refused(name, value, capsys):
-    assert run_door("try", DoorWithCluster, lambda config: None, "", [f"--cluster.{name}", str(value)]) == 2
-    assert f"`cluster.{name}`" in capsys.readouterr().err
+@pytest.mark.parametrize("door", [compress, evaluate, predict, prepare, pretrain, scale, serve, train, tune])
+def test_local_cluster_of_nothing_is_refused_with_all_other_mistakes(door, capsys, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert door.main(["--cluster.num_cpus", "0", "--cluster.object_store_mib", "10"]) == 2
+    told = capsys.readouterr().err
+    assert "`cluster.num_cpus`" in told
+    assert "`cluster.object_store_mib`" in told
+    assert "3 mistakes" in told or "4 mistakes" in told  # what is not given, too
 
 
 def test_settings_of_a_local_cluster_are_told_where_it_is_another(capsys, monkeypatch):

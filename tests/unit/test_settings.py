@@ -370,6 +370,7 @@ def test_key_of_a_list_with_nothing_behind_it_is_an_empty_list(tmp_path):
 def test_list_flag_given_twice_has_the_values_of_both(tmp_path):
     config = parse("--corpus.train", "a.jsonl", "b.jsonl", "--corpus.train", "c.jsonl", "--corpus.train", '["d.jsonl"]')
     assert config.corpus.train == ["a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"]
+    assert parse("--corpus.train", "[2024-05-01, b]", "--corpus.train", "c").corpus.train == ["2024-05-01", "b", "c"]
     preset = write_preset(tmp_path, "corpus:\n  train: [mine.jsonl]\n")
     assert parse("--config", preset, "--corpus.train", "c.jsonl").corpus.train == ["c.jsonl"]
     assert parse("--corpus.train", "c.jsonl", "--config", preset).corpus.train == ["mine.jsonl"]
@@ -383,8 +384,11 @@ def test_key_that_stands_twice_in_a_preset_is_refused(tmp_path, content):
 
 
 def test_anchors_of_a_preset_may_be_merged(tmp_path):
-    preset = write_preset(tmp_path, "training: &one\n  seed: 1\n  num_epochs: 2\n")
-    assert parse("--config", preset).training.num_epochs == 2
+    merged = "a: &a {seed: 1, num_epochs: 3}\nb: &b {<<: *a, seed: 2}\ntraining: {<<: *b, seed: 4}\n"
+    errors = read_errors("--config", write_preset(tmp_path, merged))
+    assert {error.what for error in errors} == {
+        f"unknown setting `{x}.{y}`" for x in "ab" for y in ("seed", "num_epochs")
+    }
 
 
 @pytest.mark.parametrize("content", ["output_dir:\n", "output_dir: null\n", "output_dir: ~\n"])

@@ -14,6 +14,7 @@ _RUN_OF_WHITE = re.compile(r"[ \t]+")
 _TAG = re.compile(r"O|[BIESLUM]-\S+")
 _DOCUMENT_MARKS = ("-DOCSTART-", "#begin document", "# newdoc")
 _IGNORED_LINES = ("#end document",)
+_UD_COMMENT = re.compile(r"# ?(sent_id|text|newdoc|newpar)\b")
 _UD_RANGE = re.compile(r"\d+[-.]\d+")
 _UD_EXTENSION = ".iob2"
 _CONLLU_NUM_COLUMNS = 10
@@ -64,6 +65,9 @@ class _Reader:
     """Whether comment lines came by, or the file's name says that it is UD-style."""
     is_ud: bool | None = None
     """Whether the file is UD-style; None until a sentence shows it."""
+    has_ud_comments: bool = False
+    was_numbered: bool = False
+    """Whether a sentence of several words was numbered as UD numbers it."""
     sentence: list[NumberedLine] = field(default_factory=list)
     waiting: list[tuple[int, list[NumberedLine], list[list[str]]]] = field(default_factory=list)
     """Sentences, each with its document's number and its columns, that the next one tells how to read."""
@@ -76,6 +80,7 @@ class _Reader:
             yield from self.finish()
             self.num_documents += 1
             self.has_comments |= line.startswith("# ")
+            self.has_ud_comments |= line.startswith("# ")
         elif not line.startswith(_IGNORED_LINES):
             self.sentence.append((number, line))
 
@@ -88,14 +93,19 @@ class _Reader:
         rows = split_columns([line for _, line in lines], self.options.delimiter_character())
         self.waiting.append((self.num_documents, lines, rows))
         if self.is_ud is None:
-            self.is_ud = self._show_ud(rows)
-        if self.is_ud is not None or not _may_be_number(rows):
+            shown = self._show_ud(rows)
+            is_doubtful = shown and not self.was_numbered and not self.has_comments
+            self.was_numbered |= bool(shown)
+            self.is_ud = None if is_doubtful else shown  # the words may be 1, 2, 3: one more sentence is to agree
+        if self.is_ud is not None or not (self.was_numbered or _may_be_number(rows)):
             yield from self.release()
 
     def release(self) -> Iterator[Record | LedgerEntry]:
         """The sentences that wait; where only they tell, several numbered ones or its name make a file UD-style."""
-        if self.is_ud is None and (len(self.waiting) > 1 or get_extension(self.source) == _UD_EXTENSION):
-            self.is_ud = all(_may_be_number(rows) for _, _, rows in self.waiting) or None
+        is_told = self.has_ud_comments or self.was_numbered or get_extension(self.source) == _UD_EXTENSION
+        if self.is_ud is None and (len(self.waiting) > 1 or is_told):
+            others = self.waiting[1:] if self.was_numbered else self.waiting
+            self.is_ud = all(_may_be_number(rows) for _, _, rows in others) or None
         for document, lines, rows in self.waiting:
             yield self._to_record(lines, rows, document)
         self.waiting = []
@@ -110,6 +120,7 @@ class _Reader:
             if not _is_comment(line, num_columns, is_first=not held):
                 held.append((number, line))
         self.has_comments |= len(held) < len(lines)
+        self.has_ud_comments |= any(_UD_COMMENT.match(line) for _, line in lines)
         return held
 
     def _to_record(self, lines: list[NumberedLine], rows: list[list[str]], document: int) -> Record | LedgerEntry:
@@ -226,7 +237,8 @@ def _is_comment(line: str, num_columns: int, *, is_first: bool) -> bool:
         return False
     columns = _split(line, None)
     if "\t" in line:
-        return is_first and len(columns) != num_columns and not is_tag(columns[-1].strip(_WHITE))
+        is_text = line.startswith("# ") or any(mark in line for mark in " [")
+        return is_text and is_first and len(columns) != num_columns and not is_tag(columns[-1].strip(_WHITE))
     return not (len(columns) == num_columns and is_tag(columns[-1]))
 
 

@@ -133,7 +133,9 @@ def _prefers_words(row: Mapping[str, Any], text_name: str, words_name: str, opti
     """Of a row that has text and words: whether the words carry the gold, or alone hold anything."""
     if options.text_column or options.spans_column not in (None, NO_COLUMN):
         return False
-    if _is_blank(row[text_name]) and _holds(row[words_name], lambda item: isinstance(item, str)):
+    if _is_blank(row[text_name]) and _holds(
+        row[words_name], lambda item: isinstance(item, str) and not _is_blank(item)
+    ):
         return True
     if options.spans_column:
         return False

@@ -3,8 +3,10 @@
 import ast
 import io
 import json
+import re
 import tokenize
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -47,6 +49,10 @@ def read_word_span_list(value: Any, num_words: int, name: str = "spans") -> tupl
     return _settle([_read_span(item, num_words, "words") for item in items], [])
 
 
+_ADJACENT = re.compile(r"""['"]\s*[bBrRuU]?['"]""")
+"""Two strings without a comma between them, or an empty one."""
+
+
 def as_list(value: Any, reason: str, name: str) -> list[Any]:
     """A list from a list, tuple, array, or a string that holds a list as JSON, Python or numpy writes it."""
     if isinstance(value, str) and value.lstrip().startswith("["):
@@ -70,6 +76,9 @@ def _parse_list(value: str, reason: str, name: str) -> Any:
 
 def _parse_literal(value: str) -> Any:
     """A list as Python writes it, or as numpy does: without commas, where Python would join the strings to one."""
+    if not _ADJACENT.search(value):
+        with suppress(SyntaxError):
+            return ast.literal_eval(value)
     layout = (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)
     tokens = [one for one in tokenize.generate_tokens(io.StringIO(value).readline) if one.type not in layout]
     is_numpy = value[-1] == "]" and all(one.type in (tokenize.STRING, tokenize.NUMBER) for one in tokens[1:-1])

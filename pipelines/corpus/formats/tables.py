@@ -54,9 +54,15 @@ def read_csv(lines: Iterable[str], source: str, options: FormatOptions | None = 
         except csv.Error as error:
             broken = error
         taken = watched.take()
-        if delimiter == "\t" and (broken or len(taken) > 1) and _are_rows(taken, len(header)):
+        are_rows = delimiter == "\t" and (broken or len(taken) > 1) and _are_rows(taken, len(header))
+        if are_rows and broken:
             for at, one in enumerate(taken, line):
                 yield from _read_plain(one, header, f"{source}:{at}", options)
+        elif are_rows:  # one cell by its quotes, several rows by its tabs: which is meant nobody can tell
+            detail = f"quote marks join lines that may be rows by themselves (lines {line} to {line + len(taken) - 1})"
+            for at, one in enumerate(taken, line):
+                if one.strip():
+                    yield _reject(f"{source}:{at}", "ambiguous_quotes", detail)
         elif broken:
             last = number + reader.line_num
             detail = f"{broken} (lines {line} to {last})"

@@ -168,6 +168,23 @@ def test_numbered_words_are_read_without_comments_too():
         assert read_words(f"{comment}1\tCD\tX\tO\n2\tCD\tX\tO", word_column=0) == [["1", "2"]]
 
 
+def test_words_that_happen_to_be_one_two_three_make_no_file_numbered():
+    counted = "1 CD O\n2 CD O\n3 CD O\n\n"
+    assert read_words(f"{counted}EU NNP B-ORG\nrejects VBZ O\n") == [["1", "2", "3"], ["EU", "rejects"]]
+    assert read_words(f"{counted}1 CD O\n\nEU NNP B-ORG\n") == [["1", "2", "3"], ["1"], ["EU"]]
+
+
+@pytest.mark.parametrize("comment", ["# sent_id = 1", "# text = Ada", "# newdoc"])
+def test_comments_of_ud_number_a_file_of_one_word(comment):
+    assert read_words(f"{comment}\n1\tAda\tB-PER\tO\n") == [["Ada"]]
+    assert read_words("# id 5\n1 CD O\n") == [["1"]]
+
+
+def test_damaged_line_of_a_hash_is_no_comment():
+    entry = read_one_rejected("#\tNN\nwin\tNN\tO\n")
+    assert entry.reason == "ragged_columns"
+
+
 def test_numbered_words_whose_tags_stand_elsewhere_are_refused():
     with pytest.raises(CorpusError, match="first column numbers the words") as caught:
         read("1\tEU\tNNP\tB-ORG\n2\trejects\tVBZ\tO")
@@ -175,8 +192,8 @@ def test_numbered_words_whose_tags_stand_elsewhere_are_refused():
 
 
 def test_a_word_without_its_number_rejects_its_sentence():
-    _, bad = read("1 CD O\n2 CD O\n\nEU NNP B-ORG")
-    assert (bad.reason, bad.source) == ("no_number", "news.conll:4")
+    *_, bad = read("1 Ada B-PER\n2 won O\n\n1 Ada B-PER\n2 won O\n\nEU NNP B-ORG")
+    assert (bad.reason, bad.source) == ("no_number", "news.conll:7")
     assert "`word_column 0`" in bad.detail
 
 

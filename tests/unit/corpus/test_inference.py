@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipelines.corpus import labeller
 from pipelines.corpus.inference import (
     ActorPlan,
     ActorResources,
@@ -13,6 +14,8 @@ from pipelines.corpus.inference import (
 )
 from pipelines.corpus.records import CorpusError
 from pipelines.ner.bundle import load_bundle
+from pipelines.ner.errors import UserError
+from pipelines.ner.streams import EmissionsError
 
 
 @pytest.mark.parametrize(
@@ -81,3 +84,24 @@ def test_engine_opens_on_a_loaded_bundle_as_on_a_folder(tiny_bundle):
     engines = (open_engine(load_bundle(tiny_bundle), config, plan), load_engine(str(tiny_bundle), config, plan))
     texts = ["Angela Merkel visited Utrecht."]
     assert engines[0].predict(texts) == engines[1].predict(texts)
+
+
+def test_document_that_overflows_is_its_own_fault_and_a_mistake_of_the_engine_is_not(monkeypatch):
+    def label(engine: object, texts: list[str], words: list[object]) -> list[str]:
+        if "inf" in texts:
+            raise EmissionsError("emissions are no numbers", rule="finite")
+        if "cuda" in texts:
+            raise UserError("no such device")
+        return [text.upper() for text in texts]
+
+    monkeypatch.setattr(labeller, "label_documents", label)
+    one = object.__new__(labeller.ChunkLabeller)
+    one.engine = None
+    found = one._predict(["a", "inf", "b"], [None] * 3, None)
+    assert (found[0], found[2]) == ("A", "B")
+    assert isinstance(found[1], labeller.Failure)
+    assert "emissions are no numbers" in found[1].detail
+    with pytest.raises(EmissionsError):  # each and every one: the model is at fault
+        one._predict(["inf", "inf"], [None] * 2, None)
+    with pytest.raises(UserError, match="no such device"):
+        one._predict(["a", "cuda"], [None] * 2, None)

@@ -93,11 +93,19 @@ def test_csv_reads_on_after_a_broken_row():
 
 def test_quote_marks_of_tab_separated_rows_swallow_none():
     lines = ["text\tentities", '"open\t[]', "", "y", 'z"\t[]', '"Hello" he said\t[]', '"a ""b"" c"\t[]', '"end\t[]']
-    *records, last = read_lines_of_csv("\n".join(lines) + "\n")
-    ragged = records.pop(1)
-    assert [record.text for record in (*records, last)] == ['"open', 'z"', '"Hello" he said', 'a "b" c', '"end']
-    assert [record.source for record in (*records, last)] == [f"x.csv:{line}" for line in (2, 5, 6, 7, 8)]
-    assert (ragged.reason, ragged.source) == ("ragged_row", "x.csv:4")
+    *doubtful, hello, quoted, last = read_lines_of_csv("\n".join(lines) + "\n")
+    assert [(one.reason, one.source) for one in doubtful] == [
+        ("ambiguous_quotes", f"x.csv:{line}") for line in (2, 4, 5)
+    ]
+    assert [one.text for one in (hello, quoted, last)] == ['"Hello" he said', 'a "b" c', '"end']
+    assert [one.source for one in (hello, quoted, last)] == [f"x.csv:{line}" for line in (6, 7, 8)]
+
+
+def test_quoted_cell_that_could_be_rows_is_not_cut_into_records():
+    *doubtful, last = read_lines_of_csv('id\ttext\n1\t"Name: Ada\nCity:\tOslo"\n2\tb\n')
+    assert [(one.reason, one.source) for one in doubtful] == [("ambiguous_quotes", f"x.csv:{line}") for line in (2, 3)]
+    assert "lines 2 to 3" in doubtful[0].detail
+    assert (last.doc_id, last.text) == ("2", "b")
 
 
 def test_cells_of_tab_separated_rows_may_hold_line_ends():

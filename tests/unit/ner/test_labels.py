@@ -197,20 +197,35 @@ def test_bare_labels_may_have_one_that_is_a_letter_of_a_scheme():
 )
 def test_misspelt_prefixes_are_not_taken_for_labels(tags):
     with pytest.raises(SchemeError, match="prefixes of the tags are not understood") as caught:
-        check_bare_labels(tags, 10)
+        check_bare_labels(tags, 90, 10)
     assert f"`{tags[0]}`" in caught.value.value
 
 
 @pytest.mark.parametrize(("num_outside", "what"), [(0, "no tag is `O`"), (2, "hardly any tag is `O`")])
 def test_words_are_not_taken_for_labels(num_outside, what):
     with pytest.raises(SchemeError, match=what) as caught:
-        check_bare_labels([f"word{number}" for number in range(30)], num_outside)
+        check_bare_labels([f"word{number}" for number in range(30)], 100, num_outside)
     assert "`reader.tag_column`" in caught.value.remedy
 
 
-@pytest.mark.parametrize("tags", [["PER", "LOC", "O"], ["e-mail", "PER"], ["Vitamin-B", "disease", "o"]])
-def test_bare_labels_beside_outside_words_are_taken(tags):
-    check_bare_labels(tags, 1)
+@pytest.mark.parametrize(
+    "tags",
+    [
+        ["PER", "LOC", "O"],
+        ["e-mail", "PER"],
+        ["e-mail"],
+        ["Vitamin-B", "disease", "o"],
+        ["Hepatitis_B"],
+        ["S_TIME", "E_PLACE"],
+        ["house_number", "road", "city", "postcode"],
+    ],
+)
+def test_bare_labels_are_taken(tags):
+    check_bare_labels(tags, 1000, 0)
+
+
+def test_many_bare_labels_that_repeat_are_taken():
+    check_bare_labels([f"label{number}" for number in range(30)], 300, 0)
 
 
 @pytest.mark.parametrize(
