@@ -178,7 +178,8 @@ def _measure(
         if num_tokens / seconds > best / 2:  # near enough to the best to be measured again
             seconds = min(seconds, _time(candidate, windows, place.num_threads))
     except UserError as error:
-        problem = "; ".join(filter(None, (str(error.what), error.remedy)))
+        remedy = error.remedy if "`auto`" not in (error.remedy or "") else None  # which it is that asks
+        problem = "; ".join(filter(None, (str(error.what), remedy)))
         return Figure(name, precision, problem=problem, may_pass=name == "torch-compiled")
     except Exception as error:  # whatever a back end may raise: it is only a candidate
         problem = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -66,7 +66,7 @@ def explain_no_int8(form: Path | None, device: torch.device, runtime: str = "aut
             "OpenVINO is not installed",
             where=where,
             rule="the package `openvino`",
-            remedy="pip install 'rayner[cpu]', or use the precision `auto`, which takes another",
+            remedy="pip install 'rayner[cpu]', or use another precision: the bundle has the weights of all",
         )
     if not has_fast_int8(device):
         return RuntimeUnavailable(
