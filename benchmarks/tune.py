@@ -11,6 +11,7 @@ works, and writes nothing.
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -148,6 +149,10 @@ def render_table(results: dict[str, Any]) -> str:
         for name, scores in found["f1"].items():
             cells = [f"{100 * statistics.mean(scores[split]):.1f}" for split in ("dev", "test")]
             lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines += [
+            "",
+            f"The found one less the default one, with the standard error over seeds: {_compare(found['f1'])}.",
+        ]
         settings = ", ".join(f"{path.rsplit('.', 1)[-1]} {value}" for path, value in found["settings"].items())
         lines += [
             "",
@@ -164,6 +169,15 @@ def render_table(results: dict[str, Any]) -> str:
             f"{spent:.0%} of the sub-tokens, and {asha['share_of_tokens']:.0%} in all.",
         ]
     return "\n".join(lines)
+
+
+def _compare(scores: dict[str, dict[str, list[float]]]) -> str:
+    told = []
+    for split in ("dev", "test"):
+        gains = [100 * (own - base) for own, base in zip(scores["found"][split], scores["default"][split], strict=True)]
+        error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else math.nan
+        told.append(f"{split} {statistics.mean(gains):+.1f} ± {error:.1f}")
+    return ", ".join(told)
 
 
 def _list_corpus(data: Path, *, quick: bool) -> list[str]:
