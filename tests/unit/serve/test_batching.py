@@ -84,6 +84,7 @@ def test_shared_thread_is_given_back_although_the_loop_of_its_batch_has_ended(en
         asking.cancel()
 
     asyncio.run(leave())
+    assert engine.streams.wide.is_taken
     engine.gate.set()
     run(wait_until(lambda: not engine.streams.wide.is_taken, "the thread is free"))
 
