@@ -25,7 +25,7 @@ from pipelines.compression.config import (
     Tolerance,
     VocabularyConfig,
 )
-from pipelines.compression.int8_graph import QuantizationError
+from pipelines.compression.int8_form import QuantizationError
 from pipelines.compression.int8_settings import QuantizationConfig
 from pipelines.compression.page import choose_variant, describe, render_html, render_markdown
 from pipelines.compression.steps import DEFAULT_STEPS, Recipe

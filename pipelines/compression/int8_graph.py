@@ -11,33 +11,59 @@ import io
 import logging
 from collections.abc import Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from pipelines.compression.int8_form import QuantizationError, Site
+from pipelines.ner.bundle import INT8_FORMS
 from pipelines.ner.encoding import Window
-from pipelines.ner.errors import UserError
+from pipelines.ner.model import TokenClassifier
+from pipelines.ner.runtimes.exported import OpenVinoRuntime, export_graph
 from pipelines.ner.runtimes.runtime import pad_windows
 from pipelines.ner.runtimes.telemetry import silence_telemetry
 
-PRESETS = ("mixed", "symmetric")
 _PREFIX = "__module.network."
 _FAKE = "FakeQuantize"
 
 
-class QuantizationError(UserError):
-    """A model or a text with which there is no int8."""
+class GraphForm:
+    """See `Int8Form`. `GraphForm(model, …)` calibrates it on windows of text."""
 
+    runtime = "openvino"
 
-@dataclass
-class Site:
-    """A layer that can be int8 or not: a product with weights, a table, or the products of attention."""
+    def __init__(
+        self,
+        model: TokenClassifier,
+        windows: Sequence[Window],
+        pad_id: int,
+        *,
+        preset: str,
+        smooth: float | None,
+        correct_bias: bool,
+    ) -> None:
+        self.model, self.pad_id = model, pad_id
+        self.original = export_graph(model)
+        self.quantized = insert_quantizers(
+            self.original, windows, pad_id, preset=preset, smooth=smooth, correct_bias=correct_bias
+        )
+        self.sites = find_sites(self.quantized)
 
-    name: str
-    kind: str
-    """linear, embedding or activation (what a product of two activations reads)."""
-    num_weights: int = 0
-    inputs: list[tuple[Any, Any]] = field(default_factory=list)
-    """Inputs of nodes, and the FakeQuantize that each reads."""
+    def open(self, chosen: Collection[str]) -> OpenVinoRuntime:
+        """See `Int8Form`."""
+        graph = build_int8_graph(self.quantized, self.original, chosen)
+        return OpenVinoRuntime(self.model, precision="fp32", pad_id=self.pad_id, num_threads=1, graph=graph)
+
+    def write(self, chosen: Collection[str], folder: Path) -> dict[str, int]:
+        """See `Int8Form`."""
+        import openvino
+
+        graph = build_int8_graph(self.quantized, self.original, chosen)
+        for name in INT8_FORMS[self.runtime]:  # a new file, for a graph that is in use has the old one mapped
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).unlink(missing_ok=True)
+        with silence_telemetry():
+            openvino.save_model(graph, folder / INT8_FORMS[self.runtime][0], compress_to_fp16=False)
+        return count_int8(graph)
 
 
 def insert_quantizers(

@@ -7,10 +7,15 @@ from typing import Any
 
 import torch
 
-from pipelines.compression.int8_graph import PRESETS, QuantizationError, import_nncf
+from pipelines.compression.int8_form import PRESETS, QuantizationError
+from pipelines.compression.int8_graph import import_nncf
 from pipelines.evaluation.metrics import Scored
 from pipelines.ner.errors import UserError
+from pipelines.ner.runtimes.architectures import read_architecture
 from pipelines.ner.runtimes.int8 import FLAGS, has_fast_int8
+from pipelines.ner.runtimes.products import has_int8_kernels
+
+RUNTIMES = ("auto", "packed", "openvino")
 
 STORED = ("fp32", "fp16")
 
@@ -19,16 +24,18 @@ STORED = ("fp32", "fp16")
 class QuantizationConfig:
     """How a model becomes int8."""
 
+    runtime: str = "auto"
+    """What computes it: packed (without padding; BERT and its kin), openvino (any other architecture), or auto."""
     num_windows: int = 200
     """Windows of the calibration text that set the ranges of activations."""
     sensitivity_tokens: int = 2048
     """Sub-tokens of dev on which each layer alone is measured."""
-    smooth: float | None = 0.95
+    smooth: float | None = 0.85
     """SmoothQuant: how much of the activations' outliers moves into the weights, 0 to 1; null: nothing."""
     preset: str = "mixed"
-    """mixed: activations have a range of their own on each side of zero; symmetric: the same on both."""
+    """Of openvino. mixed: activations have a range of their own on each side of zero; symmetric: the same on both."""
     correct_bias: bool = True
-    """Biases make up for what int8 shifts in the mean."""
+    """Of openvino. Biases make up for what int8 shifts in the mean."""
     left_out: tuple[str, ...] = ()
     """Layers that stay in higher precision whatever they show: all whose name contains one of these."""
     num_epochs: int = 1
@@ -39,6 +46,7 @@ class QuantizationConfig:
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
         checks = [
+            ("runtime", "one of " + ", ".join(RUNTIMES), self.runtime in RUNTIMES),
             ("num_windows", "at least 1", self.num_windows >= 1),
             ("sensitivity_tokens", "at least 1", self.sensitivity_tokens >= 1),
             ("smooth", "0 to 1, or null", self.smooth is None or 0 <= self.smooth <= 1),
@@ -69,7 +77,7 @@ def find_left_out(names: Sequence[str], left_out: Sequence[str]) -> list[str]:
 
 
 def find_problems(
-    windows: Sequence[Any], dev: Sequence[Scored], max_f1_loss: float, config: QuantizationConfig
+    windows: Sequence[Any], dev: Sequence[Scored], max_f1_loss: float, config: QuantizationConfig, network: Any
 ) -> list[UserError]:
     """Every reason for which there can be no int8 form, before anything is computed."""
     problems = config.find_problems()
@@ -96,15 +104,29 @@ def find_problems(
         rule = "points of F1, at least 0"
         problems.append(QuantizationError("a value out of range", where="`max_f1_loss`", rule=rule, value=max_f1_loss))
     try:
-        check_quantizable()
+        check_quantizable(network, config.runtime)
     except QuantizationError as error:
         problems.append(error)
     return problems
 
 
-def check_quantizable() -> None:
+def choose_runtime(network: Any, runtime: str) -> str:
+    """What computes a network in int8, of `QuantizationConfig.runtime`."""
+    can_pack = has_int8_kernels() and read_architecture(network) is not None
+    if runtime == "packed" and not can_pack:
+        raise QuantizationError(
+            f"`packed` has no int8 for the architecture `{network.config.model_type}`",
+            where="`int8.runtime`",
+            rule="an encoder built like BERT, RoBERTa, ELECTRA or DistilBERT, and a PyTorch with oneDNN",
+            remedy="`--int8.runtime auto`, which takes `openvino` then",
+        )
+    return runtime if runtime != "auto" else "packed" if can_pack else "openvino"
+
+
+def check_quantizable(network: Any, runtime: str) -> None:
     """Raise QuantizationError where packages or instructions for int8 are missing."""
-    import_nncf()
+    if runtime in RUNTIMES and choose_runtime(network, runtime) == "openvino":
+        import_nncf()
     if not has_fast_int8(torch.device("cpu")):
         raise QuantizationError(
             "this CPU has no int8 products, so the int8 form could not be measured",

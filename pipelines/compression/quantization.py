@@ -16,28 +16,24 @@ from typing import Any
 
 import torch
 
-from pipelines.compression.int8_graph import (
-    QuantizationError,
-    build_int8_graph,
-    count_int8,
-    find_sites,
-    import_nncf,
-    insert_quantizers,
-)
-from pipelines.compression.int8_settings import QuantizationConfig, find_left_out, find_problems
+from pipelines.compression.int8_form import Int8Form, QuantizationError
+from pipelines.compression.int8_graph import GraphForm
+from pipelines.compression.int8_packed import PackedForm
+from pipelines.compression.int8_settings import QuantizationConfig, choose_runtime, find_left_out, find_problems
 from pipelines.compression.sensitivity import Reference, Sensitivity, measure_sensitivity, pick, take
 from pipelines.evaluation.metrics import Scored, Tallies, count, count_documents, scores
-from pipelines.ner.bundle import INT8_FILES, Bundle, hash_weights
+from pipelines.ner.bundle import INT8_FORMS, Bundle, hash_weights
+from pipelines.ner.encoding import Window
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.errors import raise_all
-from pipelines.ner.runtimes.exported import export_graph
 from pipelines.ner.runtimes.runtime import PRECISIONS
-from pipelines.ner.runtimes.telemetry import silence_telemetry
 
 Document = str | Sequence[str]
 """A text, or a list of words."""
 Accept = Callable[[Mapping[str, Tallies]], bool]
 """Whether a model with these tallies on dev, by document, is good enough."""
+PACKAGES = {"openvino": ("openvino", "nncf"), "packed": ("torch",)}
+"""Whose versions a form tells, by the runtime that computes it."""
 Tell = Callable[[str, int, int], None]
 """Progress: what is done, how much of it, of how much."""
 
@@ -104,27 +100,18 @@ def quantize_bundle(
     config = config or QuantizationConfig()
     started = time.monotonic()
     windows = take(calibration, config.num_windows, bundle.encoder)
-    raise_all(find_problems(windows, dev, max_f1_loss, config))
-    nncf_version = import_nncf().__version__
+    raise_all(find_problems(windows, dev, max_f1_loss, config, bundle.model.network))
     original, bundle = bundle, _store(bundle, config.stored)
-    base = export_graph(bundle.model)
     told = tell or (lambda what, done, total: None)
     told("calibrating", 0, 1)
-    quantized = insert_quantizers(
-        base,
-        windows,
-        bundle.encoder.pad_id,
-        preset=config.preset,
-        smooth=config.smooth,
-        correct_bias=config.correct_bias,
-    )
-    names = [site.name for site in find_sites(quantized)]
+    form = _calibrate(bundle, windows, config)
+    names = [site.name for site in form.sites]
     fixed = find_left_out(names, config.left_out)
     reference = Reference.measure(
         original, pick([one.content for one in dev], bundle.encoder, config.sensitivity_tokens)
     )
-    layers = measure_sensitivity(reference, quantized, base, told)
-    search = _Search(original, bundle, dev, max_f1_loss, accept, folder, quantized, base)
+    layers = measure_sensitivity(reference, form, told)
+    search = _Search(original, bundle, dev, max_f1_loss, accept, folder, form)
     order = fixed + [layer.name for layer in layers if layer.name not in fixed]
     number = search.find_fewest(order, len(fixed), told)
     left_out = order if number is None else order[:number]
@@ -136,10 +123,10 @@ def quantize_bundle(
             "dev_f1": search.f1,
             "dev_f1_loss": search.found[number].f1_loss,
             "settings": asdict(config),
-            "versions": {"openvino": importlib.metadata.version("openvino"), "nncf": nncf_version},
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES[form.runtime]},
         }
         finished = search.publish(left_out, facts)
-    size = sum((folder / name).stat().st_size for name in INT8_FILES) if finished else 0
+    size = sum((folder / name).stat().st_size for name in INT8_FORMS[form.runtime]) if finished else 0
     attempts = list(search.found.values())
     return Quantized(finished, layers, left_out, attempts, search.f1, size, round(time.monotonic() - started, 1))
 
@@ -155,13 +142,11 @@ class _Search:
         max_f1_loss: float,
         accept: Accept | None,
         folder: Path,
-        quantized: Any,
-        base: Any,
+        form: Int8Form,
     ) -> None:
         self.bundle, self.dev, self.max_f1_loss, self.accept, self.folder = bundle, dev, max_f1_loss, accept, folder
-        self.quantized, self.base = quantized, base
-        self.names = [site.name for site in find_sites(quantized)]
-        self.f1 = _score(NerEngine(original, device="cpu", runtime="openvino", precision="fp32"), dev)[0]
+        self.form, self.names = form, [site.name for site in form.sites]
+        self.f1 = _score(NerEngine(original, device="cpu", runtime=form.runtime, precision="fp32"), dev)[0]
         self.found: dict[int, Attempt] = {}
 
     def find_fewest(self, order: Sequence[str], least: int, tell: Tell) -> int | None:
@@ -185,24 +170,30 @@ class _Search:
         if number not in self.found:
             tell("judging", len(self.found), len(self.found) + 1)
             made = self._write(order[:number])
-            f1, documents = _score(NerEngine(made, device="cpu", runtime="openvino", precision="int8"), self.dev)
+            f1, documents = _score(NerEngine(made, device="cpu", runtime=self.form.runtime, precision="int8"), self.dev)
             loss = round(100 * (self.f1 - f1), 4)
             good = loss <= self.max_f1_loss if self.accept is None else self.accept(documents)
             self.found[number] = Attempt(number, f1, loss, good)
         return self.found[number].accepted
 
     def _write(self, left_out: Sequence[str]) -> Bundle:
-        import openvino
-
-        graph = build_int8_graph(self.quantized, self.base, set(self.names) - set(left_out))
-        path = self.folder / INT8_FILES[0]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for name in INT8_FILES:  # a new file, for a graph that is in use has the old one mapped
-            (self.folder / name).unlink(missing_ok=True)
-        with silence_telemetry():
-            openvino.save_model(graph, path, compress_to_fp16=False)
-        facts = {"weights": hash_weights(self.bundle.model.network), "num_int8": count_int8(graph)}
+        chosen = [name for name in self.names if name not in left_out]
+        facts = {
+            "runtime": self.form.runtime,
+            "weights": hash_weights(self.bundle.model.network),
+            "num_int8": self.form.write(chosen, self.folder),
+        }
+        path = self.folder / INT8_FORMS[self.form.runtime][0]
         return replace(self.bundle, int8=path, info=replace(self.bundle.info, int8=facts))
+
+
+def _calibrate(bundle: Bundle, windows: Sequence[Window], config: QuantizationConfig) -> Int8Form:
+    model, pad_id = bundle.model, bundle.encoder.pad_id
+    if choose_runtime(model.network, config.runtime) == "packed":
+        return PackedForm(model, windows, pad_id, smooth=config.smooth)
+    return GraphForm(
+        model, windows, pad_id, preset=config.preset, smooth=config.smooth, correct_bias=config.correct_bias
+    )
 
 
 def _score(engine: NerEngine, dev: Sequence[Scored]) -> tuple[float, dict[str, Tallies]]:

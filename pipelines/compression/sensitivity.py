@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.compression.int8_graph import Site, build_int8_graph, find_sites
+from pipelines.compression.int8_form import Int8Form, Site
 from pipelines.ner.bundle import Bundle
 from pipelines.ner.decoding import Decoder
 from pipelines.ner.encoding import Encoder, Window, plan_batches
 from pipelines.ner.entities import Span
-from pipelines.ner.runtimes.exported import OpenVinoRuntime
 from pipelines.ner.runtimes.padded import TorchRuntime
 from pipelines.ner.runtimes.runtime import Runtime
 from pipelines.ner.words import split_words
@@ -50,11 +49,8 @@ class Reference:
         emissions = _compute(runtime, windows)
         return cls(bundle, windows, emissions, _decode(bundle, emissions))
 
-    def compare(self, site: Site, graph: Any) -> Sensitivity:
-        """How a graph differs from it."""
-        pad_id = self.bundle.encoder.pad_id
-        # fp32, so that on a CPU with bf16 the rounding of all other layers does not hide that of this one
-        runtime = OpenVinoRuntime(self.bundle.model, precision="fp32", pad_id=pad_id, num_threads=1, graph=graph)
+    def compare(self, site: Site, runtime: Runtime) -> Sensitivity:
+        """How the model with one layer in int8 differs from it."""
         emissions = _compute(runtime, self.windows)
         found_WK, expected_WK = torch.cat(emissions), torch.cat(self.emissions)
         distance = (found_WK - expected_WK).square().mean().sqrt() / expected_WK.std().clamp(min=1e-9)
@@ -64,15 +60,14 @@ class Reference:
 
 
 def measure_sensitivity(
-    reference: Reference, quantized: Any, base: Any, tell: Callable[[str, int, int], None]
+    reference: Reference, form: Int8Form, tell: Callable[[str, int, int], None]
 ) -> list[Sensitivity]:
     """Each layer alone, the most sensitive first: by its effect on emissions, which tells more than the few labels."""
-    sites = find_sites(quantized)
     found = []
-    for done, site in enumerate(sites):
-        tell("measuring layers", done, len(sites))
-        found.append(reference.compare(site, build_int8_graph(quantized, base, {site.name})))
-    tell("measuring layers", len(sites), len(sites))
+    for done, site in enumerate(form.sites):
+        tell("measuring layers", done, len(form.sites))
+        found.append(reference.compare(site, form.open({site.name})))
+    tell("measuring layers", len(form.sites), len(form.sites))
     return sorted(found, key=lambda one: (-one.error, -one.changed))
 
 

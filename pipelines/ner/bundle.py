@@ -37,10 +37,12 @@ FILE_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
 """Of the files that make a bundle what it is: those its fingerprint covers."""
 CARRIED_SUFFIXES = (*FILE_SUFFIXES, ".codes")
 """Of all its files: some tokenizers have merges in a file that fingerprints have never covered."""
-INT8_FILES = ("int8/openvino.xml", "int8/openvino.bin")
-"""The int8 form of a bundle that has one: OpenVINO's graph and its weights."""
-FORMAT_VERSION = 2
-"""The newest that is read. Written is the oldest that can say all: 1, or 2 with an int8 form."""
+INT8_FORMS = {"openvino": ("int8/openvino.xml", "int8/openvino.bin"), "packed": ("int8/packed.safetensors",)}
+"""The files of a bundle's int8 form, if it has one, by the runtime that computes it."""
+INT8_FILES = tuple(name for names in INT8_FORMS.values() for name in names)
+FORMAT_VERSION = 3
+"""The newest that is read. Written is the oldest that can say all: 1, or 2 with an int8 form or early exits, 3 with an
+int8 form of the runtime `packed`."""
 DEFAULT_WINDOW = 256
 
 logger = logging.getLogger(__name__)
@@ -85,7 +87,7 @@ class Bundle:
     seen_mentions: frozenset[int] = frozenset()
     """Hashes (`hash_mention`) of the mentions in its training data."""
     int8: Path | None = None
-    """The graph of its int8 form, in a folder with the graph's weights."""
+    """The first file of its int8 form."""
 
 
 def save_bundle(folder: Path, bundle: Bundle) -> str:
@@ -103,8 +105,7 @@ def save_bundle(folder: Path, bundle: Bundle) -> str:
     if bundle.seen_mentions:
         save_file({"hashes": torch.tensor(sorted(bundle.seen_mentions), dtype=torch.int64)}, staging / SEEN_FILE)
     info = asdict(bundle.info) | {"int8": _save_int8(bundle, staging), "exits": _describe_exits(bundle.model)}
-    is_new = info["int8"] or info["exits"] or info["stored"] != "fp32"
-    info["format_version"] = FORMAT_VERSION if is_new else 1
+    info["format_version"] = _find_version(info)
     _write_info(staging, info)
     retired = folder.with_name(f".{folder.name}.retired")
     shutil.rmtree(retired, ignore_errors=True)
@@ -156,7 +157,7 @@ def compute_fingerprint(folder: Path, info: dict[str, Any]) -> str:
         if file.suffix in FILE_SUFFIXES and file.name != BUNDLE_FILE:
             digest.update(file.name.encode())
             digest.update(hashlib.sha256(file.read_bytes()).digest())
-    for name in INT8_FILES if info.get("int8") else ():
+    for name in list_int8_files(info.get("int8", {})):
         digest.update(name.encode())
         if (folder / name).is_file():
             digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
@@ -178,6 +179,18 @@ def hash_weights(network: Any) -> str:
     return digest.hexdigest()[:32]
 
 
+def list_int8_files(facts: dict[str, Any]) -> tuple[str, ...]:
+    """The files of an int8 form, of what `bundle.json` says of it."""
+    return INT8_FORMS[facts.get("runtime", "openvino")] if facts else ()
+
+
+def _find_version(info: dict[str, Any]) -> int:
+    """The oldest format that can say all."""
+    if info["int8"].get("runtime") == "packed":
+        return 3
+    return 2 if info["int8"] or info["exits"] or info["stored"] != "fp32" else 1
+
+
 def _save_network(network: Any, folder: Path, stored: str) -> None:
     if stored == "fp32":
         network.save_pretrained(folder)
@@ -195,7 +208,7 @@ def _save_int8(bundle: Bundle, folder: Path) -> dict[str, Any]:
     if bundle.info.int8.get("weights") != hash_weights(bundle.model.network):
         logger.warning("%s gets no int8 form: the one at hand is of other weights; `rayner compress` makes one", folder)
         return {}
-    for name in INT8_FILES:
+    for name in list_int8_files(bundle.info.int8):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(bundle.int8.with_suffix(Path(name).suffix), folder / name)
     return bundle.info.int8
@@ -255,7 +268,8 @@ def _load_own(path: Path) -> Bundle:
         casing=has_cases(network),
     )
     seen = load_file(path / SEEN_FILE)["hashes"].tolist() if (path / SEEN_FILE).is_file() else []
-    return Bundle(model.eval(), encoder, info, frozenset(seen), path / INT8_FILES[0] if info.int8 else None)
+    form = next((path / name for name in list_int8_files(info.int8)), None)
+    return Bundle(model.eval(), encoder, info, frozenset(seen), form)
 
 
 def _fetch_own(name: str) -> Path | None:

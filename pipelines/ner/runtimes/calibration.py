@@ -27,9 +27,10 @@ from pipelines.ner.encoding import Encoder, Window, plan_batches
 from pipelines.ner.errors import UserError
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.exported import OpenVinoRuntime
-from pipelines.ner.runtimes.int8 import explain_no_int8
+from pipelines.ner.runtimes.int8 import explain_no_int8, find_int8_runtime
 from pipelines.ner.runtimes.packed import PackedRuntime
 from pipelines.ner.runtimes.padded import CompiledRuntime, TorchRuntime
+from pipelines.ner.runtimes.products import read_products
 from pipelines.ner.runtimes.runtime import Runtime, RuntimeUnavailable, has_fast_bf16
 
 RUNTIMES = ("auto", "torch", "packed", "torch-compiled", "openvino")
@@ -73,7 +74,7 @@ class Place:
     cache: Path | None
     """Folder for exported models."""
     int8: Path | None = None
-    """The model's int8 form."""
+    """The first file of the model's int8 form."""
 
 
 def open_runtime(name: str, precision: str, place: Place) -> Runtime:
@@ -81,6 +82,9 @@ def open_runtime(name: str, precision: str, place: Place) -> Runtime:
     pad_id = place.encoder.pad_id
     if precision == "int8" and (problem := explain_no_int8(place.int8, place.device, name)):
         raise problem
+    if name == "packed" and precision == "int8" and place.int8 is not None:
+        products = read_products(place.int8)
+        return PackedRuntime(place.model, device=place.device, precision=precision, pad_id=pad_id, products=products)
     if name == "openvino":
         if place.device.type != "cpu":
             raise RuntimeUnavailable("OpenVINO is used for CPUs only", where="runtime `openvino`", value=place.device)
@@ -156,7 +160,8 @@ def _list_candidates(runtime: str, precision: str, place: Place) -> list[tuple[s
     names = [runtime] if runtime != "auto" else ["torch", "packed"]
     if runtime == "auto" and place.device.type == "cpu" and _is_installed("openvino"):
         names.append("openvino")
-    with_int8 = [("openvino", "int8")] if place.int8 and runtime in ("auto", "openvino") else []
+    of_int8 = find_int8_runtime(place.int8) if place.int8 else None
+    with_int8 = [(of_int8, "int8")] if of_int8 and runtime in ("auto", of_int8) else []
     if precision == "int8":
         return with_int8
     if precision != "auto":
@@ -259,7 +264,7 @@ def _hash_question(runtime: str, precision: str, place: Place) -> str:
     ]
     if place.int8 is not None:
         parts = (place.int8, place.int8.with_suffix(".bin"))
-        facts.append([hashlib.sha256(part.read_bytes()).hexdigest() for part in parts])
+        facts.append([hashlib.sha256(part.read_bytes()).hexdigest() for part in parts if part.is_file()])
     machine = [platform.machine(), platform.node(), os.cpu_count(), torch.backends.cpu.get_cpu_capability()]
     if place.device.type == "cuda":
         machine.append(torch.cuda.get_device_name(place.device))

@@ -1,6 +1,7 @@
 """Where a model's int8 form can be computed, and why not elsewhere.
 
-The form itself is made by `pipelines.compression.quantization` and lies in the bundle (`BundleInfo.int8`), beside the
+The form itself is made by `pipelines.compression.quantization`, for the runtime `packed` or, of architectures that it
+does not know, as a graph of OpenVINO. It lies in the bundle (`BundleInfo.int8`), beside the
 weights from which every other precision is computed: a machine without int8 products loses speed, never the model.
 """
 
@@ -34,6 +35,11 @@ def has_fast_int8(device: torch.device) -> bool:
     return bool(FLAGS & set(names.split()))
 
 
+def find_int8_runtime(form: Path) -> str:
+    """What computes an int8 form, by its first file."""
+    return "openvino" if form.suffix == ".xml" else "packed"
+
+
 def explain_no_int8(form: Path | None, device: torch.device, runtime: str = "auto") -> RuntimeUnavailable | None:
     """Why `precision: int8` cannot be had here; None where it can.
 
@@ -53,15 +59,16 @@ def explain_no_int8(form: Path | None, device: torch.device, runtime: str = "aut
         return RuntimeUnavailable(
             "int8 is computed on CPUs only", where=where, rule=rule, value=value, remedy="use bf16, fp16 or `auto`"
         )
-    if runtime not in ("auto", "openvino"):
+    of_form = find_int8_runtime(form)
+    if runtime not in ("auto", of_form):
         return RuntimeUnavailable(
-            "int8 is computed by OpenVINO only",
+            f"this model's int8 form is computed by the runtime `{of_form}` only",
             where=where,
-            rule="the runtime `openvino` or `auto`",
+            rule=f"the runtime `{of_form}` or `auto`",
             value=f"runtime `{runtime}`",
             remedy="use that, or another precision: the bundle has the weights of all",
         )
-    if importlib.util.find_spec("openvino") is None:
+    if of_form == "openvino" and importlib.util.find_spec("openvino") is None:
         return RuntimeUnavailable(
             "OpenVINO is not installed",
             where=where,

@@ -4,7 +4,8 @@ For encoders of one shape: absolute positions, LayerNorm after each block, a lin
 CamemBERT, ELECTRA, DistilBERT). On a CPU the linear layers are oneDNN's, with weights laid out beforehand and GELU and
 the residual fused in; rows are filled up to one of few counts (`fill_rows`), for oneDNN compiles kernels for each.
 Windows of equal length share one batched attention, which needs no mask; on a GPU attention is the variable-length
-flash kernel of PyTorch.
+flash kernel of PyTorch. With an int8 form the products in it are of bytes, what goes from layer to layer is fp32, and
+attention is in bf16 where that is fast.
 
 Shapes: N rows (sub-tokens and filling), H hidden size, h heads, d head size, b windows of one length T, W words,
 K tags.
@@ -12,7 +13,7 @@ K tags.
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from math import e, log2
 from typing import Any, NamedTuple
@@ -28,7 +29,8 @@ from pipelines.ner.exits import Exits
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import Architecture, Layer, read_architecture
 from pipelines.ner.runtimes.leaving import Leaving
-from pipelines.ner.runtimes.runtime import PRECISIONS, RuntimeUnavailable
+from pipelines.ner.runtimes.products import PARTS, Int8Linear, Int8Product, has_int8_kernels
+from pipelines.ner.runtimes.runtime import PRECISIONS, RuntimeUnavailable, has_fast_bf16
 
 LEAST_ROW_STEP, MOST_ROW_STEP = 4, 64
 MAX_WEIGHTS = 2**20
@@ -42,13 +44,26 @@ Groups = list[tuple[int, int]]
 
 
 class PackedRuntime:
-    """Padding-free encoder. Raises RuntimeUnavailable for an architecture of another shape."""
+    """Padding-free encoder. Raises RuntimeUnavailable for an architecture of another shape.
+
+    Args:
+        precision: int8 is that of `products`, with bf16 for the others where it is fast, else fp32.
+        products: the products that are of bytes, by name.
+    """
 
     name = "packed"
     batch_tokens = 2048
     group_tokens = 262_144
 
-    def __init__(self, model: TokenClassifier, *, device: torch.device, precision: str, pad_id: int) -> None:
+    def __init__(
+        self,
+        model: TokenClassifier,
+        *,
+        device: torch.device,
+        precision: str,
+        pad_id: int,
+        products: Mapping[str, Int8Product] | None = None,
+    ) -> None:
         found = read_architecture(model.network)
         if found is None:
             raise RuntimeUnavailable(
@@ -57,15 +72,24 @@ class PackedRuntime:
                 rule="an encoder built like BERT, RoBERTa, ELECTRA or DistilBERT, with a linear classifier",
                 remedy="use the runtime `auto`, `torch` or `torch-compiled`",
             )
+        if products and not has_int8_kernels():
+            raise RuntimeUnavailable("this build of PyTorch has no int8 products", where="runtime `packed`")
         self.device, self.precision, self.pad_id = device, precision, pad_id
         if device.type != "cpu":
             self.batch_tokens = 32_768
-        dtype = PRECISIONS[precision]
+        elif products:
+            self.batch_tokens = 1024  # whose rows in fp32 stay in a core's cache
+        beside_int8 = "bf16" if has_fast_bf16(device) else "fp32"
+        dtype = PRECISIONS[precision if precision != "int8" else beside_int8]
+        self.dtype = torch.float32 if products else dtype
         self.first_position, self.casing, self.head_size = found.first_position, found.casing, found.head_size
         self.embeddings = [table.to(device, dtype) for table in _read_tables(found)]
-        self.norm = _Norm(found.norm, device, dtype)
+        self.norm = _Norm(found.norm, device, self.dtype)
         self.project = _Linear(_read(found.projection), device, dtype) if found.projection is not None else None
-        self.layers = [_PackedLayer(layer, found.activation, device, dtype) for layer in found.layers]
+        self.layers = [
+            _PackedLayer(layer, found.activation, device, dtype, _select(products or {}, number))
+            for number, layer in enumerate(found.layers)
+        ]
         self.classifier = [part.to(device, torch.float32) for part in _read(found.classifier)]  # it is small
         self.exits = None if model.exits is None else copy.deepcopy(model.exits).to(device)
 
@@ -78,9 +102,10 @@ class PackedRuntime:
                 ids_N, cases_N = split_cases(ids_N)
                 positions_N = positions_N * NUM_CASES + cases_N
             x_NH = F.embedding(ids_N.to(self.device), word_table)
-            x_NH = self.norm(x_NH + F.embedding(positions_N.to(self.device), place_table))
+            x_NH = x_NH.to(self.dtype) + F.embedding(positions_N.to(self.device), place_table)
+            x_NH = self.norm(x_NH)
             if self.project is not None:
-                x_NH = self.project(x_NH)
+                x_NH = self.project(x_NH).to(self.dtype)
             attend = self._plan_attention(groups)
             if self.exits is not None:
                 return self._compute_with_exits(x_NH, attend, windows, self.exits)
@@ -167,15 +192,27 @@ def pack_windows(windows: Sequence[Window], first_position: int) -> tuple[Tensor
 
 
 class _PackedLayer:
-    def __init__(self, layer: Layer, activation: str, device: torch.device, dtype: torch.dtype) -> None:
-        query_key_value = (_read(linear) for linear in (layer.query, layer.key, layer.value))
-        weight, bias = (torch.cat(parts) for parts in zip(*query_key_value, strict=True))
-        self.attention_in = _Linear((weight, bias), device, dtype)
-        self.attention_out = _Linear(_read(layer.attention_out), device, dtype)
-        self.attention_norm = _Norm(layer.attention_norm, device, dtype)
-        self.feed_in = _Linear(_read(layer.feed_in), device, dtype, activation)
-        self.feed_out = _Linear(_read(layer.feed_out), device, dtype)
-        self.feed_norm = _Norm(layer.feed_norm, device, dtype)
+    """`products` are those that are of bytes, by part: then what goes from layer to layer is fp32."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        activation: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        products: Mapping[str, Int8Product] | None,
+    ) -> None:
+        def build(part: str, activation: str = "none") -> Any:
+            if products is None or part not in products:
+                return _Linear(read_product(layer, part), device, dtype, activation)
+            following = products.get("feed_out") if part == "feed_in" else None
+            return Int8Linear(products[part], name_activation(activation), dtype, following)
+
+        between = dtype if products is None else torch.float32
+        self.attention_in, self.attention_out = build("attention_in"), build("attention_out")
+        self.attention_norm = _Norm(layer.attention_norm, device, between)
+        self.feed_in, self.feed_out = build("feed_in", activation), build("feed_out")
+        self.feed_norm = _Norm(layer.feed_norm, device, between)
 
     def __call__(self, x_NH: Tensor, attend: Callable[[Tensor], Tensor], wanted_M: Tensor | None = None) -> Tensor:
         """The next layer's rows; with `wanted_M` only those, for nothing reads the others after the last layer."""
@@ -193,27 +230,28 @@ class _Linear:
         self, parameters: tuple[Tensor, Tensor], device: torch.device, dtype: torch.dtype, activation: str = "none"
     ) -> None:
         self.weight, self.bias = (parameter.detach().to(device, dtype) for parameter in parameters)
-        self.activation = activation
+        self.activation, self.dtype = activation, dtype
         self.fused = device.type == "cpu" and has_fused_linear(dtype)
         if self.fused:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
 
     def __call__(self, x_NI: Tensor) -> Tensor:
         """`activation(x W + b)`, `[N, O]`."""
-        algorithm, function = ACTIVATIONS[self.activation]
+        x_NI = x_NI.to(self.dtype)
         if self.fused:
-            name = self.activation.partition("_")[0]
+            name, algorithm = name_activation(self.activation)
             y_NO: Tensor = torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, self.bias, name, [], algorithm)
             return y_NO
-        return function(F.linear(x_NI, self.weight, self.bias))
+        return ACTIVATIONS[self.activation][1](F.linear(x_NI, self.weight, self.bias))
 
     def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
-        """`x W + b + residual`, `[N, O]`, without activation."""
-        if self.fused:
+        """`x W + b + residual`, `[N, O]`, without activation, in the residual's precision; it may take its place."""
+        x_NI = x_NI.to(self.dtype)
+        if self.fused and residual_NO.dtype == self.dtype:
             binary = torch.ops.mkldnn._linear_pointwise.binary
             y_NO: Tensor = binary(x_NI, residual_NO, self.weight, self.bias, "add")
             return y_NO
-        return F.linear(x_NI, self.weight, self.bias) + residual_NO
+        return self(x_NI) + residual_NO
 
 
 class _Norm:
@@ -239,6 +277,24 @@ def has_fused_linear(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype != torch.float16 or bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
+def name_activation(activation: str) -> tuple[str, str]:
+    """An activation's name and form, as oneDNN has them."""
+    return activation.partition("_")[0], ACTIVATIONS[activation][0]
+
+
+def read_product(layer: Layer, part: str) -> tuple[Tensor, Tensor]:
+    """Weight `[O, I]` and bias `[O]` of one of a layer's four products."""
+    linears = (layer.query, layer.key, layer.value) if part == "attention_in" else (getattr(layer, part),)
+    weight_OI, bias_O = (torch.cat(parts) for parts in zip(*map(_read, linears), strict=True))
+    return weight_OI, bias_O
+
+
+def _select(products: Mapping[str, Int8Product], number: int) -> dict[str, Int8Product] | None:
+    """The products of one layer, by part; None where no layer has any."""
+    named = {part: f"layer.{number}.{part}" for part in PARTS}
+    return {part: products[name] for part, name in named.items() if name in products} if products else None
 
 
 def _read(linear: nn.Linear) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,12 @@
 """Int8 forms: near the model they are made of, judged layer by layer, kept whole, refused where they cannot be had."""
 
 import importlib
+import importlib.util
 import json
 import logging
 import os
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,34 +15,34 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification
 
-from pipelines.compression.int8_graph import (
-    QuantizationError,
-    build_int8_graph,
-    count_int8,
-    find_sites,
-    insert_quantizers,
-)
-from pipelines.compression.int8_settings import QuantizationConfig, find_left_out
+from pipelines.compression.int8_form import QuantizationError
+from pipelines.compression.int8_graph import GraphForm, count_int8
+from pipelines.compression.int8_packed import PackedForm
+from pipelines.compression.int8_settings import QuantizationConfig, check_quantizable, find_left_out
 from pipelines.compression.quantization import quantize_bundle
 from pipelines.compression.sensitivity import Reference, measure_sensitivity, take
 from pipelines.evaluation.metrics import Scored
-from pipelines.ner.bundle import BUNDLE_FILE, INT8_FILES, Bundle, BundleError, load_bundle, save_bundle
+from pipelines.ner.bundle import BUNDLE_FILE, INT8_FILES, INT8_FORMS, Bundle, BundleError, load_bundle, save_bundle
 from pipelines.ner.casing import add_cases
 from pipelines.ner.encoding import Encoder
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.errors import UserError
 from pipelines.ner.runtimes import calibration, int8
 from pipelines.ner.runtimes.calibration import Figure
-from pipelines.ner.runtimes.exported import OpenVinoRuntime, export_graph
+from pipelines.ner.runtimes.int8 import find_int8_runtime
+from pipelines.ner.runtimes.packed import PackedRuntime
+from pipelines.ner.runtimes.padded import TorchRuntime
+from pipelines.ner.runtimes.products import read_products
 from pipelines.ner.runtimes.runtime import RuntimeUnavailable, has_fast_bf16
 from pipelines.ner.runtimes.telemetry import silence_telemetry
 from tests.conftest import EXACT, SAMPLE, make_bundle
 
-INT8 = {"device": "cpu", "runtime": "openvino", "precision": "int8"}
 TEXTS = [json.loads(line)["text"] for line in (SAMPLE / "en-dev.jsonl").open(encoding="utf-8")][:16]
 WORDS = [text.split() for text in TEXTS]
 FAST = QuantizationConfig(num_windows=24, sensitivity_tokens=256)
+OF_GRAPH = replace(FAST, runtime="openvino")
 LAYER = "bert.encoder.layer.0.intermediate.dense"
+RUNTIMES = ("packed", "openvino")
 
 pytestmark = pytest.mark.skipif(not int8.has_fast_int8(torch.device("cpu")), reason="this CPU has no int8 products")
 
@@ -59,8 +61,12 @@ def quantize(bundle: Bundle, folder: Path, documents=WORDS, **settings):
     return quantize_bundle(bundle, TEXTS, label_by(bundle, documents), **settings)
 
 
-def emissions_of(bundle: Bundle, engine=INT8, documents=WORDS) -> list[torch.Tensor]:
-    opened = NerEngine(bundle, **engine)
+def open_int8(bundle: Bundle) -> NerEngine:
+    return NerEngine(bundle, device="cpu", runtime=find_int8_runtime(bundle.int8), precision="int8")
+
+
+def emissions_of(bundle: Bundle, engine=None, documents=WORDS) -> list[torch.Tensor]:
+    opened = NerEngine(bundle, **engine) if engine else open_int8(bundle)
     return opened.compute_emissions([bundle.encoder.encode_words(words) for words in documents])
 
 
@@ -73,9 +79,9 @@ def source(tiny_encoder, tmp_path_factory) -> Bundle:
     return load_bundle(make_bundle(tiny_encoder, tmp_path_factory.mktemp("source") / "bundle"))
 
 
-@pytest.fixture(scope="module")
-def made(source, tmp_path_factory):
-    return quantize(source, tmp_path_factory.mktemp("made"))
+@pytest.fixture(scope="module", params=RUNTIMES)
+def made(request, source, tmp_path_factory):
+    return quantize(source, tmp_path_factory.mktemp("made"), config=replace(FAST, runtime=request.param))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,7 @@ def test_int8_emissions_are_near_fp32_and_entities_nearly_the_same(source, made)
     found, expected = torch.cat(emissions_of(made.bundle)), torch.cat(emissions_of(source, EXACT))
     assert not torch.equal(found, expected)
     assert (found - expected).square().mean().sqrt() < 0.05 * expected.std()
-    ours = list_edges(NerEngine(made.bundle, **INT8).predict_words(WORDS))
+    ours = list_edges(open_int8(made.bundle).predict_words(WORDS))
     theirs = list_edges(NerEngine(source, **EXACT).predict_words(WORDS))
     assert len(theirs) > 100
     assert len(ours & theirs) > 0.95 * len(ours | theirs)
@@ -97,7 +103,8 @@ def test_int8_emissions_are_near_fp32_and_entities_nearly_the_same(source, made)
     assert 95 < 100 * made.f1 - made.attempts[0].f1_loss <= 100
 
 
-def test_crf_and_cases_live_in_an_int8_bundle_too(tiny_encoder, tmp_path):
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_crf_and_cases_live_in_an_int8_bundle_too(tiny_encoder, tmp_path, runtime):
     bundle = load_bundle(make_bundle(tiny_encoder, tmp_path / "source", head="crf"))
     add_cases(bundle.model.network)
     with torch.no_grad():
@@ -105,7 +112,7 @@ def test_crf_and_cases_live_in_an_int8_bundle_too(tiny_encoder, tmp_path):
     old = bundle.encoder
     encoder = Encoder(old.tokenizer, window=old.window, stride=old.stride, splitter=old.splitter, casing=True)
     bundle = replace(bundle, encoder=encoder)
-    save_bundle(tmp_path / "saved", quantize(bundle, tmp_path / "made").bundle)
+    save_bundle(tmp_path / "saved", quantize(bundle, tmp_path / "made", config=replace(FAST, runtime=runtime)).bundle)
     loaded = load_bundle(tmp_path / "saved")
     assert loaded.encoder.casing
     assert all(map(torch.equal, loaded.model.chain.transitions_KK, bundle.model.chain.transitions_KK))
@@ -125,8 +132,11 @@ def test_a_document_has_the_same_int8_emissions_in_any_batch(made):
 
 def test_saved_bundle_gives_the_same_int8_emissions_and_is_read_by_transformers(made, saved, tmp_path):
     again = load_bundle(saved)
-    assert again.info.format_version == 2
-    assert again.info.int8["num_int8"]["weights"] == count_int8(read_graph(saved))["weights"] > 10
+    runtime = find_int8_runtime(again.int8)
+    assert again.info.format_version == {"openvino": 2, "packed": 3}[runtime]
+    assert again.info.int8["runtime"] == runtime
+    whole = len(read_products(again.int8)) if runtime == "packed" else count_int8(read_graph(saved))["weights"]
+    assert again.info.int8["num_int8"]["weights"] == whole >= 8
     assert all(map(torch.equal, emissions_of(again), emissions_of(made.bundle)))
     copied = save_bundle(tmp_path / "again", again)
     assert copied == again.info.fingerprint
@@ -139,7 +149,7 @@ def test_saved_bundle_gives_the_same_int8_emissions_and_is_read_by_transformers(
 def test_weights_beside_it_are_those_given_rounded_to_half_their_bytes(source, saved):
     half = (saved / "model.safetensors").stat().st_size
     assert half < 0.6 * sum(4 * one.numel() for one in source.model.network.parameters())
-    assert (saved / INT8_FILES[1]).stat().st_size < 0.6 * half
+    assert sum(one.stat().st_size for one in (saved / "int8").glob("*.[bs]*")) < 0.7 * half
     found, expected = torch.cat(emissions_of(load_bundle(saved), EXACT)), torch.cat(emissions_of(source, EXACT))
     assert (found - expected).square().mean().sqrt() < 2e-3 * expected.std()
 
@@ -147,7 +157,8 @@ def test_weights_beside_it_are_those_given_rounded_to_half_their_bytes(source, s
 @pytest.mark.parametrize("damage", ["weights", "graph", "missing"])
 def test_fingerprint_notices_a_damaged_int8_form(saved, tmp_path, damage):
     folder = Path(shutil.copytree(saved, tmp_path / "bundle"))
-    file = folder / INT8_FILES[damage == "weights"]
+    names = INT8_FORMS[load_bundle(saved).info.int8["runtime"]]
+    file = folder / names[-1 if damage == "weights" else 0]
     if damage == "missing":
         file.unlink()
     else:
@@ -188,7 +199,8 @@ def load_bundle_again(bundle: Bundle, folder: Path) -> Bundle:
 def test_auto_measures_the_int8_form_and_takes_it_only_where_it_is_faster(saved):
     told = NerEngine.load(saved, device="cpu").describe()
     (figure,) = [one for one in told["candidates"] if one["precision"] == "int8"]
-    assert figure["runtime"] == "openvino"
+    runtime = load_bundle(saved).info.int8["runtime"]
+    assert figure["runtime"] == runtime
     assert not figure["problem"]
     assert figure["tokens_per_s"] > 0
     slow = [Figure("packed", "fp32", 100), Figure("openvino", "int8", 99), Figure("packed", "bf16", 110)]
@@ -196,7 +208,7 @@ def test_auto_measures_the_int8_form_and_takes_it_only_where_it_is_faster(saved)
     assert calibration._choose(slow) == slow[0]
     assert calibration._choose(fast) == fast[1]
     asked = NerEngine.load(saved, device="cpu", precision="int8").describe()
-    assert (asked["runtime"], asked["precision"]) == ("openvino", "int8")
+    assert (asked["runtime"], asked["precision"]) == (runtime, "int8")
     exact = NerEngine.load(saved, device="cpu", precision="fp32").describe()
     assert "int8" not in {one["precision"] for one in exact["candidates"]}
 
@@ -204,12 +216,15 @@ def test_auto_measures_the_int8_form_and_takes_it_only_where_it_is_faster(saved)
 def test_int8_is_refused_where_the_bundle_has_none_or_another_runtime_is_asked_for(source, saved):
     with pytest.raises(RuntimeUnavailable, match="has no int8 form"):
         NerEngine(source, device="cpu", precision="int8")
-    with pytest.raises(RuntimeUnavailable, match="by OpenVINO only"):
-        NerEngine.load(saved, device="cpu", runtime="packed", precision="int8")
+    own = load_bundle(saved).info.int8["runtime"]
+    (other,) = set(RUNTIMES) - {own}
+    with pytest.raises(RuntimeUnavailable, match=f"by the runtime `{own}` only"):
+        NerEngine.load(saved, device="cpu", runtime=other, precision="int8")
 
 
 @pytest.mark.parametrize("lack", ["openvino", "instructions"])
 def test_machine_without_int8_refuses_it_by_name_and_auto_takes_the_other_weights(saved, monkeypatch, tmp_path, lack):
+    needs_openvino = load_bundle(saved).info.int8["runtime"] == "openvino"
     if lack == "openvino":
         monkeypatch.setattr(int8.importlib.util, "find_spec", lambda name: None)
         monkeypatch.setattr(calibration, "_is_installed", lambda name: name != "openvino")
@@ -219,6 +234,9 @@ def test_machine_without_int8_refuses_it_by_name_and_auto_takes_the_other_weight
         monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if lack == "openvino" and not needs_openvino:
+        assert NerEngine.load(saved, device="cpu", precision="int8").describe()["runtime"] == "packed"
+        return
     told = {"openvino": "OpenVINO is not installed", "instructions": "this CPU has no int8 products"}[lack]
     with pytest.raises(RuntimeUnavailable, match=told):
         NerEngine.load(saved, device="cpu", precision="int8")
@@ -253,17 +271,17 @@ def read_graph(folder: Path):
     return openvino.Core().read_model(folder / INT8_FILES[0])
 
 
-def test_layers_left_out_are_not_int8_in_the_file_and_a_tolerance_leaves_out_the_worst(made, tmp_path):
-    given = replace(made.bundle, int8=None)
-    config = replace(FAST, left_out=("layer.1.output.dense", LAYER))
+def test_layers_left_out_are_not_int8_in_the_file_and_a_tolerance_leaves_out_the_worst(source, tmp_path):
+    given = quantize(source, tmp_path, config=OF_GRAPH).bundle
+    config = replace(OF_GRAPH, left_out=("layer.1.output.dense", LAYER))
     tried = []
 
     def accept(documents):  # not before four layers are left out
         tried.append(documents)
         return len(documents) == len(WORDS) and count_int8(read_graph(tmp_path))["weights"] <= whole - 4
 
-    whole = made.bundle.info.int8["num_int8"]["weights"]
-    found = quantize(given, tmp_path, config=config, accept=accept)
+    whole = given.info.int8["num_int8"]["weights"]
+    found = quantize(replace(given, int8=None), tmp_path, config=config, accept=accept)
     assert found.left_out[:2] == [LAYER, "bert.encoder.layer.1.output.dense"]
     sensitive = [one.name for one in found.layers if one.name not in found.left_out[:2]]
     assert found.left_out[2:] == sensitive[: len(found.left_out) - 2]
@@ -303,8 +321,25 @@ def test_nothing_is_published_where_no_choice_of_layers_is_good_enough(source, t
     json.dumps(found.to_dict())
 
 
-def test_one_outlier_channel_is_found_by_the_sensitivity_and_mended_by_smoothing(tiny_encoder, tmp_path):
-    """One of the numbers between two layers is a thousand times as large as the others, as in real encoders."""
+def test_products_left_out_are_computed_in_floating_point(source, tmp_path):
+    def accept(documents):
+        return len(read_products(tmp_path / INT8_FORMS["packed"][0])) <= 3
+
+    found = quantize(source, tmp_path, config=replace(FAST, left_out=("layer.1.feed",)), accept=accept)
+    assert found.left_out[0] == "layer.1.feed"
+    assert len(found.left_out) == 3  # of six, one of which is two products
+    sensitive = [one.name for one in found.layers if one.name != "layer.1.feed"]
+    assert found.left_out[1:] == sensitive[:2]
+    products = read_products(tmp_path / INT8_FORMS["packed"][0])
+    assert not {name for name in products if name.startswith(tuple(found.left_out))}
+    assert found.bundle.info.int8["num_int8"]["weights"] == len(products)
+    found_WK, expected_WK = torch.cat(emissions_of(found.bundle)), torch.cat(emissions_of(source, EXACT))
+    assert (found_WK - expected_WK).square().mean().sqrt() < 0.03 * expected_WK.std()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_one_outlier_channel_is_found_by_the_sensitivity_and_mended(tiny_encoder, tmp_path, runtime, monkeypatch):
+    """One of the numbers between two products is a thousand times as large as the others, as in real encoders."""
     bundle = load_bundle(make_bundle(tiny_encoder, tmp_path / "bundle"))
     layer = bundle.model.network.bert.encoder.layer[1]
     with torch.no_grad():
@@ -312,38 +347,58 @@ def test_one_outlier_channel_is_found_by_the_sensitivity_and_mended_by_smoothing
         layer.intermediate.dense.weight[7] *= 1000
         layer.intermediate.dense.bias[7] += 50
     windows = take(TEXTS, 12, bundle.encoder)
-    graph = export_graph(bundle.model)
     reference = Reference.measure(bundle, windows[:6])
-    settings = {"preset": "mixed", "correct_bias": True}
-    rough = insert_quantizers(graph, windows, bundle.encoder.pad_id, smooth=None, **settings)
-    found = measure_sensitivity(reference, rough, graph, lambda what, done, total: None)
+    monkeypatch.setattr("pipelines.compression.int8_packed.SPLIT", 0)
+    rough = calibrate(bundle, windows, runtime, None)
+    found = measure_sensitivity(reference, rough, lambda what, done, total: None)
     worst = next(one for one in found if one.kind == "linear")
-    assert worst.name == "bert.encoder.layer.1.output.dense"
-    smooth = insert_quantizers(graph, windows, bundle.encoder.pad_id, smooth=0.95, **settings)
-    (site,) = [one for one in find_sites(smooth) if one.name == worst.name]
-    mended = reference.compare(site, build_int8_graph(smooth, graph, {worst.name}))
+    assert worst.name == {"packed": "layer.1.feed", "openvino": "bert.encoder.layer.1.output.dense"}[runtime]
+    monkeypatch.setattr("pipelines.compression.int8_packed.SPLIT", 0.3)
+    smooth = calibrate(bundle, windows, runtime, 0.95)
+    (site,) = [one for one in smooth.sites if one.name == worst.name]
+    mended = reference.compare(site, smooth.open({worst.name}))
     assert mended.error < worst.error / 3
 
 
-def test_no_layer_int8_is_the_model_itself(source):
+def calibrate(bundle: Bundle, windows, runtime: str, smooth: float | None):
+    if runtime == "packed":
+        return PackedForm(bundle.model, windows, bundle.encoder.pad_id, smooth=smooth)
+    return GraphForm(bundle.model, windows, bundle.encoder.pad_id, preset="mixed", smooth=smooth, correct_bias=True)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_no_layer_int8_is_the_model_itself(source, runtime):
     windows = take(TEXTS, 8, source.encoder)
-    graph = export_graph(source.model)
-    quantized = insert_quantizers(
-        graph, windows, source.encoder.pad_id, preset="symmetric", smooth=0.5, correct_bias=True
-    )
-    assert find_sites(quantized)
-    taken_back = build_int8_graph(quantized, graph, set())
-    assert count_int8(taken_back) == {"weights": 0, "activations": 0}
-    one, other = (
-        OpenVinoRuntime(source.model, precision="fp32", pad_id=source.encoder.pad_id, num_threads=1, graph=each)
-        for each in (graph, taken_back)
-    )
-    expected = one.compute(windows)
-    torch.testing.assert_close(other.compute(windows), expected, atol=1e-5 * float(expected.std()), rtol=1e-5)
+    form = calibrate(source, windows, runtime, 0.5)
+    assert form.sites
+    exact = TorchRuntime(source.model, device=torch.device("cpu"), precision="fp32", pad_id=source.encoder.pad_id)
+    expected = exact.compute(windows)
+    torch.testing.assert_close(form.open(()).compute(windows), expected, atol=2e-5 * float(expected.std()), rtol=2e-5)
+
+
+def test_auto_makes_the_packed_form_where_there_is_one_and_refuses_what_there_is_not(source, monkeypatch, tmp_path):
+    found = quantize(source, tmp_path, config=replace(FAST, num_windows=4, sensitivity_tokens=32))
+    assert found.bundle.info.int8["runtime"] == "packed"
+    assert found.bundle.info.int8["versions"].keys() == {"torch"}
+    with open_int8_runtime(found.bundle) as runtime:
+        assert isinstance(runtime, PackedRuntime)
+    monkeypatch.setattr("pipelines.compression.int8_settings.read_architecture", lambda network: None)
+    with pytest.raises(QuantizationError, match="`packed` has no int8 for the architecture `bert`"):
+        check_quantizable(source.model.network, "packed")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(QuantizationError, match="packages that are not installed"):
+        check_quantizable(source.model.network, "auto")
+
+
+@contextmanager
+def open_int8_runtime(bundle: Bundle):
+    engine = open_int8(bundle)
+    yield engine.runtime
+    engine.close()
 
 
 def test_every_mistake_is_told_at_once_before_anything_is_computed(source, tmp_path):
-    config = QuantizationConfig(smooth=2, preset="int4", stored="int8", num_windows=1)
+    config = QuantizationConfig(smooth=2, preset="int4", stored="int8", num_windows=1, runtime="onnx")
     with pytest.raises(UserError) as told:
         quantize_bundle(source, ["", " \n"], [], max_f1_loss=-1, folder=tmp_path / "int8", config=config)
     for part in (
@@ -352,6 +407,7 @@ def test_every_mistake_is_told_at_once_before_anything_is_computed(source, tmp_p
         "`max_f1_loss`",
         "`int8.smooth`",
         "`int8.stored`",
+        "`int8.runtime`",
     ):
         assert part in str(told.value)
     assert not (tmp_path / "int8").exists()
@@ -359,8 +415,11 @@ def test_every_mistake_is_told_at_once_before_anything_is_computed(source, tmp_p
 
 def test_unknown_layers_are_refused_with_the_nearest_names(source, tmp_path):
     with pytest.raises(QuantizationError, match="no such layer") as told:
-        quantize(source, tmp_path, config=replace(FAST, num_windows=2, left_out=("layer.9.intermediate",)))
+        quantize(source, tmp_path, config=replace(OF_GRAPH, num_windows=2, left_out=("layer.9.intermediate",)))
     assert LAYER in str(told.value)
+    with pytest.raises(QuantizationError, match="no such layer") as told:
+        quantize(source, tmp_path, config=replace(FAST, num_windows=2, left_out=("layer.9.feed",)))
+    assert "layer.0.feed" in str(told.value)
     with pytest.raises(QuantizationError, match="no layer would be int8"):
         find_left_out([LAYER], ["dense"])
     assert not (tmp_path / "int8").exists()
