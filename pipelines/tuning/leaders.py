@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.tuning.domains import Value
 from pipelines.tuning.sampling import measure_cost
-from pipelines.tuning.trials import FAILED, REFUSED, Journal, Plan, Trial
+from pipelines.tuning.trials import FAILED, FINISHED, OPEN, REFUSED, Journal, Plan, Trial
 
 BASE = 0
 """The number of the trial that is the recipe as it is, where the sampler draws trials one by one."""
@@ -69,21 +69,35 @@ class Leader:
 
 def rank_trials(trials: Iterable[Trial]) -> list[Trial]:
     """Trials with a score, the best first: those that came to their end before those that were stopped."""
-    scored = [trial for trial in trials if trial.best_f1 is not None and trial.status not in (FAILED, REFUSED)]
-    return sorted(scored, key=lambda trial: (trial.status != "finished", -(trial.best_f1 or 0.0), trial.number))
+    return _rank(trials, (FINISHED,))
 
 
 def choose_leaders(trials: Sequence[Trial], num_leaders: int) -> list[Trial]:
-    """The recipe as it is, if it can be trained, and the best trials besides, no two with the same settings."""
+    """The recipe as it is, if it can be trained, and the best trials besides, no two with the same settings.
+
+    What time cut off is not what the scheduler held for worse: its score counts as that of a trial that came to its
+    end, and as a leader it is trained whole.
+    """
     recipes = [trial for trial in trials if not trial.plan.settings]
     if trials and not recipes:
         recipes = [Trial(Plan(UNTRIED, {}, trials[0].plan.seed))]
     chosen = [trial for trial in recipes if trial.status not in (FAILED, REFUSED)]
     num_base = len(chosen)
-    for trial in rank_trials(trials):
+    for trial in _rank(trials, (FINISHED, OPEN)):
         if all(trial.plan.settings != other.plan.settings for other in chosen):
             chosen.append(trial)
     return chosen[: num_base + num_leaders]
+
+
+def list_kept(trials: Sequence[Trial], num_leaders: int) -> set[int]:
+    """Whose weights are kept: of those that lead, and that would if the scheduler stopped all that are under way."""
+    ended = [trial for trial in trials if trial.status != OPEN]
+    return {trial.number for some in (trials, ended) for trial in choose_leaders(some, num_leaders)}
+
+
+def _rank(trials: Iterable[Trial], first: Sequence[str]) -> list[Trial]:
+    scored = [trial for trial in trials if trial.best_f1 is not None and trial.status not in (FAILED, REFUSED)]
+    return sorted(scored, key=lambda trial: (trial.status not in first, -(trial.best_f1 or 0.0), trial.number))
 
 
 def plan_repeats(leaders: Sequence[Trial], seeds: Sequence[int]) -> list[tuple[dict[str, Value], int]]:

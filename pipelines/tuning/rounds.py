@@ -6,7 +6,7 @@ from pipelines.training.resources import ResourcesConfig
 from pipelines.tuning.budget import Budget, close_s, estimate_trial_s, keep_back_s
 from pipelines.tuning.config import SearchConfig, TuneError
 from pipelines.tuning.domains import Value
-from pipelines.tuning.leaders import BASE, Leader, choose_leaders, gather_leaders, plan_repeats, rank_trials
+from pipelines.tuning.leaders import BASE, Leader, choose_leaders, gather_leaders, list_kept, plan_repeats, rank_trials
 from pipelines.tuning.running import Bench, BuildJob
 from pipelines.tuning.sampling import Sampler
 from pipelines.tuning.schedulers import build_scheduler
@@ -183,7 +183,7 @@ class Rounds:
         )
 
     def _keep_leaders(self, trials: list[Trial]) -> set[int]:
-        return {trial.number for trial in choose_leaders(trials, self.config.num_leaders)}
+        return list_kept(trials, self.config.num_leaders)
 
     def _check_scores(self) -> None:
         """Raise TuneError if no trial has any score."""

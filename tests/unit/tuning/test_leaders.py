@@ -10,6 +10,7 @@ from pipelines.tuning.leaders import (
     describe_gain,
     find_front,
     gather_leaders,
+    list_kept,
     plan_repeats,
     rank_trials,
 )
@@ -34,6 +35,21 @@ def test_recipe_is_a_leader_besides_the_best_and_no_settings_twice():
     assert [trial.number for trial in choose_leaders(trials, 2)] == [0, 1, 3]
     failed = [make_trial(0, [], FAILED), *trials[1:]]
     assert [trial.number for trial in choose_leaders(failed, 2)] == [1, 3]
+
+
+def test_trial_that_time_cut_off_leads_by_its_score_and_is_trained_whole():
+    trials = [
+        make_trial(0, [0.3]),
+        make_trial(1, [0.5], settings={"a": 1}),
+        make_trial(2, [0.4, 0.6], OPEN, settings={"a": 2}),
+        make_trial(3, [0.9], STOPPED, settings={"a": 3}),
+        make_trial(4, [], OPEN, settings={"a": 4}),
+        make_trial(5, [0.4], OPEN, settings={"a": 5}),
+    ]
+    leaders = choose_leaders(trials, 2)
+    assert [trial.number for trial in leaders] == [0, 2, 1]
+    assert plan_repeats(leaders, [1, 2]) == [({"a": 2}, 1), ({}, 2), ({"a": 2}, 2), ({"a": 1}, 2)]
+    assert list_kept(trials, 1) == {0, 1, 2}  # the one that is under way may yet be stopped
 
 
 def test_recipe_that_was_no_trial_is_compared_with_nevertheless(journals):
