@@ -26,7 +26,7 @@ from pipelines.compression.config import (
     VocabularyConfig,
 )
 from pipelines.compression.int8_form import QuantizationError
-from pipelines.compression.int8_settings import QuantizationConfig
+from pipelines.compression.int8_settings import QuantizationConfig, choose_runtime
 from pipelines.compression.page import choose_variant, describe, render_html, render_markdown
 from pipelines.compression.steps import DEFAULT_STEPS, Recipe
 from pipelines.compression.students import check_student
@@ -140,7 +140,7 @@ def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
     if check_resumable(folder, settings, config.fresh, identify_corpus(config.corpus)):
         console.print(f"this run is finished: {escape(str(folder / 'report.html'))}; [bold]--fresh[/] starts it over")
         return 0 if (folder / "bundle").is_dir() else EXIT_FAILED
-    warn_of_idle(config.corpus.find_idle() + recipe.find_idle() + _find_idle(config))
+    warn_of_idle(config.corpus.find_idle() + recipe.find_idle() + _find_idle(config, bundle))
     record = RunRecord("compress", config)
     can_forget = build_guard(folder)
     with can_forget():
@@ -320,7 +320,7 @@ def _build_recipe(config: CompressConfig) -> Recipe:
     )
 
 
-def _find_idle(config: CompressConfig) -> list[str]:
+def _find_idle(config: CompressConfig, bundle: Bundle) -> list[str]:
     told = []
     if config.resources.auto:
         told.append("`resources.auto` has no effect: variants are trained with the workers that are given")
@@ -331,6 +331,13 @@ def _find_idle(config: CompressConfig) -> list[str]:
     if config.corpus.augmentation != AugmentationConfig():
         why = "a variant learns what the given model says of the corpus as it is"
         told.append(f"`corpus.augmentation` has no effect: {why}")
+    if "int8" in config.steps and config.distillation.encoder is None:
+        network = bundle.model.network
+        told += config.int8.find_idle(network)
+        computes = choose_runtime(network, config.int8.runtime)
+        if config.inference.runtime not in ("auto", computes):
+            asked = config.inference.runtime
+            told.append(f"`int8` is measured without int8: that is for the runtime `{computes}`, not for `{asked}`")
     return told
 
 

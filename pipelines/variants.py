@@ -37,6 +37,7 @@ from pipelines.ner.bundle import annotate_bundle, load_bundle, save_bundle
 from pipelines.ner.encoding import fingerprint_tokenizer
 from pipelines.ner.machine import read_peak_memory_mib
 from pipelines.ner.model import ModelConfig
+from pipelines.ner.runtimes.runtime import ONEDNN_KERNELS, set_up_process
 from pipelines.run_record import RunRecord
 from pipelines.runs import build_job, write_bundle
 from pipelines.terminal import watch_training
@@ -312,6 +313,7 @@ class _Process:
 
 def _measure_memory(model: str, inference: InferenceConfig, plan: ActorPlan, documents: Sequence[Any]) -> int:
     """Peak memory in MiB of a process that labels."""
+    set_up_process()
     engine = load_engine(model, inference, plan)
     engine.predict_documents(documents)
     return read_peak_memory_mib()
@@ -321,6 +323,7 @@ def _measure_speeds(
     models: Sequence[str], inference: InferenceConfig, plan: ActorPlan, documents: Sequence[Any]
 ) -> tuple[list[float], float]:
     """Sub-tokens a second of each model, and sub-tokens of a mean document."""
+    set_up_process(ONEDNN_KERNELS * len(models))
     engines = [load_engine(model, inference, plan) for model in models]
     many = repeat_documents(documents, engines[0], SPEED_TOKENS)
     speeds = compare_speeds(engines, many, num_rounds=SPEED_ROUNDS)

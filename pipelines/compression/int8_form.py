@@ -8,8 +8,6 @@ from typing import Any, Protocol
 from pipelines.ner.errors import UserError
 from pipelines.ner.runtimes.runtime import Runtime
 
-PRESETS = ("mixed", "symmetric")
-
 
 class QuantizationError(UserError):
     """A model or a text with which there is no int8."""

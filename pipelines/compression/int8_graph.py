@@ -22,6 +22,7 @@ from pipelines.ner.runtimes.exported import OpenVinoRuntime, export_graph
 from pipelines.ner.runtimes.runtime import pad_windows
 from pipelines.ner.runtimes.telemetry import silence_telemetry
 
+PRESETS = ("mixed", "symmetric")
 _PREFIX = "__module.network."
 _FAKE = "FakeQuantize"
 

@@ -9,6 +9,7 @@ Shapes: N rows, I inputs, O outputs.
 """
 
 from collections.abc import Collection, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ CPU = torch.device("cpu")
 LARGEST_WEIGHT = 127
 SPLIT = 0.02
 """Share of columns that may be added for outliers behind an activation."""
+NO_LOBE = {"relu", "none"}
+LEAST_RANGE = 3.5
+"""To which columns behind GELU are split at least: nearer to zero it is not yet the line that their sum should be."""
 SITES = {"attention_in": ("attention_in",), "attention_out": ("attention_out",), "feed": ("feed_in", "feed_out")}
 """A layer's parts that are int8 or not, and their products."""
 
@@ -52,7 +56,8 @@ class PackedForm:
         self.products: dict[str, dict[str, Int8Product]] = {}
         for number, layer in enumerate(found.layers):
             given = {part: (*read_product(layer, part), seen[number, part]) for part in PARTS}
-            given["feed_in"], given["feed_out"] = split_outliers(given["feed_in"], given["feed_out"])
+            least = 0.0 if found.activation in NO_LOBE else LEAST_RANGE
+            given["feed_in"], given["feed_out"] = split_outliers(given["feed_in"], given["feed_out"], least)
             for site, parts in SITES.items():
                 self.products[f"layer.{number}.{site}"] = {
                     f"layer.{number}.{part}": quantize(*given[part], None if part == "feed_out" else smooth)
@@ -103,20 +108,24 @@ def quantize(weight_OI: Tensor, bias_O: Tensor, seen: Inputs, smooth: float | No
     smoothed_OI = weight_OI / smooth_I
     scale_O = smoothed_OI.abs().amax(dim=1).clamp(min=1e-12) / LARGEST_WEIGHT
     bytes_OI = (smoothed_OI / scale_O[:, None]).round()
-    low, high = float((seen.low_I * smooth_I).min()), float((seen.high_I * smooth_I).max())
-    input_scale = max(high - low, 1e-12) / LARGEST_BYTE
-    return Int8Product(bytes_OI.to(torch.int8), scale_O, bias_O, smooth_I, input_scale, round(-low / input_scale))
+    low, high = float((seen.low_I * smooth_I).min()), max(float((seen.high_I * smooth_I).max()), 1e-12)
+    zero_point = min(ceil(-low / (high - low) * LARGEST_BYTE), LARGEST_BYTE - 1)
+    input_scale = max(high / (LARGEST_BYTE - zero_point), -low / max(zero_point, 1))  # the highest is the last byte
+    return Int8Product(bytes_OI.to(torch.int8), scale_O, bias_O, smooth_I, input_scale, zero_point)
 
 
-def split_outliers(before: _Product, behind: _Product) -> tuple[_Product, _Product]:
+def split_outliers(before: _Product, behind: _Product, least: float) -> tuple[_Product, _Product]:
     """The products before and behind an activation, with columns between them split so that all have a small range.
 
     A column `a(x)` with values up to m times the range r becomes `a(x) + a(x - r) + … + a(x - (m - 1) r)`, each of
     which ends at r, as bytes do: for activations that are 0 far below zero and x far above it, as GELU and ReLU.
+
+    Args:
+        least: the smallest range; at minus that the activation should be 0.
     """
     seen_M = behind[2]
     high_M = seen_M.high_I.clamp(min=1e-5)
-    limit = _find_limit(high_M, int(SPLIT * len(high_M)))
+    limit = _find_limit(high_M, int(SPLIT * len(high_M))).clamp(min=least)
     numbers_M = _count_parts(high_M, limit)
     columns = torch.repeat_interleave(numbers_M)
     turns = torch.arange(len(columns)) - (numbers_M.cumsum(0) - numbers_M)[columns]
@@ -160,6 +169,7 @@ def _record(model: TokenClassifier, windows: Sequence[Window], pad_id: int) -> d
     found = read_architecture(model.network)
     assert found is not None
     runtime = PackedRuntime(model, device=CPU, precision="fp32", pad_id=pad_id)
+    runtime.exits = None  # through which windows would leave before the later layers
     seen: dict[tuple[int, str], Inputs] = {}
     for number, (layer, source) in enumerate(zip(runtime.layers, found.layers, strict=True)):
         for part in PARTS:

@@ -1,5 +1,6 @@
 """The settings of int8, and what has to be there for it."""
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -7,13 +8,13 @@ from typing import Any
 
 import torch
 
-from pipelines.compression.int8_form import PRESETS, QuantizationError
-from pipelines.compression.int8_graph import import_nncf
+from pipelines.compression.int8_form import QuantizationError
+from pipelines.compression.int8_graph import PRESETS, import_nncf
 from pipelines.evaluation.metrics import Scored
 from pipelines.ner.errors import UserError
 from pipelines.ner.runtimes.architectures import read_architecture
 from pipelines.ner.runtimes.int8 import FLAGS, has_fast_int8
-from pipelines.ner.runtimes.products import has_int8_kernels
+from pipelines.ner.runtimes.products import KERNELS_RULE, has_int8_kernels
 
 RUNTIMES = ("auto", "packed", "openvino")
 
@@ -37,7 +38,8 @@ class QuantizationConfig:
     correct_bias: bool = True
     """Of openvino. Biases make up for what int8 shifts in the mean."""
     left_out: tuple[str, ...] = ()
-    """Layers that stay in higher precision whatever they show: all whose name contains one of these."""
+    """Layers that stay in higher precision whatever they show: all whose name contains one of these, such as
+    `layer.0.feed` of packed, `layer.0.output.dense` of openvino."""
     num_epochs: int = 1
     """Epochs of quantization-aware training, where no choice of layers is good enough without it; 0: none."""
     stored: str = "fp16"
@@ -58,6 +60,16 @@ class QuantizationConfig:
             QuantizationError("a value out of range", where=f"`int8.{name}`", rule=rule, value=getattr(self, name))
             for name, rule, holds in checks
             if not holds
+        ]
+
+    def find_idle(self, network: Any) -> list[str]:
+        """Settings given that change nothing for a network, each with its reason."""
+        if self.runtime not in RUNTIMES or choose_runtime(network, self.runtime) == "openvino":
+            return []
+        return [
+            f"`int8.{name}` has no effect: it is for `openvino`, and the model's int8 form is for `packed`"
+            for name in ("preset", "correct_bias")
+            if getattr(self, name) != getattr(QuantizationConfig(), name)
         ]
 
 
@@ -115,9 +127,10 @@ def choose_runtime(network: Any, runtime: str) -> str:
     can_pack = has_int8_kernels() and read_architecture(network) is not None
     if runtime == "packed" and not can_pack:
         raise QuantizationError(
-            f"`packed` has no int8 for the architecture `{network.config.model_type}`",
+            "there is no int8 by `packed`",
             where="`int8.runtime`",
-            rule="an encoder built like BERT, RoBERTa, ELECTRA or DistilBERT, and a PyTorch with oneDNN",
+            rule=f"an encoder built like BERT, RoBERTa, ELECTRA or DistilBERT, and {KERNELS_RULE}",
+            value=network.config.model_type if has_int8_kernels() else platform.machine(),
             remedy="`--int8.runtime auto`, which takes `openvino` then",
         )
     return runtime if runtime != "auto" else "packed" if can_pack else "openvino"

@@ -143,8 +143,8 @@ class Recipe:
         Raises:
             CompressionError: the step gives nothing that is good enough.
         """
-        # exits were of other layers, temperatures of other scores
-        bundle = replace(bundle, info=replace(bundle.info, exits={}, temperatures={}))
+        # exits were of other layers, temperatures of other scores, an int8 form of other weights or without exits
+        bundle = replace(bundle, info=replace(bundle.info, exits={}, temperatures={}, int8={}), int8=None)
         bundle.model.exits = None
         if step == "distill" and self.distillation.encoder is not None:
             return build_student(bundle, self.distillation, self.seed), None

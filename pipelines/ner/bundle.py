@@ -157,7 +157,7 @@ def compute_fingerprint(folder: Path, info: dict[str, Any]) -> str:
         if file.suffix in FILE_SUFFIXES and file.name != BUNDLE_FILE:
             digest.update(file.name.encode())
             digest.update(hashlib.sha256(file.read_bytes()).digest())
-    for name in list_int8_files(info.get("int8", {})):
+    for name in list_int8_files(info.get("int8") or {}):
         digest.update(name.encode())
         if (folder / name).is_file():
             digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
@@ -181,7 +181,7 @@ def hash_weights(network: Any) -> str:
 
 def list_int8_files(facts: dict[str, Any]) -> tuple[str, ...]:
     """The files of an int8 form, of what `bundle.json` says of it."""
-    return INT8_FORMS[facts.get("runtime", "openvino")] if facts else ()
+    return INT8_FORMS.get(facts.get("runtime", "openvino"), ()) if facts else ()
 
 
 def _find_version(info: dict[str, Any]) -> int:

@@ -43,7 +43,7 @@ MIN_GAIN = {"fp32": 0.0, "bf16": 1.2, "fp16": 1.2, "int8": 1.0}
 PASSING = (MemoryError, torch.OutOfMemoryError, OSError)
 """What a candidate may fail with today and not tomorrow."""
 SAMPLE_TOKENS = 4096
-VERSION = 2
+VERSION = 3
 
 logger = logging.getLogger(__name__)
 

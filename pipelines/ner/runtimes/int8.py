@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from pipelines.ner.runtimes.products import KERNELS_RULE, has_int8_kernels
 from pipelines.ner.runtimes.runtime import RuntimeUnavailable
 
 FLAGS = {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm"}
@@ -21,7 +22,7 @@ _CPU_FLAGS = Path("/proc/cpuinfo")
 def has_fast_int8(device: torch.device) -> bool:
     """Whether int8 products are the hardware's own.
 
-    Elsewhere OpenVINO adds up pairs in 16 bits, which overflow: other entities, and no speed to speak of.
+    Elsewhere pairs are added up in 16 bits, which overflow: other entities, and no speed to speak of.
     """
     if device.type != "cpu":
         return False
@@ -74,6 +75,14 @@ def explain_no_int8(form: Path | None, device: torch.device, runtime: str = "aut
             where=where,
             rule="the package `openvino`",
             remedy="pip install 'rayner[cpu]', or use another precision: the bundle has the weights of all",
+        )
+    if of_form == "packed" and not has_int8_kernels():
+        return RuntimeUnavailable(
+            "this PyTorch has no int8 products",
+            where=where,
+            rule=KERNELS_RULE,
+            value=platform.machine(),
+            remedy="use another precision: the bundle has the weights of all",
         )
     if not has_fast_int8(device):
         return RuntimeUnavailable(

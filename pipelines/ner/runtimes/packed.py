@@ -13,6 +13,7 @@ K tags.
 
 import copy
 import functools
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from math import e, log2
@@ -29,7 +30,7 @@ from pipelines.ner.exits import Exits
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import Architecture, Layer, read_architecture
 from pipelines.ner.runtimes.leaving import Leaving
-from pipelines.ner.runtimes.products import PARTS, Int8Linear, Int8Product, has_int8_kernels
+from pipelines.ner.runtimes.products import KERNELS_RULE, PARTS, Int8Linear, Int8Product, has_int8_kernels
 from pipelines.ner.runtimes.runtime import PRECISIONS, RuntimeUnavailable, has_fast_bf16
 
 LEAST_ROW_STEP, MOST_ROW_STEP = 4, 64
@@ -73,7 +74,13 @@ class PackedRuntime:
                 remedy="use the runtime `auto`, `torch` or `torch-compiled`",
             )
         if products and not has_int8_kernels():
-            raise RuntimeUnavailable("this build of PyTorch has no int8 products", where="runtime `packed`")
+            raise RuntimeUnavailable(
+                "this PyTorch has no int8 products",
+                where="runtime `packed`",
+                rule=KERNELS_RULE,
+                value=platform.machine(),
+                remedy="use another precision: the bundle has the weights of all",
+            )
         self.device, self.precision, self.pad_id = device, precision, pad_id
         if device.type != "cpu":
             self.batch_tokens = 32_768

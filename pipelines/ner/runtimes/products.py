@@ -7,6 +7,7 @@ Shapes: N rows, I inputs, O outputs.
 """
 
 import json
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from torch import Tensor
 PARTS = ("attention_in", "attention_out", "feed_in", "feed_out")
 """The products of a layer; `attention_in` is query, key and value, one below the other."""
 LARGEST_BYTE = 255
+KERNELS_RULE = "a PyTorch for x86 with oneDNN"
 _ROUND = 1.5 * 2.0**23
 """Added to a number it leaves the nearest whole one in the lowest bits: float32 has 23 of them behind the first."""
 _TENSORS = ("weight_OI", "scale_O", "bias_O", "smooth_I")
@@ -108,7 +110,7 @@ class Int8Linear:
         return y_NO
 
     def _read(self, x_NI: Tensor) -> Tensor:
-        """Inputs as bytes; they may be so already."""
+        """Inputs as bytes; they may be so already. No number becomes a byte too: the residuals pass it on."""
         if x_NI.dtype == torch.uint8:
             return x_NI
         rounded_NI = torch.addcmul(self.offset_I, x_NI.float(), self.factor_I)
@@ -116,8 +118,9 @@ class Int8Linear:
 
 
 def has_int8_kernels() -> bool:
-    """Whether this build of PyTorch has oneDNN's int8 products."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    """Whether this build of PyTorch has oneDNN's int8 products; on other processors they are not known to be fast."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return is_x86 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
 
 
 def write_products(path: Path, products: Mapping[str, Int8Product]) -> None:

@@ -21,17 +21,15 @@ IDEEP_KERNELS, ONEDNN_KERNELS = 32, 256
 """Shapes that ideep and oneDNN keep kernels for; by default 1,024, with scratch memory, which grows for hours."""
 SWITCH_INTERVAL = 0.0005
 """Seconds after which Python code must let the threads go on that compute, and that only want to start a product."""
-
-
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES, LARGEST_BLOCK = 2**28, 2**25
-"""Of glibc: so much free memory stays with the process, in blocks of up to so much; else each batch has the system hand
-out and zero the memory that the one before gave back, which takes int8 a seventh of its time."""
+"""Of glibc, of each thread's memory: so much that is free stays with the process, in blocks of up to so much; else each
+batch has the system hand out and zero what the one before gave back, which takes int8 a seventh of its time."""
 
 
 def set_up_process(onednn_kernels: int = ONEDNN_KERNELS) -> None:
     """Prepare a process that does little but predict; before anything is computed in it."""
-    keep = getattr(ctypes.CDLL(None), "mallopt", None)
+    keep = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if keep is not None:
         keep(MALLOC_TRIM_THRESHOLD, KEPT_BYTES)
         keep(MALLOC_MMAP_THRESHOLD, LARGEST_BLOCK)

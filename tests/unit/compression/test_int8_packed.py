@@ -4,9 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipelines.compression.int8_packed import SPLIT, Inputs, PackedForm, quantize, split_outliers
+from pipelines.compression.int8_packed import LEAST_RANGE, SPLIT, Inputs, PackedForm, quantize, split_outliers
+from pipelines.ner.exits import Exits
 from pipelines.ner.runtimes import int8
+from pipelines.ner.runtimes.architectures import read_architecture
 from pipelines.ner.runtimes.packed import PackedRuntime
+from pipelines.ner.shapes import set_weights
 from tests.unit.ner.runtimes.test_runtimes import CONFIGS, CPU, build, make_windows, open_two
 
 pytestmark = pytest.mark.skipif(not int8.has_fast_int8(CPU), reason="this CPU has no int8 products")
@@ -46,8 +49,19 @@ def test_smoothing_moves_an_outlier_of_the_inputs_into_the_weights():
     for smooth in (None, 0.5):
         product = quantize(weight_OI, torch.zeros(24), see(x_NI), smooth)
         rounded = (x_NI * product.smooth_I / product.input_scale).round() * product.input_scale / product.smooth_I
-        errors[smooth] = float((rounded @ undo(product).T - expected_NO)[:, :].square().mean().sqrt())
+        errors[smooth] = float((rounded @ undo(product).T - expected_NO).square().mean().sqrt())
     assert errors[0.5] < errors[None] / 2
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.17, 3.0), (0.0, 2.0), (-2.0, 0.0), (0.0, 0.0), (-5.0, 1.0)])
+def test_range_reaches_both_ends_with_zero_and_the_highest_as_whole_bytes(low, high):
+    seen = Inputs(torch.full((4,), low), torch.full((4,), high))
+    product = quantize(torch.randn(3, 4), torch.zeros(3), seen, None)
+    ends = [product.input_scale * (byte - product.zero_point) for byte in (0, 255)]
+    assert 0 <= product.zero_point <= 255
+    assert ends[0] <= low + 1e-6
+    assert ends[1] == pytest.approx(max(high, 0.0), abs=1e-6) if low > -2 else ends[1] >= high
+    assert product.input_scale <= (high - low) / 250 + 1e-9
 
 
 @pytest.mark.parametrize("function", [F.relu, F.gelu])
@@ -58,7 +72,7 @@ def test_split_columns_add_up_to_the_one_before_and_have_a_small_range(function)
     weight_MI[[30, 60]] *= 2
     x_NI = torch.randn(400, 16)
     between_NM = function(x_NI @ weight_MI.T + bias_M)
-    before, behind = split_outliers((weight_MI, bias_M, see(x_NI)), (weight_OM, torch.zeros(8), see(between_NM)))
+    before, behind = split_outliers((weight_MI, bias_M, see(x_NI)), (weight_OM, torch.zeros(8), see(between_NM)), 0.0)
     assert 200 < len(before[0]) == len(before[1]) == behind[0].shape[1] <= 200 * (1 + SPLIT)
     limit = float(behind[2].high_I.max())
     assert limit < between_NM.max() / 3
@@ -70,11 +84,31 @@ def test_split_columns_add_up_to_the_one_before_and_have_a_small_range(function)
     assert error.abs().mean() < 0.05 * cut.abs().mean()
 
 
+def test_gelu_is_not_split_where_it_is_no_line_yet():
+    """With small ranges the sum of its copies would be another function: worse than any rounding."""
+    torch.manual_seed(0)
+    weight_MI, bias_M, weight_OM = torch.randn(400, 16) * 0.05, torch.zeros(400), torch.randn(8, 400)
+    weight_MI[7] *= 10
+    x_NI = torch.randn(400, 16)
+    between_NM = F.gelu(x_NI @ weight_MI.T + bias_M)
+    errors = {}
+    for least in (0.0, LEAST_RANGE):
+        before, behind = split_outliers(
+            (weight_MI, bias_M, see(x_NI)), (weight_OM, torch.zeros(8), see(between_NM)), least
+        )
+        product = quantize(*behind, None)
+        split = F.gelu(x_NI @ before[0].T + before[1])
+        rounded = (split / product.input_scale + product.zero_point).round().clamp(0, 255) - product.zero_point
+        found = rounded * product.input_scale @ undo(product).T
+        errors[least] = float((found - between_NM @ weight_OM.T).square().mean().sqrt())
+    assert errors[LEAST_RANGE] < errors[0.0] / 2
+
+
 def test_nothing_is_split_where_all_columns_are_alike():
     torch.manual_seed(0)
     before = (torch.randn(40, 8), torch.randn(40), see(torch.randn(9, 8)))
     behind = (torch.randn(8, 40), torch.randn(8), Inputs(torch.zeros(40), torch.ones(40)))
-    split = split_outliers(before, behind)
+    split = split_outliers(before, behind, 0.0)
     assert torch.equal(split[0][0], before[0])
     assert torch.equal(split[0][1], before[1])
     assert torch.equal(split[1][0], behind[0])
@@ -97,7 +131,31 @@ def test_all_layers_in_int8_are_near_transformers_for_every_architecture(name):
     torch.testing.assert_close(form.open([]).compute(windows), expected_WK, atol=2e-5, rtol=2e-5)
 
 
-def test_a_window_has_the_same_int8_emissions_in_any_batch(tmp_path):
+def test_layers_of_which_parts_were_cut_out_are_int8_too():
+    model, windows = build(CONFIGS["bert"]), make_windows(40)
+    layers = read_architecture(model.network).layers
+    for part in (layers[0].query, layers[0].key, layers[0].value):
+        set_weights(part, part.weight[:16], part.bias[:16])
+    set_weights(layers[0].attention_out, layers[0].attention_out.weight[:, :16], layers[0].attention_out.bias)
+    set_weights(layers[1].feed_in, layers[1].feed_in.weight[:37], layers[1].feed_in.bias[:37])
+    set_weights(layers[1].feed_out, layers[1].feed_out.weight[:, :37], layers[1].feed_out.bias)
+    expected_WK = PackedRuntime(model, device=CPU, precision="fp32", pad_id=1).compute(windows)
+    form = PackedForm(model, windows, 1, smooth=0.85)
+    found_WK = form.open([site.name for site in form.sites]).compute(windows)
+    assert 1e-5 < (found_WK - expected_WK).square().mean().sqrt() / expected_WK.std() < 0.05
+
+
+def test_ranges_are_those_of_all_windows_also_of_a_model_with_exits():
+    model, windows = build(CONFIGS["bert"]), make_windows(20)
+    plain = PackedForm(model, windows, 1, smooth=None).products
+    model.exits = Exits([1], 32, len(model.scheme.tags), threshold=0.0)  # all leave at once
+    assert PackedForm(model, windows, 1, smooth=None).products["layer.1.feed"]["layer.1.feed_in"].input_scale == (
+        plain["layer.1.feed"]["layer.1.feed_in"].input_scale
+    )
+    assert model.exits is not None
+
+
+def test_a_window_has_the_same_int8_emissions_in_any_batch():
     model, windows = build(CONFIGS["bert"]), make_windows(40)
     runtime = PackedForm(model, windows, 1, smooth=0.85).open(
         [f"layer.{n}.{p}" for n in (0, 1) for p in ("attention_in", "feed")]

@@ -383,7 +383,7 @@ def test_auto_makes_the_packed_form_where_there_is_one_and_refuses_what_there_is
     with open_int8_runtime(found.bundle) as runtime:
         assert isinstance(runtime, PackedRuntime)
     monkeypatch.setattr("pipelines.compression.int8_settings.read_architecture", lambda network: None)
-    with pytest.raises(QuantizationError, match="`packed` has no int8 for the architecture `bert`"):
+    with pytest.raises(QuantizationError, match="there is no int8 by `packed`"):
         check_quantizable(source.model.network, "packed")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(QuantizationError, match="packages that are not installed"):
@@ -408,9 +408,36 @@ def test_every_mistake_is_told_at_once_before_anything_is_computed(source, tmp_p
         "`int8.smooth`",
         "`int8.stored`",
         "`int8.runtime`",
+        "`int8.preset`",
     ):
         assert part in str(told.value)
     assert not (tmp_path / "int8").exists()
+
+
+def test_settings_of_the_other_form_are_told(source):
+    config = QuantizationConfig(preset="symmetric", correct_bias=False)
+    assert [told.split()[0] for told in config.find_idle(source.model.network)] == [
+        "`int8.preset`",
+        "`int8.correct_bias`",
+    ]
+    assert not replace(config, runtime="openvino").find_idle(source.model.network)
+    assert not QuantizationConfig().find_idle(source.model.network)
+
+
+def test_form_of_an_unknown_runtime_is_no_bundle_and_one_without_a_name_is_openvinos(made, saved, tmp_path):
+    folder = Path(shutil.copytree(saved, tmp_path / "bundle"))
+    info = json.loads((folder / BUNDLE_FILE).read_text())
+    info["int8"]["runtime"] = "another"
+    (folder / BUNDLE_FILE).write_text(json.dumps(info))
+    with pytest.raises(BundleError, match="not those it was saved with"):
+        load_bundle(folder)
+    if info["format_version"] == 2:  # as bundles were before there was another form
+        facts = {name: value for name, value in made.bundle.info.int8.items() if name != "runtime"}
+        old = replace(made.bundle, info=replace(made.bundle.info, int8=facts))
+        save_bundle(tmp_path / "old", old)
+        again = load_bundle(tmp_path / "old")
+        assert again.info.format_version == 2
+        assert all(map(torch.equal, emissions_of(again), emissions_of(made.bundle)))
 
 
 def test_unknown_layers_are_refused_with_the_nearest_names(source, tmp_path):
