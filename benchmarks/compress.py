@@ -42,6 +42,7 @@ CHAIN = [
 ]
 ROUTES: dict[str, list[str]] = {
     "int8": ["--steps", "int8", "--max_f1_loss", "0.5"],
+    "int8 of all layers": ["--steps", "int8", "--max_f1_loss", "2"],
     "int8 by OpenVINO": ["--steps", "int8", "--int8.runtime", "openvino", "--max_f1_loss", "2"],
     "3 layers": THREE,
     "3 layers, states": [*THREE, "--distillation.states", "1"],
