@@ -36,8 +36,7 @@ LONG = ["--training.num_epochs", "10"]
 """A student learns longer than its teacher did."""
 THREE = ["--steps", "distill", "--distillation.layers", "3", "--max_f1_loss", "2", *LONG]
 CHAIN = [
-    *("--steps", "distill", "prune", "vocabulary", "int8", "--distillation.layers", "3", *LONG),
-    *("--vocabulary.least", "8000"),
+    *("--steps", "distill", "prune", "int8", "--distillation.layers", "3", *LONG, "--int8.stored", "int8"),
     *("--max_f1_loss", "10", "--max_label_loss", "30"),  # each step goes on from the one before, whatever it lost
 ]
 ROUTES: dict[str, list[str]] = {

@@ -15,10 +15,9 @@ from pipelines.ner.errors import UserError
 from pipelines.ner.runtimes.architectures import read_architecture
 from pipelines.ner.runtimes.int8 import FLAGS, has_fast_int8
 from pipelines.ner.runtimes.products import KERNELS_RULE, has_int8_kernels
+from pipelines.ner.stored import STORED
 
 RUNTIMES = ("auto", "packed", "openvino")
-
-STORED = ("fp32", "fp16")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,8 @@ class QuantizationConfig:
     num_epochs: int = 1
     """Epochs of quantization-aware training, where no choice of layers is good enough without it; 0: none."""
     stored: str = "fp16"
-    """Precision of the weights that stay beside the int8 form, for whom it cannot be computed: fp32 or fp16."""
+    """How the weights are stored that stay beside the int8 form, for whom it cannot be computed: fp32, fp16, or int8, a
+    quarter of the bytes, which transformers does not read."""
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""

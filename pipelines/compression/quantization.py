@@ -26,7 +26,7 @@ from pipelines.ner.bundle import INT8_FORMS, Bundle, hash_weights
 from pipelines.ner.encoding import Window
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.errors import raise_all
-from pipelines.ner.runtimes.runtime import PRECISIONS
+from pipelines.ner.stored import find_unfit, round_weights
 
 Document = str | Sequence[str]
 """A text, or a list of words."""
@@ -104,7 +104,7 @@ def quantize_bundle(
     original, bundle = bundle, _store(bundle, config.stored)
     told = tell or (lambda what, done, total: None)
     told("calibrating", 0, 1)
-    form = _calibrate(bundle, windows, config)
+    form = _calibrate(original, windows, config)
     names = [site.name for site in form.sites]
     fixed = find_left_out(names, config.left_out)
     reference = Reference.measure(
@@ -207,21 +207,20 @@ def _score(engine: NerEngine, dev: Sequence[Scored]) -> tuple[float, dict[str, T
 
 
 def _store(bundle: Bundle, stored: str) -> Bundle:
-    """The bundle with its weights rounded as they will be stored: the int8 form is made of those."""
+    """The bundle with its weights rounded as they will be stored: what is not int8 is computed of those."""
     info = replace(bundle.info, stored=stored)
     if stored == "fp32":
         return replace(bundle, info=info)
+    weights = dict(bundle.model.network.named_parameters())
+    unfit = find_unfit(weights, stored)
+    if unfit is not None:
+        raise QuantizationError(
+            f"the model's weights do not fit {stored}",
+            where="`int8.stored`",
+            rule=f"at most {torch.finfo(torch.float16).max:g}",
+            value=f"{float(weights[unfit].abs().max()):g} in `{unfit}`",
+            remedy="`--int8.stored fp32`",
+        )
     model = copy.deepcopy(bundle.model)
-    with torch.no_grad():
-        for parameter in model.network.parameters():
-            rounded = parameter.to(PRECISIONS[stored]).to(parameter.dtype)
-            if not torch.isfinite(rounded).all():
-                raise QuantizationError(
-                    f"the model's weights do not fit {stored}",
-                    where="`int8.stored`",
-                    rule=f"at most {torch.finfo(PRECISIONS[stored]).max:g}",
-                    value=f"{float(parameter.abs().max()):g}",
-                    remedy="`--int8.stored fp32`",
-                )
-            parameter.copy_(rounded)
+    round_weights(model.network, stored)
     return replace(bundle, model=model, info=info)

@@ -1,6 +1,6 @@
 """The saved model: a Hugging Face folder plus `bundle.json`, read and written as safetensors only.
 
-A bundle with a linear head loads in `AutoModelForTokenClassification.from_pretrained`.
+A bundle with a linear head loads in `AutoModelForTokenClassification.from_pretrained`, unless its weights are bytes.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from pipelines.ner.errors import UserError
 from pipelines.ner.exits import Exits
 from pipelines.ner.labels import LabelScheme, SchemeError
 from pipelines.ner.model import TokenClassifier, get_max_window
-from pipelines.ner.runtimes.runtime import PRECISIONS
 from pipelines.ner.shapes import load_network
+from pipelines.ner.stored import save_weights
 
 BUNDLE_FILE = "bundle.json"
 CRF_FILE = "crf.safetensors"
@@ -42,7 +42,7 @@ INT8_FORMS = {"openvino": ("int8/openvino.xml", "int8/openvino.bin"), "packed": 
 INT8_FILES = tuple(name for names in INT8_FORMS.values() for name in names)
 FORMAT_VERSION = 3
 """The newest that is read. Written is the oldest that can say all: 1, or 2 with an int8 form or early exits, 3 with an
-int8 form of the runtime `packed`."""
+int8 form of the runtime `packed` or weights that are bytes."""
 DEFAULT_WINDOW = 256
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class BundleInfo:
     fingerprint: str = ""
     format_version: int = 1
     stored: str = "fp32"
-    """Precision in which model.safetensors holds the weights: fp32, or fp16 beside an int8 form."""
+    """How the weights lie in the folder (see `stored.py`): fp32, or fp16 or int8 beside an int8 form."""
     int8: dict[str, Any] = field(default_factory=dict)
     """How its int8 form was made: of which weights, which layers are left out, its scores; empty if it has none."""
 
@@ -95,7 +95,7 @@ def save_bundle(folder: Path, bundle: Bundle) -> str:
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    _save_network(bundle.model.network, staging, bundle.info.stored)
+    save_weights(bundle.model.network, staging, bundle.info.stored)
     bundle.encoder.tokenizer.save_pretrained(staging)
     if bundle.model.crf is not None:
         scores = {name: value.contiguous() for name, value in bundle.model.crf.state_dict().items()}
@@ -186,19 +186,9 @@ def list_int8_files(facts: dict[str, Any]) -> tuple[str, ...]:
 
 def _find_version(info: dict[str, Any]) -> int:
     """The oldest format that can say all."""
-    if info["int8"].get("runtime") == "packed":
+    if info["int8"].get("runtime") == "packed" or info["stored"] == "int8":
         return 3
     return 2 if info["int8"] or info["exits"] or info["stored"] != "fp32" else 1
-
-
-def _save_network(network: Any, folder: Path, stored: str) -> None:
-    if stored == "fp32":
-        network.save_pretrained(folder)
-    else:  # `config.json` goes on saying float32: so all tools compute in it
-        dtype = PRECISIONS[stored]
-        network.save_pretrained(
-            folder, state_dict={name: tensor.to(dtype) for name, tensor in network.state_dict().items()}
-        )
 
 
 def _save_int8(bundle: Bundle, folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForTokenClassification
 
 from pipelines.ner.runtimes.architectures import read_architecture
+from pipelines.ner.stored import read_int8_weights
 
 FIELD = "attention_widths"
 
@@ -21,17 +22,17 @@ FIELD = "attention_widths"
 def load_network(path: Path) -> Any:
     """The token classifier in a folder, in float32, whatever its shape."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    widths = getattr(config, FIELD, None)
-    if widths is None:
+    widths, state = getattr(config, FIELD, None), read_int8_weights(path)
+    if widths is None and state is None:
         return AutoModelForTokenClassification.from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
     network = AutoModelForTokenClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    for layer, width in zip(read_architecture(network).layers, widths, strict=True):  # type: ignore[union-attr]
+    for layer, width in zip(read_architecture(network).layers, widths, strict=True) if widths else ():  # type: ignore[union-attr]
         for part in (layer.query, layer.key, layer.value):
             set_weights(part, part.weight[:width], part.bias[:width])
         set_weights(layer.attention_out, layer.attention_out.weight[:, :width], layer.attention_out.bias)
-    network.load_state_dict(load_file(path / "model.safetensors"))
+    network.load_state_dict(state if state is not None else load_file(path / "model.safetensors"))
     return network.eval()
 
 

@@ -28,6 +28,7 @@ from pipelines.ner.encoding import Encoder
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.errors import UserError
 from pipelines.ner.runtimes import calibration, int8
+from pipelines.ner.runtimes.architectures import read_layers
 from pipelines.ner.runtimes.calibration import Figure
 from pipelines.ner.runtimes.int8 import find_int8_runtime
 from pipelines.ner.runtimes.packed import PackedRuntime
@@ -35,6 +36,8 @@ from pipelines.ner.runtimes.padded import TorchRuntime
 from pipelines.ner.runtimes.products import read_products
 from pipelines.ner.runtimes.runtime import RuntimeUnavailable, has_fast_bf16
 from pipelines.ner.runtimes.telemetry import silence_telemetry
+from pipelines.ner.shapes import FIELD, set_weights
+from pipelines.ner.stored import INT8_WEIGHTS
 from tests.conftest import EXACT, SAMPLE, make_bundle
 
 TEXTS = [json.loads(line)["text"] for line in (SAMPLE / "en-dev.jsonl").open(encoding="utf-8")][:16]
@@ -152,6 +155,56 @@ def test_weights_beside_it_are_those_given_rounded_to_half_their_bytes(source, s
     assert sum(one.stat().st_size for one in (saved / "int8").glob("*.[bs]*")) < 0.7 * half
     found, expected = torch.cat(emissions_of(load_bundle(saved), EXACT)), torch.cat(emissions_of(source, EXACT))
     assert (found - expected).square().mean().sqrt() < 2e-3 * expected.std()
+
+
+def test_weights_stored_as_bytes_are_a_quarter_and_read_back_as_they_were_measured(source, tmp_path):
+    made = quantize(source, tmp_path / "made", config=replace(FAST, stored="int8"))
+    save_bundle(tmp_path / "bundle", made.bundle)
+    again = load_bundle(tmp_path / "bundle")
+    assert (again.info.format_version, again.info.stored) == (3, "int8")
+    names = {file.name for file in (tmp_path / "bundle").iterdir()}
+    assert INT8_WEIGHTS in names
+    assert "model.safetensors" not in names
+    whole = sum(4 * one.numel() for one in source.model.network.parameters())
+    assert (tmp_path / "bundle" / INT8_WEIGHTS).stat().st_size < 0.35 * whole  # rows of this encoder are short
+    assert all(map(torch.equal, again.model.network.parameters(), made.bundle.model.network.parameters()))
+    assert all(map(torch.equal, emissions_of(again), emissions_of(made.bundle)))
+    found, expected = torch.cat(emissions_of(again, EXACT)), torch.cat(emissions_of(source, EXACT))
+    assert 1e-4 < (found - expected).square().mean().sqrt() / expected.std() < 0.05
+    assert save_bundle(tmp_path / "again", again) == again.info.fingerprint
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        AutoModelForTokenClassification.from_pretrained(tmp_path / "bundle", use_safetensors=True)
+    (tmp_path / "bundle" / INT8_WEIGHTS).write_bytes(b"other")
+    with pytest.raises(BundleError, match="not those it was saved with"):
+        load_bundle(tmp_path / "bundle")
+
+
+def test_pruned_network_is_stored_as_bytes_too(tiny_encoder, tmp_path):
+    bundle = load_bundle(make_bundle(tiny_encoder, tmp_path / "source"))
+    layers = read_layers(bundle.model.network)
+    head = layers[0].query.weight.shape[0] // 2
+    for part in (layers[0].query, layers[0].key, layers[0].value):
+        set_weights(part, part.weight[:head], part.bias[:head])
+    set_weights(layers[0].attention_out, layers[0].attention_out.weight[:, :head], layers[0].attention_out.bias)
+    widths = [layer.query.weight.shape[0] for layer in layers]
+    setattr(bundle.model.network.config, FIELD, widths)
+    save_bundle(tmp_path / "bundle", replace(bundle, info=replace(bundle.info, stored="int8")))
+    again = load_bundle(tmp_path / "bundle")
+    assert [layer.query.weight.shape[0] for layer in read_layers(again.model.network)] == widths
+    found, expected = torch.cat(emissions_of(again, EXACT)), torch.cat(emissions_of(bundle, EXACT))
+    assert (found - expected).square().mean().sqrt() / expected.std() < 0.05
+
+
+def test_weights_too_large_for_what_they_are_stored_in_are_refused(tiny_encoder, tmp_path):
+    bundle = load_bundle(make_bundle(tiny_encoder, tmp_path / "source"))
+    gold = label_by(bundle)
+    with torch.no_grad():
+        bundle.model.network.classifier.bias[0] = 1e5
+    for stored in ("fp16", "int8"):
+        config = replace(FAST, stored=stored)
+        with pytest.raises(QuantizationError, match=f"do not fit {stored}") as told:
+            quantize_bundle(bundle, TEXTS, gold, max_f1_loss=100.0, folder=tmp_path / "made", config=config)
+        assert "classifier.bias" in str(told.value)
 
 
 @pytest.mark.parametrize("damage", ["weights", "graph", "missing"])
@@ -398,7 +451,7 @@ def open_int8_runtime(bundle: Bundle):
 
 
 def test_every_mistake_is_told_at_once_before_anything_is_computed(source, tmp_path):
-    config = QuantizationConfig(smooth=2, preset="int4", stored="int8", num_windows=1, runtime="onnx")
+    config = QuantizationConfig(smooth=2, preset="int4", stored="bf16", num_windows=1, runtime="onnx")
     with pytest.raises(UserError) as told:
         quantize_bundle(source, ["", " \n"], [], max_f1_loss=-1, folder=tmp_path / "int8", config=config)
     for part in (
