@@ -74,9 +74,10 @@ def keep_back_s(search: SearchConfig, trials: Sequence[Trial], concurrent: int) 
     trial_s = estimate_trial_s(trials)
     if search.limit_s is None or trial_s is None:
         return 0.0
-    if not any(trial.status == FINISHED for trial in trials):
+    is_population = search.sampler == "pbt"
+    if not is_population and not any(trial.status == FINISHED for trial in trials):
         return close_s(trial_s)  # one whole trial comes before the repeats of any
-    num_seeds = search.num_seeds - (search.sampler != "pbt")  # members of a population are trained anew
+    num_seeds = search.num_seeds - (not is_population)  # members of a population are trained anew
     num_runs = (min(search.num_leaders, max(1, search.num_trials - 1)) + 1) * num_seeds
     rounds = -(-num_runs // concurrent)
     return min(MOST_KEPT_BACK * search.limit_s, rounds * trial_s + close_s(trial_s))
@@ -88,8 +89,11 @@ def close_s(trial_s: float | None) -> float:
 
 
 def find_hopeless(budget: Budget, trials: Sequence[Trial]) -> TuneError | None:
-    """The mistake of a budget in which no trial can end, told as soon as the pace of the first one is known."""
-    if budget.limit_s is None or any(trial.status != OPEN for trial in trials):
+    """The mistake of a budget in which no trial can end, told as soon as the pace of the first one is known.
+
+    A trial that has an epoch has a score: whatever time is left, the search comes to something.
+    """
+    if budget.limit_s is None or any(trial.status != OPEN or trial.epochs for trial in trials):
         return None
     begun = [trial for trial in trials if trial.num_steps]  # the others wait for them
     paces = [(estimate_trial_s([trial]), trial.train_s) for trial in begun]

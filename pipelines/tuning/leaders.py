@@ -128,6 +128,8 @@ def gather_leaders(
             run = _to_run(repeats, repeat) if repeats is not None and _is_of(repeat.plan, leader, seeds) else None
             if run is not None and (run.is_whole or run.seed not in runs):
                 runs[run.seed] = run
+        if not runs and own is not None and own.seed in seeds:
+            runs[own.seed] = own
         if any(run.is_whole for run in runs.values()):
             runs = {seed: run for seed, run in runs.items() if run.is_whole}
         if runs:

@@ -153,10 +153,13 @@ class Journal:
         return folder.is_dir() and bool(list_checkpoints(folder))
 
     def keep_state(self, number: int) -> str | None:
-        """Keep the state just written for others of a population to go on from; its path in the journal."""
-        found = list_checkpoints(self.find(number) / CHECKPOINTS)
-        if not found:
+        """Keep the state just written for others of a population to go on from; its path in the journal.
+
+        None where there is none: a trial that has ended may have had its checkpoints taken away.
+        """
+        if not self.has_weights(number):
             return None
+        found = list_checkpoints(self.find(number) / CHECKPOINTS)
         kept = self.find(number) / KEPT_FOLDER
         kept.mkdir(exist_ok=True)
         _link(found[0], kept / found[0].name)

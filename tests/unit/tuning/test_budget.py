@@ -133,3 +133,14 @@ def test_budget_is_hopeless_only_if_no_trial_can_end_in_it(tmp_path):
 def test_settings_that_a_scheduler_does_not_read_are_told(settings, name):
     [told] = SearchConfig(**settings).find_idle()
     assert told.startswith(f"`search.{name}")
+
+
+def test_search_that_has_an_epoch_is_not_hopeless(tmp_path):
+    members = [make_running(f1s=[0.3], steps_done=25), make_trial(1, [], OPEN)]
+    assert find_hopeless(Budget(tmp_path, 60), members) is None
+
+
+def test_time_is_kept_back_for_the_repeats_of_a_population_before_any_member_is_whole():
+    """No member counts without them."""
+    search = SearchConfig(sampler="pbt", num_trials=4, num_leaders=1, num_seeds=1, budget_s=10_000)
+    assert keep_back_s(search, [make_running()], concurrent=1) == 2 * 200 + 10 + 20

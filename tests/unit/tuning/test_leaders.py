@@ -158,3 +158,10 @@ def test_front_has_what_no_other_trial_beats_at_its_cost():
 def test_front_in_operations_leaves_out_trials_without_them():
     trials = [make_trial(0, [0.5], flops=1e12), make_trial(1, [0.6], flops=None), make_trial(2, [0.6], flops=2e12)]
     assert [trial.number for trial in find_front(trials, "flops")] == [0, 2]
+
+
+def test_member_of_a_population_that_was_not_repeated_has_what_it_reached(journals):
+    search, repeats = journals
+    member = Trial(Plan(1, {"a": 1}, 1, turns=[{"epoch": 1, "from": 0, "before": {}}]), FINISHED, epochs=((1, 0.9),))
+    [leader] = gather_leaders([member], [1, 2], search, repeats)
+    assert [(run.seed, run.f1, run.is_whole) for run in leader.runs] == [(1, 0.9, False)]

@@ -91,3 +91,11 @@ def test_only_the_last_states_are_kept(journal):
 def test_failed_trial_tells_why(journal):
     write_trial(journal, {}, [], FAILED)
     assert (journal.read(0).status, journal.read(0).reason) == (FAILED, "because")
+
+
+def test_trial_whose_checkpoints_were_taken_away_has_no_state_to_keep(journal):
+    folder = write_trial(journal, {}, [0.3], FINISHED)
+    assert journal.keep_state(0) is None
+    add_state(folder, 4)
+    journal.forget_weights(0)
+    assert journal.keep_state(0) is None
