@@ -161,7 +161,7 @@ def _begin(
     jobs = TrialJobs(recipe, prepared, slots.num_workers, slots.gpus > 0)
     num_epochs = _find_most_epochs(config, space)
     resources = _plan_resources(config, slots)
-    rounds = Rounds(folder, config.search, space, num_epochs, jobs, slots, resources, budget)
+    rounds = Rounds(folder, config.search, space, num_epochs, jobs, slots, resources, budget, base_values)
     return BegunSearch(base, base_values, space, jobs, slots, budget, rounds)
 
 

@@ -13,7 +13,7 @@ from pipelines.evaluation.pictures import Line, draw_curves, draw_parallel, draw
 from pipelines.evaluation.rendering import render_markdown_table
 from pipelines.tuning.domains import Value, render_value
 from pipelines.tuning.leaders import Leader, find_front
-from pipelines.tuning.sampling import find_common_epoch, measure_cost, rank_importance
+from pipelines.tuning.sampling import find_common_epoch, list_comparable, measure_cost, rank_importance
 from pipelines.tuning.space import Space
 from pipelines.tuning.trials import FAILED, FINISHED, OPEN, REFUSED, STOPPED, Trial
 
@@ -40,7 +40,7 @@ def collect_tuning(
         repeats: the leaders' other trainings.
         phases_s: seconds of what was done besides training.
     """
-    scored = [trial for trial in trials if trial.epochs]
+    scored = list_comparable(space, trials)
     shown = "seconds" if cost == "none" else cost
     return {
         "trials": [_describe_trial(trial, shown) for trial in trials],

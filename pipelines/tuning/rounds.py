@@ -1,5 +1,6 @@
 """The rounds of a search: trials, then their leaders with other seeds."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines.training.resources import ResourcesConfig
@@ -23,6 +24,7 @@ class Rounds:
         num_epochs: the most that a trial may have.
         build_job: (settings, seed) → what is trained.
         resources: what each trial's training takes.
+        base_values: what the recipe has for the settings of the space.
     """
 
     def __init__(
@@ -35,23 +37,28 @@ class Rounds:
         slots: Slots,
         resources: ResourcesConfig,
         budget: Budget,
+        base_values: Mapping[str, Value] | None = None,
     ) -> None:
         self.config, self.space, self.slots, self.budget = search, space, slots, budget
         self.num_epochs, self.build_job, self.resources = num_epochs, build_job, resources
         self.trials = Journal(folder / "trials")
         self.repeats = Journal(folder / "leaders")
+        self.base_values = base_values
         self.was_cut = False
         """Whether time ended a round before its work was done."""
+        self.is_exhausted = False
+        """Whether the space had no more for a trial that was yet to be drawn."""
 
     def search(self, seed: int, tell: Tell) -> None:
         """Run the trials: the recipe as it is first, then what the sampler draws. Raises TuneError."""
         config, journal = self.config, self.trials
-        sampler = Sampler(self.space, config.sampler, config.seed, cost=config.cost)
+        sampler = Sampler(self.space, config.sampler, config.seed, cost=config.cost, recipe=self.base_values)
 
-        def draw(trials: list[Trial], number: int) -> Plan:
+        def draw(trials: list[Trial], number: int) -> Plan | None:
             is_recipe = number == BASE and config.sampler != "pbt"
-            settings: dict[str, Value] = {} if is_recipe else sampler.draw(trials, number)
-            return journal.add(settings, seed)
+            settings: dict[str, Value] | None = {} if is_recipe else sampler.draw(trials, number)
+            self.is_exhausted = settings is None
+            return None if settings is None else journal.add(settings, seed)
 
         trials = journal.read_all()
         limits = Limits(
@@ -80,8 +87,10 @@ class Rounds:
                 tell=tell,
             )
         except TuneError:
-            for trial in journal.read_all():
-                journal.remove(trial.number)
+            begun = journal.read_all()
+            if not any(trial.epochs for trial in begun):  # else there is work to go on with
+                for trial in begun:
+                    journal.remove(trial.number)
             raise
         self.was_cut |= limits.has_ended and not limits.has_settled
         self._check_scores()
@@ -145,6 +154,8 @@ class Rounds:
                 "The budget ended the search before all was done; the same command with more of it, and without "
                 "`--fresh`, goes on."
             )
+        if self.is_exhausted:
+            notes.append(f"The space had no more than these {len(trials)} trials to draw that differ.")
         if not leaders[0].best_run.is_whole:
             notes.append("The winner itself had not come to its last epoch.")
         if any(trial.status == STOPPED for trial in trials):

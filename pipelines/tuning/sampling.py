@@ -4,6 +4,8 @@ The sampler is seeded anew for every trial, by its number, so that a search that
 have drawn.
 """
 
+import itertools
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -21,6 +23,10 @@ STARTUP_TRIALS = 5
 MIN_FOR_IMPORTANCE = 4
 """Trials below which nothing is told about the importance of settings."""
 FOREST_SEED = 0
+MOST_ATTEMPTS = 20
+"""Draws of one trial, where what is drawn is known already."""
+MOST_LISTED = 10_000
+"""Combinations up to which a space is looked through for what is left of it."""
 States = {FINISHED: TrialState.COMPLETE, STOPPED: TrialState.PRUNED, OPEN: TrialState.RUNNING}
 
 
@@ -30,17 +36,39 @@ class Sampler:
     Args:
         kind: `random`, `tpe`, or `pbt` (whose first members are drawn at random).
         cost: whether less cost is sought besides more F1.
+        recipe: what the recipe itself has for the settings of the space.
     """
 
-    def __init__(self, space: Space, kind: str, seed: int, *, cost: str = "none") -> None:
-        self.space, self.kind, self.seed, self.cost = space, kind, seed, cost
+    def __init__(
+        self, space: Space, kind: str, seed: int, *, cost: str = "none", recipe: Mapping[str, Value] | None = None
+    ) -> None:
+        self.space, self.kind, self.seed, self.cost, self.recipe = space, kind, seed, cost, dict(recipe or {})
 
-    def draw(self, trials: Sequence[Trial], number: int) -> dict[str, Value]:
-        """The settings of the trial with this number, where these trials are known."""
+    def draw(self, trials: Sequence[Trial], number: int) -> dict[str, Value] | None:
+        """The settings of the trial with this number, where these trials, all of one seed, are known.
+
+        They are no other trial's, nor the recipe's; None where the space has no more. Members of a population may be
+        alike: they part when they change.
+        """
+        known = [self.recipe, *(trial.plan.settings for trial in trials)]
+        settings = self._ask(trials, number)
+        if self.kind == "pbt" or settings not in known:
+            return settings
+        combinations = list_combinations(self.space)
+        left = None if combinations is None else [one for one in combinations if one not in known]
+        if left == []:
+            return None
+        for attempt in range(1, MOST_ATTEMPTS):
+            settings = self._ask(trials, number, attempt)
+            if settings not in known:
+                return settings
+        return left[np.random.default_rng([self.seed, number]).integers(len(left))] if left else None
+
+    def _ask(self, trials: Sequence[Trial], number: int, *attempt: int) -> dict[str, Value]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = build_study(self.space, trials, self.cost)
-            study.sampler = self._build(int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]))
+            study.sampler = self._build(int(np.random.SeedSequence([self.seed, number, *attempt]).generate_state(1)[0]))
             asked = study.ask(_describe_space(self.space))
         return {path: domain.tidy(asked.params[path]) for path, domain in self.space.items()}
 
@@ -48,6 +76,18 @@ class Sampler:
         if self.kind == "tpe":
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True)
         return optuna.samplers.RandomSampler(seed=seed)
+
+
+def list_combinations(space: Space) -> list[dict[str, Value]] | None:
+    """Everything that can be drawn from a space; None if that is too much to list."""
+    choices: list[Sequence[Value]] = []
+    for domain in space.values():
+        if domain.kind != "choice" and not domain.is_integer:
+            return None
+        choices.append(domain.choices if domain.kind == "choice" else range(int(domain.low), int(domain.high) + 1))
+    if math.prod(map(len, choices)) > MOST_LISTED:
+        return None
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*choices)]
 
 
 def build_study(space: Space, trials: Sequence[Trial], cost: str = "none") -> optuna.Study:
@@ -68,12 +108,12 @@ def rank_importance(space: Space, trials: Sequence[Trial]) -> dict[str, float]:
     F1 is that after the last epoch that all trials have, so that those stopped early are compared with their equals.
     Empty where there are too few trials, or all are alike.
     """
-    scored = [trial for trial in trials if trial.epochs and trial.plan.settings.keys() == space.keys()]
+    scored = list_comparable(space, trials)
     if len(scored) < MIN_FOR_IMPORTANCE:
         return {}
     epoch = find_common_epoch(scored)
     values = [dict(trial.epochs)[epoch] for trial in scored]
-    if max(values) - min(values) < 1e-9:
+    if max(values) - min(values) < 1e-9 or all(trial.plan.settings == scored[0].plan.settings for trial in scored):
         return {}
     study = optuna.create_study(direction="maximize")
     distributions = _describe_space(space)
@@ -82,8 +122,16 @@ def rank_importance(space: Space, trials: Sequence[Trial]) -> dict[str, float]:
             optuna.trial.create_trial(params=dict(trial.plan.settings), distributions=distributions, value=value)
         )
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=FOREST_SEED)
-    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    try:
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    except RuntimeError:  # no tree of the forest could split: what differs was in too few of them
+        return {}
     return {path: float(share) for path, share in sorted(found.items(), key=lambda item: -item[1])}
+
+
+def list_comparable(space: Space, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that importance is computed of: those drawn from the space that have a score."""
+    return [trial for trial in trials if trial.epochs and trial.plan.settings.keys() == space.keys()]
 
 
 def find_common_epoch(trials: Sequence[Trial]) -> int:

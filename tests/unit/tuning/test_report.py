@@ -50,6 +50,17 @@ def tuning(tmp_path):
     }
 
 
+def test_importance_is_told_of_the_epoch_that_it_was_computed_at(tmp_path):
+    search = Journal(tmp_path / "trials")
+    write_trial(search, {}, [0.2], STOPPED)  # the recipe as it is, which importance leaves out
+    for number in range(5):
+        write_trial(search, {RATE: 1e-5 * 2**number, "model.head": "linear"}, [0.1, 0.2 + 0.05 * number], FINISHED)
+    leaders = gather_leaders(choose_leaders(search.read_all(), 1), [1], search, None)
+    found = collect_tuning(search.read_all(), leaders, SPACE, {}, cost="none", repeats=[], phases_s={})
+    assert found["importance"]
+    assert found["importance_epoch"] == 2
+
+
 def test_page_shows_all_and_needs_nothing_else(tuning):
     page = render_tuning_html(json.loads(json.dumps(tuning)), "Tuning of <tiny>")
     assert page.count("<svg") == 3

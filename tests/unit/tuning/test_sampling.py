@@ -85,3 +85,57 @@ def test_importance_of_few_or_equal_trials_is_not_told():
 def test_trials_are_compared_at_the_last_epoch_that_all_have():
     trials = [make_trial(0, [0.1, 0.2, 0.3]), make_trial(1, [0.1, 0.2], STOPPED), make_trial(2, [], FAILED)]
     assert find_common_epoch(trials) == 2
+
+
+def test_importance_of_trials_with_the_same_settings_is_not_told():
+    settings = search("random", 1)[0].plan.settings
+    trials = [make_trial(number, [0.5 + number / 10], settings=settings) for number in range(5)]
+    assert rank_importance(SPACE, trials) == {}
+
+
+def test_importance_that_the_forest_cannot_tell_is_not_told(monkeypatch):
+    def fail(*args, **settings):
+        raise RuntimeError("Encountered zero total variance in all trees.")
+
+    monkeypatch.setattr("optuna.importance.get_param_importances", fail)
+    assert rank_importance(SPACE, search("random", 10)) == {}
+
+
+FINITE = {"model.head": Domain("choice", choices=("linear", "crf")), "training.num_epochs": Domain("randint", 1, 3)}
+OWN = {"model.head": "crf", "training.num_epochs": 2}
+
+
+def draw_all(space, kind, seed, num_trials, recipe=None):
+    sampler, trials = Sampler(space, kind, seed, recipe=recipe), [make_trial(0, [0.5])]
+    for number in range(1, num_trials):
+        settings = sampler.draw(trials, number)
+        if settings is None:
+            break
+        trials.append(make_trial(number, [0.5 + len(trials) / 100], settings=settings))
+    return [trial.plan.settings for trial in trials[1:]]
+
+
+@pytest.mark.parametrize("kind", ["random", "tpe"])
+@pytest.mark.parametrize("seed", range(3))
+def test_finite_space_is_drawn_without_repetition_until_it_is_exhausted(kind, seed):
+    drawn = draw_all(FINITE, kind, seed, 20, OWN)
+    assert len(drawn) == 5
+    assert all(one not in drawn[:place] for place, one in enumerate(drawn))
+    assert OWN not in drawn
+    assert len(draw_all(FINITE, kind, seed, 20)) == 6
+
+
+def test_space_too_narrow_to_differ_in_its_digits_has_an_end():
+    narrow = {"training.optimizer.weight_decay": Domain("uniform", 0.1, 0.1002)}
+    drawn = draw_all(narrow, "random", 0, 20)
+    assert 1 <= len(drawn) <= 3
+    assert all(one not in drawn[:place] for place, one in enumerate(drawn))
+
+
+def test_draw_that_repeats_nothing_is_the_first_one():
+    sampler = Sampler(SPACE, "random", 0, recipe={RATE: 1e-4})
+    assert sampler.draw([], 1) == sampler._ask([], 1)
+
+
+def test_members_of_a_population_may_begin_alike():
+    assert len(draw_all(FINITE, "pbt", 0, 20, OWN)) == 19

@@ -1,0 +1,58 @@
+"""What a round leaves of trials when it cannot go on, and what it draws, without Ray Tune."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.training.resources import ResourcesConfig
+from pipelines.tuning import rounds
+from pipelines.tuning.budget import Budget
+from pipelines.tuning.config import SearchConfig, TuneError
+from pipelines.tuning.domains import Domain
+from pipelines.tuning.leaders import choose_leaders, gather_leaders
+from pipelines.tuning.rounds import Rounds
+from tests.unit.tuning.trials import write_trial
+
+SPACE = {"model.head": Domain("choice", choices=("linear", "crf"))}
+
+
+@pytest.fixture
+def begun(tmp_path):
+    slots = SimpleNamespace(concurrent=1, gpus=0.0, is_alone=True, may_grow=False)
+    search, budget = SearchConfig(num_trials=5, num_seeds=1), Budget(tmp_path, None)
+    return Rounds(tmp_path, search, SPACE, 3, None, slots, ResourcesConfig(), budget, {"model.head": "linear"})
+
+
+def fail(*args, **settings):
+    raise TuneError("the budget is smaller than one trial")
+
+
+def test_trials_with_an_epoch_outlive_a_search_that_cannot_go_on(begun, monkeypatch):
+    monkeypatch.setattr(rounds, "run_trials", fail)
+    write_trial(begun.trials, {}, [0.3])
+    write_trial(begun.trials, {"model.head": "crf"}, [])
+    with pytest.raises(TuneError):
+        begun.search(1, lambda trial, event: None)
+    assert begun.trials.count() == 2
+
+
+def test_trials_without_an_epoch_are_taken_out_of_a_search_that_cannot_go_on(begun, monkeypatch):
+    monkeypatch.setattr(rounds, "run_trials", fail)
+    write_trial(begun.trials, {}, [])
+    with pytest.raises(TuneError):
+        begun.search(1, lambda trial, event: None)
+    assert begun.trials.count() == 0
+
+
+def test_exhausted_space_ends_the_search_and_is_told(begun, monkeypatch):
+    def run_all(bench, journal, slots, limits, *, draw, **settings):
+        while (plan := draw(journal.read_all(), journal.count())) is not None:
+            write_trial(journal, plan.settings, [0.3])
+            journal.remove(plan.number)
+
+    monkeypatch.setattr(rounds, "run_trials", run_all)
+    begun.search(1, lambda trial, event: None)
+    trials = begun.trials.read_all()
+    assert [trial.plan.settings for trial in trials] == [{}, {"model.head": "crf"}]
+    leaders = gather_leaders(choose_leaders(trials, 1), [1], begun.trials, None)
+    assert any("no more than these 2 trials" in note for note in begun.list_notes(leaders))
