@@ -217,17 +217,17 @@ class _Nearby:
 
 
 def _grow(text: str, start: int, end: int, nearby: _Nearby) -> tuple[int, int]:
-    if start > 0:
-        space = text.rfind(" ", max(0, start - _SNAP_CHARACTERS), start)
-        start = space + 1 if space >= 0 else start
-    if end < len(text):
-        space = text.find(" ", end, end + _SNAP_CHARACTERS)
-        end = space if space >= 0 else end
-    cut = nearby.find_cut(start) + nearby.find_cut(end)
-    if not cut:
-        return start, end
-    start, end = min(start, *(span.start for span in cut)), max(end, *(span.end for span in cut))
-    return _grow(text, start, end, nearby)
+    while True:
+        if start > 0:
+            space = text.rfind(" ", max(0, start - _SNAP_CHARACTERS), start)
+            start = space + 1 if space >= 0 else start
+        if end < len(text):
+            space = text.find(" ", end, end + _SNAP_CHARACTERS)
+            end = space if space >= 0 else end
+        cut = nearby.find_cut(start) + nearby.find_cut(end)
+        if not cut:
+            return start, end
+        start, end = min(start, *(span.start for span in cut)), max(end, *(span.end for span in cut))
 
 
 def _describe(text: str, match: Match) -> Finding:

@@ -304,7 +304,8 @@ def _read_scheme(name: str, tags: Sequence[str], scheme: str | None) -> LabelSch
     except SchemeError as error:
         error.where = error.where or f"`id2label` in the config.json of `{name}`"
         error.remedy = (
-            "rename its tags there: `B-PER` for a word that begins an entity, `I-PER` for one inside, else `O`"
+            "rename its tags there: `B-PER` for a word that begins an entity, `I-PER` for one inside, else `O`; "
+            "if they are bare labels, set the scheme `IO`"
         )
         raise
 

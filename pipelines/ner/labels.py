@@ -70,12 +70,14 @@ class LabelScheme:
 
     @classmethod
     def from_tags(cls, tags: Sequence[str], name: str | None = None) -> "LabelScheme":
-        """The scheme of a foreign model, read off its tags. Raises SchemeError if they fit none."""
+        """The scheme of a foreign model, read off its tags. Raises SchemeError if they fit none, or seem misspelt."""
         seen = Counter(f"prefix:{split_tag(tag)[0]}" for tag in tags)
         seen["bare_letters"] = sum(tag in _ROLES for tag in tags)
         if any(split_tag(tag)[0] == "I" and f"B-{split_tag(tag)[1]}" not in tags for tag in tags):
             seen["inside_starts"] = 1  # without `B-PER` an entity can only begin with `I-PER`
         found = name or detect_scheme(seen)
+        if found == "IO" and name is None:
+            check_bare_labels(tags, len(tags), len(tags))  # each tag stands there once, however often it is used
         return cls(found, tuple(tags))
 
     @cached_property

@@ -180,6 +180,13 @@ def test_windows_never_cut_a_mention():
     assert "".join(segment.text for segment in window) == text[50:700]
 
 
+def test_window_grows_over_any_number_of_staggered_mentions():
+    text = "x" * 20_000
+    gold, predicted = ([Span(at, at + 15, "A") for at in range(first, 19_980, 20)] for first in (0, 10))
+    (window,) = make_example(Scored.from_text("d", "f:1", text, gold, predicted), context=1).windows
+    assert "".join(segment.text for segment in window) == text[: predicted[-1].end + 1]
+
+
 def make_records(num_records, seed=0):
     rng = random.Random(seed)
     records = []

@@ -180,6 +180,14 @@ def test_a_checkpoint_with_mixed_schemes_is_told(checkpoint):
         load_bundle(checkpoint(["O", "S-PER", "U-PER"]))
 
 
+def test_a_checkpoint_with_misspelt_prefixes_is_told_and_read_as_bare_labels_where_that_is_asked_for(checkpoint):
+    folder = checkpoint(["O", "B_PER", "I_PER"])
+    with pytest.raises(SchemeError, match="prefixes of the tags are not understood") as caught:
+        load_bundle(folder)
+    assert "set the scheme `IO`" in caught.value.remedy
+    assert load_bundle(folder, scheme="IO").model.scheme.labels == ("B_PER", "I_PER")
+
+
 def test_a_checkpoint_without_safetensors_is_told_and_no_pickle_is_opened(checkpoint):
     folder = checkpoint(["O", "B-PER", "I-PER"])
     (folder / "model.safetensors").unlink()

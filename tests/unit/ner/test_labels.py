@@ -201,6 +201,13 @@ def test_misspelt_prefixes_are_not_taken_for_labels(tags):
     assert f"`{tags[0]}`" in caught.value.value
 
 
+@pytest.mark.parametrize("tags", [["O", "B_PER", "I_PER"], ["O", "b-PER", "i-PER"], ["O", "PER-B", "PER-I"]])
+def test_misspelt_prefixes_of_a_foreign_model_are_not_taken_for_labels(tags):
+    with pytest.raises(SchemeError, match="prefixes of the tags are not understood"):
+        LabelScheme.from_tags(tags)
+    assert LabelScheme.from_tags(tags, "IO").labels == tuple(sorted(tags[1:]))
+
+
 def find_refusal(tags: list[str], num_bare: int) -> str | None:
     try:
         check_bare_labels(tags, num_bare, 0)
@@ -231,6 +238,7 @@ def test_words_are_not_taken_for_labels(num_outside, what):
 )
 def test_bare_labels_are_taken(tags):
     assert find_refusal(tags, 1000) is None
+    assert LabelScheme.from_tags(tags).name == "IO"
     assert find_refusal([f"word{number}" for number in range(30)], 100) == "no tag is `O`"
 
 
