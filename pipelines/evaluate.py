@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
 import ray
@@ -16,13 +17,14 @@ from pipelines.corpus.inference import (
     BATCH_RECORDS,
     ActorResources,
     InferenceConfig,
+    locate_model,
     plan_actors,
     predict_records,
     predict_table,
 )
 from pipelines.corpus.reading import find_all_files, finish_records, read_corpus
 from pipelines.evaluation.report import EvaluationReport
-from pipelines.folders import prepare_output_dir
+from pipelines.folders import check_own, lock_folder, prepare_output_dir
 from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import hash_mention, load_bundle
 from pipelines.ner.errors import UserError, raise_all
@@ -60,6 +62,13 @@ def run(config: EvaluateConfig) -> None:
     """Evaluate as configured."""
     raise_all(_find_problems(config))
     folder = prepare_output_dir(config.output_dir)
+    with lock_folder(folder):
+        check_own(folder, "evaluate")
+        _run(config, folder)
+
+
+def _run(config: EvaluateConfig, folder: Path) -> None:
+    """Evaluate into a folder that is ours."""
     find_all_files({"test": config.corpus})
     idle = config.reader.find_idle()
     if config.resources.auto:
@@ -89,7 +98,7 @@ def run(config: EvaluateConfig) -> None:
             plan = plan_actors(config.resources, list_node_cpus(ray.nodes()), ray.cluster_resources().get("GPU", 0))
             seen = bundle.seen_mentions
             report = EvaluationReport((lambda mention, label: hash_mention(mention, label) in seen) if seen else None)
-            model = str(config.model), config.inference, plan
+            model = locate_model(str(config.model)), config.inference, plan
             if sum(corpus.num_records.values()) <= BATCH_RECORDS:
                 records = pa.concat_tables(finished.iter_batches(batch_size=None, batch_format="pyarrow"))
                 batches = iter(predict_table(records, *model).to_batches())
@@ -129,8 +138,15 @@ def _find_problems(config: EvaluateConfig) -> list[UserError]:
             ConfigError("no corpus is given", remedy="`--corpus FILE`, e.g. `--corpus sample:en-test.jsonl`")
         )
     checked = CorpusConfig(train=["-"], scheme=config.scheme, max_bad_fraction=config.max_bad_fraction)
-    problems += checked.find_problems() + config.inference.find_problems() + config.resources.find_problems()
+    problems += [_rename(problem) for problem in checked.find_problems()]
+    problems += config.inference.find_problems() + config.resources.find_problems()
     return problems + config.cluster.find_problems()
+
+
+def _rename(problem: UserError) -> UserError:
+    """Told of the setting as it is called here: outside of `corpus`, which are the files."""
+    where = problem.where and problem.where.replace("`corpus.", "`")
+    return type(problem)(problem.what, where=where, rule=problem.rule, value=problem.value, remedy=problem.remedy)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,13 @@ def lies_in_copy(output_dir: str) -> bool:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     staging = path.with_name(f".{path.name}.partial")
-    staging.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    staging.write_text(text, encoding="utf-8")
     staging.replace(path)
 
 
@@ -132,6 +137,21 @@ def check_replaceable(folder: Path) -> None:
             value=", ".join(sorted(path.name for path in list_content(folder))[:5]),
             remedy="give another `--output_dir`, or empty the folder yourself",
         )
+
+
+def check_own(folder: Path, verb: str) -> None:
+    """Raise ConfigError for a folder with the output of another door: what is written anew would take its place."""
+    holds_run = _holds(folder / RUN_FILE, {"verb"})
+    found = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["verb"] if holds_run else None
+    if found == verb or (found is None and not any(_holds(folder / name, keys) for name, keys in MARKS)):
+        return
+    raise ConfigError(
+        "the output folder holds another run",
+        where=str(folder),
+        rule=f"a new or empty folder, or one that `rayner {verb}` has written",
+        value=f"a run of `rayner {found}`" if found else "a run that is not finished, or prepared shards",
+        remedy="give another `--output_dir`",
+    )
 
 
 def list_content(folder: Path) -> list[Path]:

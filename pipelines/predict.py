@@ -22,7 +22,7 @@ from pipelines.corpus.assembly import FORMATS, QUARANTINE_FOLDER, OutputSpec
 from pipelines.corpus.census import take_census
 from pipelines.corpus.formats.options import NO_COLUMN, FormatOptions
 from pipelines.corpus.identity import fingerprint, identify_input, identify_model
-from pipelines.corpus.inference import ActorResources, InferenceConfig, load_engine, plan_actors
+from pipelines.corpus.inference import ActorResources, InferenceConfig, load_engine, locate_model, plan_actors
 from pipelines.corpus.labeller import LabellingJob
 from pipelines.corpus.offline import OfflineJob
 from pipelines.corpus.parts import ChunkCounts
@@ -142,9 +142,8 @@ def _label(config: PredictConfig, reader: FormatOptions, job: OfflineJob, load: 
         inventory = read_running_cluster(is_private=not is_elastic)
         given = config.resources, config.inference
         pool, plan = plan_labelling(pool, str(config.model), *given, inventory, documents)
-    model = Path(str(config.model))
     settings = LabellingJob(
-        model=str(model.absolute() if model.exists() else config.model),
+        model=locate_model(str(config.model)),
         inference=config.inference,
         plan=pool,
         reader=reader,

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.corpus.shards import ShardsInfo
 from pipelines.evaluation.report import EvaluationReport
-from pipelines.folders import write_json
+from pipelines.folders import write_json, write_text
 from pipelines.search_view import print_leaders
 from pipelines.trial_jobs import Prepared, TrialJobs
 from pipelines.tuned_presets import render_run, write_front
@@ -49,7 +49,7 @@ def write_results(
     (folder / "evaluation").mkdir(exist_ok=True)
     report.write(folder / "evaluation", f"Evaluation of {folder.name}", {"settings": render_settings(winner.settings)})
     preset = render_run(jobs, slots, winner.number, winner.settings, winner.best_run)
-    (folder / "best.yaml").write_text(preset, encoding="utf-8")
+    write_text(folder / "best.yaml", preset)
     phases = {f"{name} ({what})": phases_s.get(name, 0.0) for name, what in _OTHER_PHASES.items()}
     trials = rounds.trials.read_all()
     tuning = collect_tuning(
@@ -77,8 +77,8 @@ def write_results(
         write_front(folder / "front", [trial for trial in trials if trial.number in tuning["front"]], jobs, slots)
     title = f"Tuning of {begun.base.info.encoder}"
     write_json(folder / "tuning.json", tuning)
-    (folder / "report.html").write_text(render_tuning_html(tuning, title), encoding="utf-8")
-    (folder / "report.md").write_text(render_tuning_markdown(tuning, title), encoding="utf-8")
+    write_text(folder / "report.html", render_tuning_html(tuning, title))
+    write_text(folder / "report.md", render_tuning_markdown(tuning, title))
     rounds.forget_weights()
     print_leaders(tuning)
 

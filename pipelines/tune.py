@@ -221,10 +221,19 @@ def _check(config: TuneConfig, recipe: Recipe) -> Space:
 
 
 def _find_idle(config: TuneConfig) -> list[str]:
-    low, high = config.resources.read_num_workers() or (1, 1)
-    if low == high:
-        return []
-    return [f"the upper end of `resources.num_workers` {low}..{high} has no effect: trials have {low} each, to compare"]
+    resources, search = config.resources, config.search
+    idle = []
+    low, high = resources.read_num_workers() or (1, 1)
+    if low != high:
+        idle.append(
+            f"the upper end of `resources.num_workers` {low}..{high} has no effect: trials have {low} each, to compare"
+        )
+    if resources.cpus_per_worker is not None and search.cpus_per_trial not in (None, resources.cpus_per_worker):
+        idle.append(f"`resources.cpus_per_worker` has no effect: `search.cpus_per_trial` is {search.cpus_per_trial}")
+    gpus = search.gpus_per_trial
+    if gpus is not None and resources.use_gpu is not None and resources.use_gpu != (gpus > 0):
+        idle.append(f"`resources.use_gpu` has no effect: `search.gpus_per_trial` is {gpus:g}")
+    return idle
 
 
 def _list_growth(inventory: Inventory) -> Growth | None:
@@ -250,6 +259,8 @@ def _follow_plan(
     search, resources = config.search, config.resources
     if search.cpus_per_trial:
         resources = replace(resources, cpus_per_worker=search.cpus_per_trial)
+    if search.gpus_per_trial is not None:
+        resources = replace(resources, use_gpu=search.gpus_per_trial > 0)
     largest = max(prepared, key=lambda one: (_count_parameters(one), one.info.window))
     plan = plan_search(
         TrainSettings(config.model, config.training, config.parallel, resources),

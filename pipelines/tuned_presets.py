@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.corpus.config import CorpusConfig
+from pipelines.folders import write_text
 from pipelines.ner.encoders import SCRATCH
 from pipelines.trial_jobs import TrialJobs
 from pipelines.tuning.domains import Value
@@ -47,12 +48,14 @@ def render_run(jobs: TrialJobs, slots: Slots, number: int, settings: dict[str, V
 def write_front(folder: Path, front: list[Trial], jobs: TrialJobs, slots: Slots) -> None:
     """A preset of each trial that no other one beats at its cost."""
     folder.mkdir(exist_ok=True)
-    for old in folder.glob("trial-*.yaml"):
-        old.unlink()
+    names = {trial.number: f"trial-{trial.number:04}.yaml" for trial in front}
     for trial in front:
         run = Run(trial.plan.seed, trial.best_f1 or 0.0, folder, trial.is_whole)
         preset = render_run(jobs, slots, trial.number, trial.plan.settings, run)
-        (folder / f"trial-{trial.number:04}.yaml").write_text(preset, encoding="utf-8")
+        write_text(folder / names[trial.number], preset)
+    for old in folder.glob("trial-*.yaml"):
+        if old.name not in names.values():
+            old.unlink()
 
 
 def _make_absolute(corpus: CorpusConfig) -> CorpusConfig:
