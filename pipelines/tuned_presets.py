@@ -22,7 +22,10 @@ def render_run(jobs: TrialJobs, slots: Slots, number: int, settings: dict[str, V
         "`resources` are those of the search: with others, sums are rounded otherwise, and F1 may differ a little.",
     ]
     if not run.is_whole:
-        comments.append("Its time ended before its last epoch: this trains on to the end, and may reach more.")
+        comments.append(
+            "Time ended it before its last epoch, or its settings changed in training: this trains with these from the "
+            "start to the end, and may reach another F1."
+        )
     recipe = jobs.apply(settings, run.seed)
     prepared = jobs.find_prepared(recipe)
     corpus: CorpusConfig | dict[str, Any] = _make_absolute(recipe.corpus)

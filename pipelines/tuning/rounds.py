@@ -157,7 +157,9 @@ class Rounds:
         if self.is_exhausted:
             notes.append(f"The space had no more than these {len(trials)} trials to draw that differ.")
         if not leaders[0].best_run.is_whole:
-            notes.append("The winner itself had not come to its last epoch.")
+            notes.append(
+                "The winner was not trained from its first epoch to its last with its settings: time ended before that."
+            )
         if any(trial.status == STOPPED for trial in trials):
             notes.append("A trial stopped early might have come out better than it stood.")
         if any(trial.plan.turns for trial in trials):

@@ -1,5 +1,6 @@
 """What a round leaves of trials when it cannot go on, and what it draws, without Ray Tune."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from pipelines.tuning.config import SearchConfig, TuneError
 from pipelines.tuning.domains import Domain
 from pipelines.tuning.leaders import choose_leaders, gather_leaders
 from pipelines.tuning.rounds import Rounds
+from pipelines.tuning.trials import FINISHED
 from tests.unit.tuning.trials import write_trial
 
 SPACE = {"model.head": Domain("choice", choices=("linear", "crf"))}
@@ -56,3 +58,12 @@ def test_exhausted_space_ends_the_search_and_is_told(begun, monkeypatch):
     assert [trial.plan.settings for trial in trials] == [{}, {"model.head": "crf"}]
     leaders = gather_leaders(choose_leaders(trials, 1), [1], begun.trials, None)
     assert any("no more than these 2 trials" in note for note in begun.list_notes(leaders))
+
+
+def test_member_of_a_population_that_wins_without_repeats_is_told(begun):
+    write_trial(begun.trials, {"model.head": "crf"}, [0.3], FINISHED)
+    turn = {"epoch": 1, "from": 1, "before": {"model.head": "linear"}}
+    begun.trials.write(replace(begun.trials.read_plan(0), turns=[turn]))
+    trials = begun.trials.read_all()
+    leaders = gather_leaders(choose_leaders(trials, 1), [1], begun.trials, None)
+    assert any(note.startswith("The winner was not trained from its first epoch") for note in begun.list_notes(leaders))
