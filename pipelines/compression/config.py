@@ -138,7 +138,12 @@ class EarlyExitConfig:
         return _check(
             "early_exit.",
             [
-                ("layers", self.layers, "layers from 1, in order", self.layers == sorted({*self.layers} - {0})),
+                (
+                    "layers",
+                    self.layers,
+                    "layers from 1, in order",
+                    self.layers == sorted({*self.layers}) and all(one >= 1 for one in self.layers),
+                ),
                 ("max_f1_loss", self.max_f1_loss, "0 to 100 points", 0 <= self.max_f1_loss <= 100),
             ],
         )

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pipelines.ner.units import ENTITY, RARE, SEPARATOR, WORD
 
 PACKINGS = ("joined", "apart")
-SENTENCE_ENDS = frozenset(".!?…。！？")
+SENTENCE_ENDS = frozenset(".!?…。！？।؟۔")
+"""What the last word of a sentence ends with."""
 
 
 @dataclass(slots=True)
@@ -62,7 +63,7 @@ def build_units(
         kind = ENTITY if at in ends else RARE if rare[at] else WORD
         joined = [token for word in ids[at:end] for token in word]
         units.append(Unit(joined, kind, begins or at in newlines))
-        begins = words[end - 1] in SENTENCE_ENDS
+        begins = words[end - 1][-1:] in SENTENCE_ENDS
         at = end
     return units
 

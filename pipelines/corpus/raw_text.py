@@ -21,7 +21,7 @@ import ray.data
 
 from pipelines.corpus.formats.options import NO_COLUMN, FormatOptions
 from pipelines.corpus.mentions import MentionSources
-from pipelines.corpus.packing import build_units, pack_documents
+from pipelines.corpus.packing import SENTENCE_ENDS, build_units, pack_documents
 from pipelines.corpus.preparation import stage_folder
 from pipelines.corpus.reading import keep_records, read_raw, summarize
 from pipelines.corpus.records import CorpusError
@@ -142,6 +142,8 @@ def prepare_text(
         (staging / COUNTS_FILE).unlink(missing_ok=True)
         summary.ledger.write_parquet(staging / "ledger.parquet")
         info = _describe(staging, name, window or 256, summary.ledger.counts())
+        if num_segments > 1:
+            check_order(read_text_windows(staging, "train"))
         (staging / TEXT_FILE).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
     return info
 
@@ -281,6 +283,21 @@ def _describe(folder: Path, encoder: str, window: int, ledger: Any) -> TextInfo:
     told = {"kept": ledger.kept, "rejected": ledger.rejected, "reasons": ledger.reasons}
     shares = {"mentions": round(kinds[ENTITY] / total, 5), "rare words": round(kinds[RARE] / total, 5)}
     return TextInfo(encoder, window, documents, windows, tokens, round(sum(tokens.values()) / room, 4), shares, told)
+
+
+def check_order(windows: pa.Table) -> None:
+    """Raise CorpusError for windows none of which has a sentence that begins inside it, so that parts have no order."""
+    starts = windows["sentence_starts"].combine_chunks().flatten().to_numpy()
+    if not (starts > 0).any():
+        raise CorpusError(
+            "no window has an order to tell",
+            where="`objective` masks_and_order",
+            rule="windows of several sentences, each ended by one of "
+            + " ".join(sorted(SENTENCE_ENDS))
+            + " or a line's end",
+            value=f"{windows.num_rows:,} windows to train on, none of which has a sentence that begins inside it",
+            remedy="give text of several sentences, a longer `--encoding.window`, or `--objective masks`",
+        )
 
 
 def _count_kinds(table: pa.Table) -> np.ndarray:

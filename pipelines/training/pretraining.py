@@ -2,6 +2,7 @@
 
 Where the order of segments is to be told (ALBERT, Lan et al. 2020), a window that holds several sentences is cut
 between two of them, about in the middle, and in every second one, drawn anew in each epoch, the parts change places.
+Between them stands the separator of segments, also in the place of one of documents, which would tell the order.
 
 Shapes: B windows, T sub-tokens, W places, V vocabulary.
 """
@@ -134,7 +135,9 @@ class MaskedWindows:
         if cut is None:
             return np.concatenate([frame.prefix, mask.ids, frame.suffix]).astype(np.int64), places, targets
         is_swapped = np.random.default_rng((self.seed, epoch, index, _ORDER_STREAM)).random() < 0.5
-        segments = [np.arange(cut), np.arange(cut, len(ids))][:: -1 if is_swapped else 1]
+        before = np.searchsorted(self._starts[index], cut) - 1
+        end = cut - int(self._kinds[index][before] == SEPARATOR)
+        segments = [np.arange(end), np.arange(cut, len(ids))][:: -1 if is_swapped else 1]
         first, second = segments
         moved = np.empty(len(ids), dtype=np.int64)
         moved[first] = np.arange(len(first))

@@ -113,6 +113,7 @@ def read_gazetteer(patterns: Sequence[str], splitter: str) -> dict[str, set[Phra
     """Label → the mentions of files of lines `mention<TAB>label`. Raises CorpusError."""
     found: dict[str, set[Phrase]] = {}
     for path in find_files(patterns):
+        is_empty = True
         for number, line in enumerate(read_lines(path), 1):
             if not line.strip():
                 continue
@@ -125,9 +126,18 @@ def read_gazetteer(patterns: Sequence[str], splitter: str) -> dict[str, set[Phra
                     value=line,
                     remedy="mend or remove the line",
                 )
+            is_empty = False
             mention, label = parts
             sample = cut_text(mention, [], splitter)
             found.setdefault(label, set()).add(sample.cut(0, len(sample.words)))
+        if is_empty:
+            raise CorpusError(
+                "the gazetteer holds no mention",
+                where=path,
+                rule="lines of a mention, a tab, and its label",
+                value="blank lines alone",
+                remedy="fill the file, or leave it out of `--corpus.augmentation.gazetteer`",
+            )
     return found
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.compression.config import CompressionError
+from pipelines.compression.config import CompressionError, EarlyExitConfig
 from pipelines.compression.early_exit import choose_exits, choose_threshold, train_exits
 from pipelines.evaluation.metrics import Scored
 from pipelines.ner.bundle import Bundle, load_bundle, save_bundle
@@ -63,6 +63,13 @@ def test_packed_windows_leave_where_the_whole_network_says(bundle, threshold):
     with_exits = add_exits(bundle, threshold)
     for found, expected in zip(emit(with_exits, "packed"), emit(with_exits, "torch"), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [[-2, 3], [0, 1], [2, 1], [1, 1]])
+def test_layers_that_are_none_or_out_of_order_are_refused(layers):
+    [problem] = EarlyExitConfig(layers).find_problems()
+    assert (problem.where, problem.value) == ("`early_exit.layers`", layers)
+    assert EarlyExitConfig([1, 3]).find_problems() == []
 
 
 def test_some_windows_leave_early_and_some_late_at_a_threshold_between(bundle):

@@ -46,6 +46,12 @@ def test_words_of_a_mention_are_one_unit_and_sentences_are_told():
     assert [unit.begins_sentence for unit in units] == [True, False, False, True, False, False]
 
 
+def test_a_sentence_ends_with_its_last_word_in_any_script():
+    words = ["wrote.", "है।", "غرق؟", "ہے۔", "U.S", "so"]
+    units = build_units(words, [[1]] * 6, [], [False] * 6)
+    assert [unit.begins_sentence for unit in units] == [True, True, True, True, True, False]
+
+
 def test_a_line_begins_a_sentence():
     units = build_units(["a", "b"], [[1], [2]], [], [False, False], frozenset({1}))
     assert [unit.begins_sentence for unit in units] == [True, True]

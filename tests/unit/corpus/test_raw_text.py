@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines.corpus.mentions import MentionSources
-from pipelines.corpus.raw_text import NUM_BUCKETS, PackText, _iterate_texts, choose_split, count_block
-from pipelines.corpus.records import Record, to_table
+from pipelines.corpus.raw_text import NUM_BUCKETS, PackText, _iterate_texts, check_order, choose_split, count_block
+from pipelines.corpus.records import CorpusError, Record, to_table
 from pipelines.corpus.text_config import SPLITS, TextConfig, TextEncoding
 from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.units import ENTITY, RARE, WORD
@@ -97,3 +97,11 @@ def test_mentions_are_looked_for_in_what_is_trained_on_alone(tiny_encoder, tmp_p
     found = {split: [ENTITY in row["unit_kinds"] for row in rows if row["split"] == split] for split in SPLITS}
     assert all(found["train"])
     assert not any(found["held_out"])
+
+
+def test_windows_of_single_sentences_have_no_order_to_tell():
+    with pytest.raises(CorpusError, match="no window has an order to tell") as caught:
+        check_order(pa.table({"sentence_starts": [[0], [0], []]}))
+    assert "3 windows" in str(caught.value)
+    assert "`--objective masks`" in str(caught.value)
+    check_order(pa.table({"sentence_starts": [[0], [0, 7]]}))

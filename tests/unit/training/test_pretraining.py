@@ -16,7 +16,7 @@ from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.units import SEPARATOR, WORD
 from pipelines.training.config import TrainingConfig
 from pipelines.training.loop import train
-from pipelines.training.masked_model import build_masked_model, has_masked_head
+from pipelines.training.masked_model import IN_ORDER, IN_SWAPPED_ORDER, build_masked_model, has_masked_head
 from pipelines.training.masking import MaskingConfig
 from pipelines.training.objective import sum_loss
 from pipelines.training.optimizer import OptimizerConfig
@@ -127,6 +127,26 @@ def test_order_of_segments_is_the_first_place_and_its_loss_that_of_two_classes(f
     order_B2 = scores_BWV[:, 0, :2]
     expected = functional.cross_entropy(order_B2, batch.tag_ids_BW[:, 0])
     assert float(functional.cross_entropy(scores_BWV[:, 0], batch.tag_ids_BW[:, 0])) == pytest.approx(float(expected))
+
+
+def test_separator_of_documents_at_the_cut_does_not_tell_the_order(frame, tiny_encoder):
+    columns = {"input_ids": [20, 21, frame.separator_id, 30, 31], "unit_starts": [0, 1, 2, 3, 4]}
+    columns |= {"unit_kinds": [WORD, WORD, SEPARATOR, WORD, WORD], "sentence_starts": [0, 3]}
+    windows = open_windows(frame, tells_order=True, table=pa.Table.from_pylist([{"window_id": "w"} | columns]))
+    windows.config = replace(windows.config, rate=0.0)
+    seen = {}
+    for epoch in range(20):
+        batch = windows.collate([0], frame.pad_id, epoch)
+        ids_BT, types_BT = split_cases(batch.input_ids_BT)
+        hidden = batch.word_starts_BW[0, 1 : batch.lengths_B[0]]
+        ids_BT[0, hidden] = batch.tag_ids_BW[0, 1 : batch.lengths_B[0]]
+        seen[int(batch.tag_ids_BW[0, 0])] = (ids_BT[0].tolist(), types_BT[0].tolist())
+    [before], [after], separator = frame.prefix, frame.suffix, frame.separator_id
+    types = [0, 0, 0, 0, 1, 1, 1]
+    assert seen == {
+        IN_ORDER: ([before, 20, 21, separator, 30, 31, after], types),
+        IN_SWAPPED_ORDER: ([before, 30, 31, separator, 20, 21, after], types),
+    }
 
 
 def test_held_out_perplexity_is_the_same_for_any_cut_into_batches(frame, tiny_encoder):

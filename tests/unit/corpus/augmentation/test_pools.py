@@ -78,6 +78,15 @@ def test_a_line_of_a_gazetteer_that_is_none_is_refused_with_its_place(tmp_path, 
     assert "a tab" in str(problem)
 
 
+@pytest.mark.parametrize(("text", "told"), [("", "the file is empty"), ("\n  \n", "the gazetteer holds no mention")])
+def test_a_gazetteer_without_a_mention_is_refused(tmp_path, text, told):
+    path = tmp_path / "names.tsv"
+    path.write_text(text, encoding="utf-8")
+    [problem] = AugmentationConfig(mention_replacement=1.0, gazetteer=[str(path)]).find_gazetteer_problems()
+    assert problem.what == told
+    assert problem.where == str(path)
+
+
 def test_settings_out_of_range_and_missing_gazetteers_are_told_at_once(tmp_path):
     (tmp_path / "places.tsv").write_text("Bern\tLOC\n", encoding="utf-8")
     settings = {"masking": -0.1, "word_swap": float("nan"), "typo_noise": 1e9, "strength": 0.0, "seed": -1}
