@@ -289,12 +289,11 @@ def check_order(windows: pa.Table) -> None:
     """Raise CorpusError for windows none of which has a sentence that begins inside it, so that parts have no order."""
     starts = windows["sentence_starts"].combine_chunks().flatten().to_numpy()
     if not (starts > 0).any():
+        ends = " ".join(sorted(SENTENCE_ENDS))
         raise CorpusError(
             "no window has an order to tell",
             where="`objective` masks_and_order",
-            rule="windows of several sentences, each ended by one of "
-            + " ".join(sorted(SENTENCE_ENDS))
-            + " or a line's end",
+            rule=f"windows of several sentences, each ended by one of {ends} or a line's end",
             value=f"{windows.num_rows:,} windows to train on, none of which has a sentence that begins inside it",
             remedy="give text of several sentences, a longer `--encoding.window`, or `--objective masks`",
         )

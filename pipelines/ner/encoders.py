@@ -23,6 +23,9 @@ PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 HUB_TIMEOUT_S = 10
 OWN_CODE = "code that comes with a model is never run"
 
+SPACE_PIECE = "▁"
+"""SentencePiece's space, which its tokenizers have without any vocabulary."""
+
 SCRATCH_SHAPE = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
 SCRATCH_VOCABULARY = 8_000
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -86,13 +89,23 @@ def explain_absence(name: str) -> str | None:
 
 
 def load_tokenizer(path: str) -> Any:
-    """The tokenizer of an encoder or bundle, set so that a word by itself is read as a word inside a text."""
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    """The tokenizer of an encoder or bundle, set so that a word by itself is read as a word inside a text.
+
+    Raises EncoderError where its files are missing: transformers may make one without a vocabulary then.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _lacks_vocabulary(path, (str(error).strip() or type(error).__name__).splitlines()[0]) from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        state = json.loads(backend.to_str())
-        if _set_prefix_space(state):
-            tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    if backend is None:  # of characters or bytes, which need no vocabulary
+        return tokenizer
+    special = tokenizer.all_special_tokens
+    if tokenizer.get_vocab().keys() <= {*special, SPACE_PIECE}:
+        raise _lacks_vocabulary(path, f"nothing but special tokens: {', '.join(special[:5])}")
+    state = json.loads(backend.to_str())
+    if _set_prefix_space(state):
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
     return tokenizer
 
 
@@ -191,6 +204,16 @@ def _set_prefix_spaces(node: Any) -> bool:
         node["add_prefix_space"] = True
         changed = True
     return changed
+
+
+def _lacks_vocabulary(path: str, found: str) -> EncoderError:
+    return EncoderError(
+        "the encoder has no vocabulary",
+        where=str(path),
+        rule="tokenizer.json, or the vocabulary files of its tokenizer, beside config.json",
+        value=found,
+        remedy="save its tokenizer there with `tokenizer.save_pretrained` of transformers",
+    )
 
 
 def _missing(name: str, reason: str) -> EncoderError:

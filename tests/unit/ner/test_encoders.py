@@ -12,7 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import AutoModel, PreTrainedTokenizerFast
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    BertConfig,
+    ByT5Tokenizer,
+    CanineTokenizer,
+    DebertaV2Config,
+    ModernBertConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    T5Config,
+)
 
 from pipelines.ner import encoders
 from pipelines.ner.encoders import (
@@ -178,6 +189,21 @@ def test_uncased_tokenizers_are_known(tiny_encoder):
     state["normalizer"] = None
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
     assert not is_uncased(tokenizer)
+
+
+@pytest.mark.parametrize("kind", [BertConfig, RobertaConfig, AlbertConfig, DebertaV2Config, T5Config, ModernBertConfig])
+def test_an_encoder_without_the_files_of_its_tokenizer_is_refused(tmp_path, kind):
+    kind().save_pretrained(tmp_path)
+    with pytest.raises(EncoderError, match="the encoder has no vocabulary") as caught:
+        load_tokenizer(str(tmp_path))
+    assert caught.value.where == str(tmp_path)
+    assert "save_pretrained" in caught.value.remedy
+
+
+@pytest.mark.parametrize("tokenizer", [CanineTokenizer, ByT5Tokenizer])
+def test_tokenizers_of_characters_and_bytes_need_no_files(tmp_path, tokenizer):
+    tokenizer().save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).tokenize("ab") == ["a", "b"]
 
 
 CODE = """
