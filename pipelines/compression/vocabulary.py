@@ -5,6 +5,7 @@ All pieces of one character stay, so that a word that could be spelled before st
 
 import copy
 import json
+import re
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,6 +21,9 @@ from pipelines.ner.casing import CASE_STEP
 from pipelines.ner.encoders import load_tokenizer
 from pipelines.ner.encoding import Encoder
 from pipelines.ner.model import TokenClassifier
+
+UNUSED = re.compile(r"\[unused\d+\]")
+"""Pieces of BERT's vocabularies that no text has."""
 
 
 def prune_vocabulary(bundle: Bundle, used: Iterable[int], least: int = 0) -> Bundle:
@@ -64,7 +68,10 @@ def read_state(tokenizer: Any) -> dict[str, Any]:
 
 
 def choose_pieces(state: dict[str, Any], used: set[int], least: int = 0) -> list[int]:
-    """The ids to keep, in their order: special ones, pieces of one character, those used, and the first others."""
+    """The ids to keep, in their order: special ones, pieces of one character, those used, and the first others.
+
+    Pieces that a vocabulary has to spare stand among its first ones, but are the last of the others.
+    """
     prefix = state["model"]["continuing_subword_prefix"]
     special = {token["id"] for token in state["added_tokens"]}
     needed = {
@@ -72,7 +79,8 @@ def choose_pieces(state: dict[str, Any], used: set[int], least: int = 0) -> list
         for piece, number in state["model"]["vocab"].items()
         if number in used or len(piece.removeprefix(prefix)) == 1
     } | special  # of which those that were added stand outside the vocabulary
-    others = sorted(set(state["model"]["vocab"].values()) - needed)
+    spare = {number for piece, number in state["model"]["vocab"].items() if UNUSED.fullmatch(piece)}
+    others = sorted(set(state["model"]["vocab"].values()) - needed, key=lambda number: (number in spare, number))
     return sorted([*needed, *others[: max(0, least - len(needed))]])
 
 

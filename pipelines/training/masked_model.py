@@ -7,6 +7,7 @@ first special token, whose two scores stand in the first two columns.
 Shapes: B windows, T sub-tokens, W places, H hidden size, V vocabulary.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from pipelines.ner.casing import split_cases
 from pipelines.ner.encoders import EncoderError
 from pipelines.ner.errors import UserError
+from pipelines.ner.shapes import FIELD
 
 IN_SWAPPED_ORDER, IN_ORDER = 0, 1
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 _NEVER = -1e4
 """A score of what cannot be."""
 
@@ -84,8 +87,18 @@ def has_masked_head(encoder: str) -> bool:
 def find_model_problems(encoder: str) -> list[UserError]:
     """What keeps an encoder (a resolved path or hub id) from being pretrained."""
     config = AutoConfig.from_pretrained(encoder, trust_remote_code=False)
+    if getattr(config, FIELD, None) is not None:
+        return [
+            EncoderError(
+                "the encoder is one whose attention heads were cut out",
+                where="`model.encoder`",
+                rule="a network of a shape that transformers knows",
+                value=encoder,
+                remedy="pretrain the encoder that it was made of, and make the model trained on that one smaller",
+            )
+        ]
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
-        return []
+        return _find_weight_problems(Path(encoder))
     return [
         EncoderError(
             "the encoder has no masked language model",
@@ -93,6 +106,21 @@ def find_model_problems(encoder: str) -> list[UserError]:
             rule="an architecture that AutoModelForMaskedLM of transformers knows (BERT, RoBERTa, DeBERTa, ELECTRA …)",
             value=f"`{config.model_type}` of {encoder}",
             remedy="choose another encoder, or `scratch`",
+        )
+    ]
+
+
+def _find_weight_problems(folder: Path) -> list[UserError]:
+    """Nothing of an encoder on the hub, whose files are told as they are loaded."""
+    if not folder.is_dir() or any((folder / name).is_file() for name in WEIGHT_FILES):
+        return []
+    return [
+        EncoderError(
+            "the encoder has no weights",
+            where=str(folder),
+            rule=" or ".join(WEIGHT_FILES),
+            value=", ".join(sorted(path.name for path in folder.iterdir())[:8]),
+            remedy="choose another encoder, or convert its weights with `save_pretrained` of transformers",
         )
     ]
 
@@ -109,7 +137,7 @@ def _load(encoder: str, dropout: float | None) -> tuple[Any, set[str]]:
             trust_remote_code=False,
             **settings,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise EncoderError(
             f"the encoder `{encoder}` cannot be loaded",
             rule="weights in safetensors, an architecture with a masked language model in transformers",

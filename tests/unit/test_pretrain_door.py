@@ -1,5 +1,7 @@
 """What `rayner pretrain` refuses, all at once and before it starts anything."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,28 @@ def test_encoder_without_a_masked_language_model_is_refused(refuse, tmp_path, ti
     GPT2Config(n_layer=1).save_pretrained(folder)
     load_tokenizer(tiny_encoder).save_pretrained(folder)
     assert "no masked language model" in refuse(encoder=folder)
+
+
+def test_encoder_whose_heads_were_cut_out_is_refused(refuse, tmp_path, tiny_encoder):
+    folder = tmp_path / "pruned"
+    shutil.copytree(tiny_encoder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_widths": [96, 128]}))
+    assert "attention heads were cut out" in refuse(encoder=folder)
+
+
+def test_encoder_without_weights_is_refused(refuse, tmp_path, tiny_encoder):
+    folder = tmp_path / "weightless"
+    shutil.copytree(tiny_encoder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    told = refuse(encoder=folder)
+    assert "the encoder has no weights" in told
+    assert "model.safetensors" in told
+
+
+def test_encoder_without_a_vocabulary_is_refused(refuse, tmp_path, tiny_encoder):
+    folder = tmp_path / "wordless"
+    shutil.copytree(tiny_encoder, folder, ignore=shutil.ignore_patterns("*token*", "vocab*"))
+    assert "the encoder has no vocabulary" in refuse(encoder=folder)
 
 
 def test_tokenizer_without_a_mask_token_is_refused(refuse, tmp_path, tiny_encoder):

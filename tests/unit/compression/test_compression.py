@@ -23,7 +23,7 @@ from pipelines.compress import _check_dev, choose_steps
 from pipelines.compression.config import CompressionError, PruningConfig
 from pipelines.compression.layers import choose_layers, keep_layers
 from pipelines.compression.pruning import Importance, choose_heads, measure_importance, prune
-from pipelines.compression.vocabulary import prune_vocabulary
+from pipelines.compression.vocabulary import choose_pieces, prune_vocabulary
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.shards import SplitInfo
 from pipelines.ner.bundle import Bundle, load_bundle, save_bundle
@@ -189,6 +189,18 @@ def test_word_whose_pieces_went_is_spelled_not_unknown(bundle):
     ids = small.encoder.encode_words(["visited", "Utrecht"]).windows[0].input_ids
     assert unknown not in ids
     assert len(ids) > len(bundle.encoder.encode_words(["visited", "Utrecht"]).windows[0].input_ids)
+
+
+def test_pieces_to_spare_are_the_last_to_stay():
+    pieces = ["[UNK]", "[unused0]", "[unused1]", "[unused2]", "a", "the", "##ing", "of"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    model = {"type": "WordPiece", "continuing_subword_prefix": "##", "vocab": vocabulary}
+    state = {"model": model, "added_tokens": [{"id": 0}]}
+    kept = {least: [pieces[number] for number in choose_pieces(state, {2}, least)] for least in (0, 4, 6, 8)}
+    assert kept[0] == ["[UNK]", "[unused1]", "a"]  # used, and so needed
+    assert kept[4] == ["[UNK]", "[unused1]", "a", "the"]
+    assert kept[6] == ["[UNK]", "[unused1]", "a", "the", "##ing", "of"]
+    assert kept[8] == pieces
 
 
 def test_tokens_that_were_added_to_a_vocabulary_stay(bundle):

@@ -1,5 +1,7 @@
 """Masked language modelling by the loop: the loss of transformers, resumption bit for bit, any number of workers."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from pipelines.ner.casing import split_cases
-from pipelines.ner.encoders import load_tokenizer
+from pipelines.ner.encoders import EncoderError, load_tokenizer
 from pipelines.ner.units import SEPARATOR, WORD
 from pipelines.training.config import TrainingConfig
 from pipelines.training.loop import train
@@ -175,6 +177,14 @@ def test_head_is_told_to_be_new_or_old(tiny_encoder, tmp_path):
     assert not has_masked_head(tiny_encoder)
     AutoModelForMaskedLM.from_pretrained(tiny_encoder).save_pretrained(tmp_path)
     assert has_masked_head(str(tmp_path))
+
+
+def test_weights_of_other_shapes_than_the_configuration_are_told(tiny_encoder, tmp_path):
+    shutil.copytree(tiny_encoder, tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    with pytest.raises(EncoderError, match="cannot be loaded"):
+        build_masked_model(str(tmp_path / "other"))
 
 
 def test_settings_without_meaning_are_refused_together():
