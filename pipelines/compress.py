@@ -37,7 +37,7 @@ from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import ShardsInfo
 from pipelines.corpus.text_config import TextConfig
-from pipelines.folders import check_resumable, lock_folder, prepare_output_dir, write_json
+from pipelines.folders import check_resumable, lock_folder, prepare_output_dir, write_json, write_text
 from pipelines.job import EXIT_FAILED, console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import BUNDLE_FILE, Bundle, annotate_bundle, load_bundle, save_bundle
 from pipelines.ner.encoding import EncodingConfig
@@ -49,6 +49,7 @@ from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, get_shards
 from pipelines.terminal import print_shards, print_variants
 from pipelines.training.config import TrainingConfig, find_contradictions
+from pipelines.training.forward import check_passes_differ
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.resources import ResourcesConfig
 from pipelines.variants import START, Bench
@@ -135,9 +136,11 @@ def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
     recipe.check(bundle)
     raise_all(find_contradictions(ModelConfig(head=bundle.info.head), config.training, ParallelConfig()))
     _check_runtime(config, bundle)
+    _check_r_drop(config, bundle)
     settings["fingerprint"] = bundle.info.fingerprint
     settings |= {"scheme": config.inference.scheme} if config.inference.scheme else {}
-    if check_resumable(folder, settings, config.fresh, identify_corpus(config.corpus)):
+    corpus = identify_corpus(config.corpus, config.distillation.unlabelled)
+    if check_resumable(folder, settings, config.fresh, corpus):
         console.print(f"this run is finished: {escape(str(folder / 'report.html'))}; [bold]--fresh[/] starts it over")
         return 0 if (folder / "bundle").is_dir() else EXIT_FAILED
     warn_of_idle(config.corpus.find_idle() + recipe.find_idle() + _find_idle(config, bundle))
@@ -176,8 +179,8 @@ def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
     write_json(folder / "compression.json", result)
     model = Path(str(config.model))
     title = f"Compression of {model.absolute().parent.name if model.name == 'bundle' else config.model}"
-    (folder / "report.html").write_text(render_html(result, title), encoding="utf-8")
-    (folder / "report.md").write_text(render_markdown(result, title), encoding="utf-8")
+    write_text(folder / "report.md", render_markdown(result, title))
+    write_text(folder / "report.html", render_html(result, title))
     if chosen["name"] != START:
         _publish(folder / "variants" / chosen["name"] / "bundle", folder / "bundle")
     record.write(folder, status="done", chosen=chosen["name"])
@@ -364,6 +367,22 @@ def _check_runtime(config: CompressConfig, bundle: Bundle) -> None:
             value=network.config.model_type,
             remedy="leave it `auto`, which takes the fastest that can",
         )
+
+
+def _check_r_drop(config: CompressConfig, bundle: Bundle) -> None:
+    """Raise ForwardError for R-Drop with a variant that is trained without dropout: that takes time for nothing."""
+    if not config.training.r_drop:
+        return
+    network = bundle.model.network
+    trains = dict.fromkeys(config.steps, True) | {
+        "int8": config.int8.num_epochs > 0,
+        "early_exit": config.early_exit.joint,
+    }
+    for step in config.steps:
+        if step == "distill" and config.distillation.encoder is not None:
+            network, _ = check_student(bundle, config.distillation)
+        if trains[step]:
+            check_passes_differ(network, remedy="leave it out")
 
 
 def _collect_facts(config: CompressConfig, info: ShardsInfo, bundle: Bundle) -> dict[str, Any]:

@@ -73,10 +73,14 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Write a file, whole or not at all.
+
+    Args:
+        errors: `replace`, where a text may hold what UTF-8 cannot say.
+    """
     staging = path.with_name(f".{path.name}.partial")
-    staging.write_text(text, encoding="utf-8")
+    staging.write_text(text, encoding="utf-8", errors=errors)
     staging.replace(path)
 
 

@@ -15,6 +15,7 @@ from rich.markup import escape
 from transformers import AutoConfig
 
 from pipelines.cluster import ClusterConfig, connect, find_address
+from pipelines.corpus.identity import identify_corpus
 from pipelines.corpus.mentions import MentionSources
 from pipelines.corpus.raw_text import TextInfo, load_text_info, prepare_text, read_text_windows
 from pipelines.corpus.text_config import TextConfig, TextEncoding
@@ -103,7 +104,8 @@ def run(config: PretrainConfig) -> None:
 def _run(config: PretrainConfig, mentions: MentionSources, folder: Path) -> None:
     """Pretrain, or go on, in a folder that is ours."""
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
-    if check_resumable(folder, settings, config.fresh):
+    corpus = identify_corpus(config.corpus, config.masking.gazetteer)
+    if check_resumable(folder, settings, config.fresh, corpus):
         console.print(f"this run is finished: {escape(str(folder / ENCODER_FOLDER))}; [bold]--fresh[/] starts it over")
         return
     warn_of_idle(_find_idle(config) + config.tracking.find_idle() + find_idle(config.training, config.parallel))
@@ -120,7 +122,7 @@ def _run(config: PretrainConfig, mentions: MentionSources, folder: Path) -> None
             if info is None:
                 with record.phase("prepare", "reading, tokenizing and packing the text"):
                     info = _prepare(config, mentions, folder / TEXT_FOLDER)
-                print_text(info)
+                print_text(info, folder / TEXT_FOLDER)
             is_scratch = config.model.encoder == SCRATCH
             encoder = str(folder / TEXT_FOLDER / SCRATCH) if is_scratch else find_encoder(config.model.encoder)
             raise_all(find_misfits(config.parallel, scaling.max_workers, scaling.use_gpu, encoder))

@@ -9,8 +9,10 @@ from rich.markup import escape
 from pipelines.corpus.raw_text import TextInfo
 from pipelines.evaluation.curves import render_curves_svg
 from pipelines.evaluation.pretraining_page import render_pretraining_html, render_pretraining_markdown
+from pipelines.folders import write_text
 from pipelines.job import console
 from pipelines.ner.encoders import SCRATCH
+from pipelines.terminal import describe_ledger, print_ledger
 from pipelines.training.history import Row, trace_loss, trace_perplexity
 from pipelines.training.job import TrainingResult
 
@@ -19,7 +21,7 @@ STEEP = 5
 """A fall of the perplexity in the first epoch by this factor would leave no room for the rest of the curve."""
 
 
-def print_text(info: TextInfo) -> None:
+def print_text(info: TextInfo, folder: Path) -> None:
     """Say on stdout what the text holds."""
     console.print("[bold]text[/]")
     for split, number in info.num_documents.items():
@@ -28,6 +30,7 @@ def print_text(info: TextInfo) -> None:
     told = ", ".join(f"{name} {share:.1%}" for name, share in info.shares.items() if share)
     more = f"; {escape(told)} of the sub-tokens" if told else ""
     console.print(f"  windows of {info.window} are {info.fill:.0%} full{more}")
+    print_ledger(info.ledger, folder)
 
 
 def collect_facts(
@@ -47,6 +50,7 @@ def collect_facts(
         },
         "Text": {
             **documents,
+            "records": describe_ledger(info.ledger),
             "window": f"{info.window} sub-tokens, {info.fill:.1%} full",
             "documents in a window": f"{packing}: {across}",
             **{f"share of {name}": f"{share:.2%}" for name, share in info.shares.items() if share},
@@ -94,9 +98,7 @@ def write_report(
         "report.html": render_pretraining_html(title, epochs, masks, facts, notes, _render_curves(rows)),
     }
     for name, page in pages.items():
-        staging = folder / f".{name}.partial"
-        staging.write_text(page, encoding="utf-8", errors="replace")
-        staging.replace(folder / name)
+        write_text(folder / name, page, errors="replace")
     return folder / "report.html"
 
 

@@ -37,14 +37,23 @@ def print_shards(info: ShardsInfo, folder: Path) -> None:
         console.print(f"  train {describe_siblings(info.augmentation)}")
         for note in info.augmentation.notes:
             console.print(f"  [yellow]![/] {escape(note)}")
-    ledger = info.ledger
-    told = f"{ledger['kept']:,} kept, {ledger['repaired']:,} of them repaired, {ledger['rejected']:,} rejected"
-    reasons = ", ".join(f"{reason} {number:,}" for reason, number in ledger["reasons"].items())
-    written = escape(str(folder / "ledger.parquet"))
-    console.print(f"  ledger: {told}{f' ({escape(reasons)})' if reasons else ''}; written as {written}")
+    print_ledger(info.ledger, folder)
     console.print(f"  tags read as {info.corpus_scheme}; the model predicts {info.scheme} over {len(info.tags)} tags")
     for pair, number in info.duplicates.items():
         console.print(f"  [yellow]{number:,} distinct records stand in both {pair}[/]: scores on them flatter")
+
+
+def print_ledger(ledger: Mapping[str, Any], folder: Path) -> None:
+    """Say on stdout what has become of the records read, and where each is told."""
+    console.print(f"  ledger: {escape(describe_ledger(ledger))}; written as {escape(str(folder / 'ledger.parquet'))}")
+
+
+def describe_ledger(ledger: Mapping[str, Any]) -> str:
+    """How many records were kept, repaired and rejected, and for which reasons."""
+    repaired = f", {ledger['repaired']:,} of them repaired" if "repaired" in ledger else ""  # raw text cannot be
+    told = f"{ledger['kept']:,} kept{repaired}, {ledger['rejected']:,} rejected"
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in ledger["reasons"].items())
+    return f"{told} ({reasons})" if reasons else told
 
 
 def describe_siblings(augmentation: AugmentationInfo) -> str:

@@ -15,6 +15,7 @@ from pipelines.corpus.formats.names import is_uri
 from pipelines.corpus.formats.stores import open_store
 from pipelines.corpus.records import CorpusError
 from pipelines.corpus.shards import SHARDS_FILE
+from pipelines.corpus.text_config import TextConfig
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.encoding import fingerprint_tokenizer
 
@@ -46,18 +47,26 @@ def identify_input(paths: Sequence[str]) -> dict[str, str]:
     return {path: f"file {number}, {one}" for number, (path, one) in enumerate(zip(paths, found, strict=True), 1)}
 
 
-def identify_corpus(corpus: CorpusConfig) -> str | None:
+def identify_corpus(corpus: CorpusConfig | TextConfig, more: Sequence[str] = ()) -> str | None:
     """A hash of what the corpus's files on this machine hold, or of its shards' sidecar; None where there are none.
 
     Not of their times and places: a submitted job finds copies.
+
+    Args:
+        more: other files that are learned from: a gazetteer, or unlabelled text.
     """
     patterns = [(split, one) for split, names in corpus.list_patterns().items() for one in names]
+    patterns += [("more", one) for one in more]
+    found: list[tuple[str, str]] = []
     try:
-        if corpus.shards:
-            return _hash_file(Path(corpus.shards).expanduser() / SHARDS_FILE)
+        if isinstance(corpus, CorpusConfig) and corpus.shards:
+            sidecar = _hash_file(Path(corpus.shards).expanduser() / SHARDS_FILE)
+            if not more:
+                return sidecar
+            found = [("shards", sidecar)]
         here = [(split, one) for split, one in patterns if not is_uri(one) and not one.startswith(PREFIX)]
         files = [(split, Path(path)) for split, one in here for path in find_files([one])]
-        found = [(split, _hash_file(path)) for split, path in files if path.is_file()]
+        found += [(split, _hash_file(path)) for split, path in files if path.is_file()]
     except (OSError, CorpusError):  # which reading tells of
         return None
     return fingerprint(found) if found else None

@@ -100,7 +100,7 @@ def build_forward(
     return PackedForward(model, found, precision, gradient_checkpointing)
 
 
-def check_passes_differ(network: Any) -> None:
+def check_passes_differ(network: Any, *, remedy: str = "leave it out, or set `--model.dropout`") -> None:
     """Raise ForwardError for a network of which two passes in training are the same, where R-Drop compares them."""
     shares = [module.p for module in network.modules() if isinstance(module, nn.Dropout)]
     told = [value for name, value in vars(network.config).items() if "dropout" in name and isinstance(value, float)]
@@ -110,7 +110,7 @@ def check_passes_differ(network: Any) -> None:
             where="`training.r_drop`",
             rule="an encoder with some dropout, by which its passes differ",
             value=network.config.model_type,
-            remedy="leave it out, or set `--model.dropout`",
+            remedy=remedy,
         )
 
 

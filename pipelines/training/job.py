@@ -92,6 +92,8 @@ class TrainingJob:
         """What training begins with: the pretrained encoder with a new head, or the model of a bundle."""
         if self.start is not None:
             model = load_bundle(self.start).model
+            if self.training.r_drop:
+                check_passes_differ(model.network, remedy="leave it out")
             config, num_tags = model.network.config, len(model.scheme.tags)
             layers = self.exit_layers
             model.exits = Exits(layers, config.hidden_size, num_tags, NEVER) if layers else None

@@ -4,22 +4,41 @@ import errno
 import json
 import os
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
+import torch
 from ray.exceptions import RayTaskError
 
 from pipelines import compress, evaluate, predict, prepare, pretrain, run_record, scale, serve, train, tune
 from pipelines.cluster import ClusterConfig
+from pipelines.compression.config import DistillationConfig
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.identity import identify_corpus
-from pipelines.folders import check_resumable, leave_no_trace_of_mistakes, lock_folder, prepare_output_dir, write_json
+from pipelines.corpus.text_config import TextConfig
+from pipelines.folders import (
+    check_resumable,
+    leave_no_trace_of_mistakes,
+    lock_folder,
+    prepare_output_dir,
+    write_json,
+    write_text,
+)
 from pipelines.job import find_mistake, run_door, warn_of_idle
+from pipelines.ner.bundle import load_bundle, save_bundle
 from pipelines.ner.errors import UserError, UserErrors
+from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord, read_git_revision
 from pipelines.runs import build_guard
 from pipelines.settings import ConfigError
+from pipelines.training.config import TrainingConfig
+from pipelines.training.forward import ForwardError
+from pipelines.training.job import TrainingJob
+from pipelines.training.masking import MaskingConfig
+from pipelines.training.parallel import ParallelConfig
+from tests.conftest import make_bundle
 
 SETTINGS = {"corpus": {"train": ["a"], "dev": []}, "training": {"seed": 1, "rate": None}}
 
@@ -307,6 +326,124 @@ def test_corpus_is_known_by_its_files_or_by_the_sidecar_of_its_shards(tmp_path):
     both = CorpusConfig(train=["sample:en-train.jsonl"], dev=["sample:en-dev.jsonl"])
     swapped = CorpusConfig(train=["sample:en-dev.jsonl"], dev=["sample:en-train.jsonl"])
     assert identify_corpus(both) != identify_corpus(swapped)
+
+
+def test_other_files_that_are_learned_from_belong_to_the_corpus(tmp_path):
+    text, names = tmp_path / "a.txt", tmp_path / "names"
+    text.write_text("Ada wrote notes.\n")
+    names.write_text("Ada\n")
+    (tmp_path / "shards.json").write_text("{}")
+    corpora = (
+        TextConfig([str(text)]),
+        CorpusConfig(train=["sample:en-train.jsonl"]),
+        CorpusConfig(shards=str(tmp_path)),
+    )
+    before = [identify_corpus(corpus, [str(names)]) for corpus in corpora]
+    assert None not in before
+    assert before == [identify_corpus(corpus, [str(names)]) for corpus in corpora]
+    assert not set(before) & {identify_corpus(corpus) for corpus in corpora}
+    names.write_text("Grace\n")
+    assert not set(before) & {identify_corpus(corpus, [str(names)]) for corpus in corpora}
+    changed = identify_corpus(corpora[0])
+    text.write_text("Grace wrote a compiler.\n")
+    assert identify_corpus(corpora[0]) not in (None, changed)
+
+
+class Connected(Exception):
+    """A run has come to where it needs a cluster."""
+
+
+def refuse_cluster(config):
+    raise Connected
+
+
+def test_pretraining_on_a_text_or_gazetteer_that_has_changed_is_refused(tmp_path, tiny_encoder, monkeypatch):
+    text, names = tmp_path / "a.txt", tmp_path / "names.txt"
+    text.write_text("Ada wrote notes.\n")
+    names.write_text("Ada\n")
+    config = pretrain.PretrainConfig(
+        corpus=TextConfig([str(text)]),
+        model=pretrain.EncoderConfig(tiny_encoder),
+        masking=MaskingConfig(gazetteer=[str(names)]),
+        output_dir=str(tmp_path / "run"),
+    )
+    monkeypatch.setattr(pretrain, "connect", refuse_cluster)
+    for _ in range(2):
+        with pytest.raises(Connected):
+            pretrain.run(config)
+    for file in (names, text):
+        before = file.read_text()
+        file.write_text("Grace\n")
+        with pytest.raises(ConfigError, match="the corpus has changed"):
+            pretrain.run(config)
+        file.write_text(before)
+
+
+@pytest.fixture
+def compression(tiny_encoder, tmp_path, monkeypatch):
+    """Settings of a compression that ends before it needs a cluster."""
+    monkeypatch.setattr(compress, "connect", refuse_cluster)
+    return compress.CompressConfig(
+        model=str(make_bundle(tiny_encoder, tmp_path / "bundle")),
+        corpus=CorpusConfig(train=["sample:en-train.jsonl"], dev=["sample:en-dev.jsonl"]),
+        steps=["prune"],
+        output_dir=str(tmp_path / "small"),
+    )
+
+
+def test_compression_with_unlabelled_text_that_has_changed_is_refused(compression, tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("Ada wrote notes.\n")
+    config = replace(compression, distillation=DistillationConfig(unlabelled=[str(text)]))
+    for _ in range(2):
+        with pytest.raises(Connected):
+            compress.run(config)
+    text.write_text("Grace wrote a compiler.\n")
+    with pytest.raises(ConfigError, match="the corpus has changed"):
+        compress.run(config)
+
+
+def test_compression_by_passes_that_do_not_differ_is_refused_before_it_begins(compression):
+    config = replace(compression, training=TrainingConfig(r_drop=1.0))
+    with pytest.raises(Connected):
+        compress.run(config)
+    bundle = load_bundle(config.model)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        setattr(bundle.model.network.config, name, 0.0)
+    for module in bundle.model.network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    save_bundle(Path(config.model), bundle)
+    with pytest.raises(ForwardError, match="differ by nothing") as caught:
+        compress.run(replace(config, fresh=True))
+    assert "--model.dropout" not in str(caught.value)  # which compression does not have
+    plain = {"splitter": "punctuation", "casing": False, "parallel": ParallelConfig(), "corpus_scheme": "BIO"}
+    job = TrainingJob(
+        config.model,
+        ModelConfig(),
+        bundle.model.scheme,
+        32,
+        8,
+        training=config.training,
+        start=config.model,
+        load_windows=list,
+        load_dev=list,
+        **plain,
+    )
+    with pytest.raises(ForwardError, match="differ by nothing"):
+        job.build_model()
+    taught = DistillationConfig(encoder="scratch", layers=1, hidden_size=32)
+    with pytest.raises(Connected):  # a new student has dropout
+        compress.run(replace(config, steps=["distill", "prune"], distillation=taught, fresh=True))
+
+
+def test_written_text_is_whole_or_as_it_was(tmp_path, monkeypatch):
+    write_text(tmp_path / "report.md", "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "report.md", "after \ud800")
+    assert (tmp_path / "report.md").read_text() == "before"
+    write_text(tmp_path / "report.md", "after \ud800", errors="replace")
+    assert (tmp_path / "report.md").read_text() == "after ?"
 
 
 def test_locked_folder_is_refused_and_free_afterwards(tmp_path):

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipelines import terminal
+from pipelines.corpus.raw_text import TextInfo
 from pipelines.corpus.shards import AugmentationInfo, ShardsInfo, SplitInfo
+from pipelines.pretraining_report import collect_facts, print_text
 from pipelines.terminal import (
     LabellingView,
     describe_epoch,
@@ -16,6 +18,7 @@ from pipelines.terminal import (
     print_shards,
     watch_training,
 )
+from pipelines.training.job import TrainingResult
 
 TRICKY = ["[bold]", "[/]", "[/bold]", "[red]X[/red]", "a\\[b]", "[link=x]y", ":smile:", "[[0]]", "[@click=f()]z[/]"]
 
@@ -52,6 +55,20 @@ def make_info(**changes):
         "duplicates": {"train & dev": 4},
     }
     return ShardsInfo(**(settings | changes))
+
+
+def test_ledger_of_raw_text_is_told_and_stored(capsys, tmp_path):
+    ledger = {"kept": 1200, "rejected": 3, "reasons": {"invalid_utf8": 2, "empty": 1}}
+    counts = {"train": 1200}
+    info = TextInfo("scratch", 256, counts, counts, counts, 0.9, {}, ledger)
+    print_text(info, tmp_path)
+    printed = capsys.readouterr().out.replace("\n", "")
+    assert "ledger: 1,200 kept, 3 rejected (invalid_utf8 2, empty 1)" in printed
+    assert "ledger.parquet" in printed
+    usage = dict.fromkeys(("num_workers", "tokens_per_s", "worker_peak_memory_mib"), 1)
+    usage |= {"strategy": "ddp", "precision": "fp32", "device": "cpu", "shares": {}}
+    facts = collect_facts("scratch", "masks", "joined", 1, info, TrainingResult({}, 1, 1, 1, 0.5), usage)
+    assert facts["Text"]["records"] == "1,200 kept, 3 rejected (invalid_utf8 2, empty 1)"
 
 
 def test_print_examples_marks_entities_in_text(capsys):
