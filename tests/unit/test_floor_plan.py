@@ -61,6 +61,8 @@ FRAME = {
         "pipelines.evaluation",
         "pipelines.training",
         "pipelines.job",
+        "pipelines.folders",
+        "pipelines.terminal",
     },
     "pipelines.hub": {"pipelines.ner"},
     "pipelines.shipping": {"pipelines.ner"},
@@ -135,6 +137,7 @@ FRAME = {
         "pipelines.corpus",
         "pipelines.tuning",
         "pipelines.trial_jobs",
+        "pipelines.folders",
     },
 }
 VAGUE = re.compile(r"(^|_)(utils?|helpers?|common|misc|managers?)($|_)")
