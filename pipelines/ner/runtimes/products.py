@@ -56,11 +56,12 @@ class Int8Linear:
         dtype: torch.dtype,
         following: Int8Product | None = None,
     ) -> None:
-        self.activation, self.dtype = activation, dtype
-        self.input_scale, self.zero_point = product.input_scale, product.zero_point
-        self.weight = torch.ops.onednn.qlinear_prepack(product.weight_OI.contiguous(), None)
-        self.scale_O, self.bias_O = product.scale_O.float(), product.bias_O.float()
-        self.zeros_O = torch.zeros(len(self.scale_O), dtype=torch.long)
+        self.activation = activation
+        packed = torch.ops.onednn.qlinear_prepack(product.weight_OI.contiguous(), None)
+        zeros_O = torch.zeros(len(product.scale_O), dtype=torch.long)
+        self.factors = (product.input_scale, product.zero_point, packed, product.scale_O.float(), zeros_O)
+        """The inputs' scale and zero point, and the weights with theirs."""
+        self.bias_O = product.bias_O.float()
         self.factor_I = product.smooth_I.float() / product.input_scale
         self.offset_I = torch.full_like(self.factor_I, _ROUND + product.zero_point)
         self.output = (1.0, 0, dtype)
@@ -71,41 +72,15 @@ class Int8Linear:
         """`activation(x W + b)`, `[N, O]`."""
         name, form = self.activation
         y_NO: Tensor = torch.ops.onednn.qlinear_pointwise(
-            self._read(x_NI),
-            self.input_scale,
-            self.zero_point,
-            self.weight,
-            self.scale_O,
-            self.zeros_O,
-            self.bias_O,
-            *self.output,
-            name,
-            [],
-            form,
+            self._read(x_NI), *self.factors, self.bias_O, *self.output, name, [], form
         )
         return y_NO
 
     def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
         """`x W + b + residual`, `[N, O]`, in the residual's place."""
+        output, residual = (1.0, 0, residual_NO.dtype), (1.0, 0)
         y_NO: Tensor = torch.ops.onednn.qlinear_pointwise.binary(
-            self._read(x_NI),
-            self.input_scale,
-            self.zero_point,
-            self.weight,
-            self.scale_O,
-            self.zeros_O,
-            residual_NO,
-            self.bias_O,
-            1.0,
-            0,
-            residual_NO.dtype,
-            1.0,
-            0,
-            "sum",
-            1.0,
-            "none",
-            [],
-            "",
+            self._read(x_NI), *self.factors, residual_NO, self.bias_O, *output, *residual, "sum", 1.0, "none", [], ""
         )
         return y_NO
 
