@@ -114,7 +114,8 @@ def _run(config: TuneConfig, recipe: Recipe, space: Space, folder: Path) -> None
         find_all_files(config.corpus.list_patterns())
         budget = Budget(folder, config.search.limit_s)
         trials = Journal(folder / "trials").read_all()
-        raise_all([problem] if (problem := find_hopeless(budget, trials)) else [])
+        hopeless = find_hopeless(budget, trials, is_population=config.search.sampler == "pbt")
+        raise_all([hopeless] if hopeless else [])
     with connect(config.cluster):
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():

@@ -88,12 +88,12 @@ def close_s(trial_s: float | None) -> float:
     return CLOSING_S + 0.1 * (trial_s or 0.0)
 
 
-def find_hopeless(budget: Budget, trials: Sequence[Trial]) -> TuneError | None:
+def find_hopeless(budget: Budget, trials: Sequence[Trial], *, is_population: bool = False) -> TuneError | None:
     """The mistake of a budget in which no trial can end, told as soon as the pace of the first one is known.
 
-    A trial that has an epoch has a score: whatever time is left, the search comes to something.
+    Members of a population all end at last, after others have had their epochs: with one the search comes to something.
     """
-    if budget.limit_s is None or any(trial.status != OPEN or trial.epochs for trial in trials):
+    if budget.limit_s is None or any(trial.status != OPEN or (is_population and trial.epochs) for trial in trials):
         return None
     begun = [trial for trial in trials if trial.num_steps]  # the others wait for them
     paces = [(estimate_trial_s([trial]), trial.train_s) for trial in begun]

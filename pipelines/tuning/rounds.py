@@ -61,13 +61,14 @@ class Rounds:
             return None if settings is None else journal.add(settings, seed)
 
         trials = journal.read_all()
+        is_population = config.sampler == "pbt"
         limits = Limits(
             self.budget,
             lambda trials: keep_back_s(config, trials, self.slots.concurrent),
             config.patience,
             is_first=not any(trial.epochs for trial in trials),
+            is_population=is_population,
         )
-        is_population = config.sampler == "pbt"
         try:
             run_trials(
                 self._make_bench(journal, pauses=is_population or config.scheduler == "hyperband"),
@@ -88,7 +89,7 @@ class Rounds:
             )
         except TuneError:
             begun = journal.read_all()
-            if not any(trial.epochs for trial in begun):  # else there is work to go on with
+            if limits.is_hopeless or not any(trial.epochs for trial in begun):  # else there is work to go on with
                 for trial in begun:
                     journal.remove(trial.number)
             raise

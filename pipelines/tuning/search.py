@@ -54,10 +54,13 @@ class Limits:
     patience: int | None = None
     is_first: bool = True
     """Whether no trial has ever ended: a budget too small for one is then a mistake."""
+    is_population: bool = False
     has_ended: bool = field(default=False, init=False)
     has_settled: bool = field(default=False, init=False)
     """Whether it was patience that ended the trials, not time."""
     problem: UserError | None = field(default=None, init=False)
+    is_hopeless: bool = field(default=False, init=False)
+    """Whether that is a budget in which no trial can end; one may have had its first epoch by the time it stopped."""
 
 
 def run_trials(
@@ -267,7 +270,8 @@ class _Limit(_OfDriver, Stopper):
             return False
         trials = self.journal.read_all()
         if limits.is_first:
-            limits.problem = find_hopeless(limits.budget, trials)
+            limits.problem = find_hopeless(limits.budget, trials, is_population=limits.is_population)
+            limits.is_hopeless = limits.problem is not None
         is_over = limits.budget.left_s(limits.kept_back_s(trials)) <= 0
         limits.has_settled = has_settled(trials, limits.patience)
         limits.has_ended = limits.problem is not None or is_over or limits.has_settled

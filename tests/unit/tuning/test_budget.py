@@ -135,9 +135,10 @@ def test_settings_that_a_scheduler_does_not_read_are_told(settings, name):
     assert told.startswith(f"`search.{name}")
 
 
-def test_search_that_has_an_epoch_is_not_hopeless(tmp_path):
+def test_population_that_has_an_epoch_is_not_hopeless(tmp_path):
     members = [make_running(f1s=[0.3], steps_done=25), make_trial(1, [], OPEN)]
-    assert find_hopeless(Budget(tmp_path, 60), members) is None
+    assert find_hopeless(Budget(tmp_path, 60), members, is_population=True) is None
+    assert find_hopeless(Budget(tmp_path, 60), members) is not None, "trials are to end one by one"
 
 
 def test_time_is_kept_back_for_the_repeats_of_a_population_before_any_member_is_whole():
