@@ -53,7 +53,7 @@ ROUTES: dict[str, list[str]] = {
 }
 TEACHER, PIPELINE = "teacher", "transformers' pipeline"
 ROUNDS = 3
-KERNELS = 1024
+KERNELS = 16_384
 """Shapes that oneDNN keeps kernels for: enough for all engines of this process."""
 SPEED_TOKENS, PIPELINE_TOKENS = 40_000, 6_000
 
