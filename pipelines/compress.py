@@ -26,7 +26,7 @@ from pipelines.compression.config import (
     VocabularyConfig,
 )
 from pipelines.compression.int8_form import QuantizationError
-from pipelines.compression.int8_settings import QuantizationConfig, choose_runtime
+from pipelines.compression.int8_settings import QuantizationConfig, choose_runtime, choose_weight_bits
 from pipelines.compression.page import choose_variant, describe, render_html, render_markdown
 from pipelines.compression.steps import DEFAULT_STEPS, Recipe
 from pipelines.compression.students import check_student
@@ -44,7 +44,7 @@ from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
 from pipelines.ner.runtimes.architectures import may_pack
-from pipelines.ner.runtimes.int8 import has_fast_int8
+from pipelines.ner.runtimes.int8 import count_weight_bits
 from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, get_shards
 from pipelines.terminal import print_shards, print_variants
@@ -80,7 +80,7 @@ class CompressConfig:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     steps: list[str] = field(default_factory=list)
     """What is done, in this order; default: distill, prune, vocabulary and, unless this machine's CPU has no int8
-    products, int8. distill: a student with fewer layers; prune: the attention heads and feed-forward
+    products for it, int8. distill: a student with fewer layers; prune: the attention heads and feed-forward
     columns go that matter least; vocabulary: sub-tokens go that the corpus does not use; as the last one either int8:
     products of bytes, but for layers that it would harm; or early_exit: windows
     leave the network as soon as it is sure of all their words."""
@@ -114,25 +114,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: CompressConfig) -> int:
     """Compress as configured, or go on with what is in the output folder. 1 if no variant is good enough."""
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
-    config = replace(config, steps=config.steps or choose_steps(config.cluster))
-    raise_all(_find_problems(config))
+    raise_all(_find_problems(replace(config, steps=config.steps or list(DEFAULT_STEPS))))
     folder = prepare_output_dir(config.output_dir)
     with lock_folder(folder):
         return _run(config, settings, folder)
 
 
-def choose_steps(cluster: ClusterConfig) -> list[str]:
+def choose_steps(config: CompressConfig, network: Any) -> list[str]:
     """The default steps; without int8, told on stderr, where this machine's CPU is to measure it and computes none."""
-    if find_address(cluster) or has_fast_int8(torch.device("cpu")):
+    needed = choose_weight_bits(network, config.int8)
+    if find_address(config.cluster) or count_weight_bits(torch.device("cpu")) >= needed:
         return list(DEFAULT_STEPS)
     steps = [step for step in DEFAULT_STEPS if step != "int8"]
-    warn_of_idle([f"`steps` without `int8`, for this CPU has no int8 products: {', '.join(steps)}"])
+    why = f"this CPU has no int8 products with weights of {needed} bits"
+    warn_of_idle([f"`steps` without `int8`, for {why}: {', '.join(steps)}"])
     return steps
 
 
 def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
     """Compress, or go on, in a folder that is ours."""
-    bundle, recipe = load_bundle(str(config.model), scheme=config.inference.scheme), _build_recipe(config)
+    bundle = load_bundle(str(config.model), scheme=config.inference.scheme)
+    config = replace(config, steps=config.steps or choose_steps(config, bundle.model.network))
+    recipe = _build_recipe(config)
     recipe.check(bundle)
     raise_all(find_contradictions(ModelConfig(head=bundle.info.head), config.training, ParallelConfig()))
     _check_runtime(config, bundle)

@@ -14,6 +14,7 @@ import ray.data
 from pipelines.cluster import list_node_cpus
 from pipelines.compression.config import CompressionError
 from pipelines.compression.gate import judge
+from pipelines.compression.int8_settings import choose_weight_bits
 from pipelines.compression.speed import compare_speeds, count_tokens, repeat_documents
 from pipelines.compression.steps import LAST_STEPS, Recipe
 from pipelines.corpus.formats.options import FormatOptions
@@ -153,7 +154,7 @@ class Bench:
             scheme=teacher.model.scheme,
             start=str(start),
             exit_layers=exit_layers,
-            rounds_to_int8=int8_epochs is not None,
+            weight_bits=None if int8_epochs is None else choose_weight_bits(student.model.network, self.recipe.int8),
         )
         with (
             self.record.phase(f"{name}: train", f"{name}: training"),

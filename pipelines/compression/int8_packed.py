@@ -22,11 +22,10 @@ from pipelines.ner.encoding import Window, plan_batches
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.architectures import read_architecture
 from pipelines.ner.runtimes.packed import PackedRuntime, read_product
-from pipelines.ner.runtimes.products import LARGEST_BYTE, PARTS, Int8Product, write_products
+from pipelines.ner.runtimes.products import LARGEST_BYTE, PARTS, Int8Product, find_largest_weight, write_products
 
 _Product = tuple[Tensor, Tensor, "Inputs"]
 CPU = torch.device("cpu")
-LARGEST_WEIGHT = 127
 SPLIT = 0.02
 """Share of columns that may be added for outliers behind an activation."""
 NO_LOBE = {"relu", "none"}
@@ -48,20 +47,21 @@ class PackedForm:
         pad_id: int,
         *,
         smooth: float | None,
+        weight_bits: int,
     ) -> None:
-        self.model, self.pad_id = model, pad_id
+        self.model, self.pad_id, self.weight_bits = model, pad_id, weight_bits
         found = read_architecture(model.network)
         assert found is not None
         seen = _record(model, windows, pad_id)
         self.products: dict[str, dict[str, Int8Product]] = {}
+        smooths = dict.fromkeys(PARTS, smooth) | {"feed_out": None}
         for number, layer in enumerate(found.layers):
             given = {part: (*read_product(layer, part), seen[number, part]) for part in PARTS}
             least = 0.0 if found.activation in NO_LOBE else LEAST_RANGE
             given["feed_in"], given["feed_out"] = split_outliers(given["feed_in"], given["feed_out"], least)
             for site, parts in SITES.items():
                 self.products[f"layer.{number}.{site}"] = {
-                    f"layer.{number}.{part}": quantize(*given[part], None if part == "feed_out" else smooth)
-                    for part in parts
+                    f"layer.{number}.{part}": quantize(*given[part], smooths[part], weight_bits) for part in parts
                 }
         self.sites = [
             Site(name, "linear", sum(product.weight_OI.numel() for product in products.values()))
@@ -80,7 +80,7 @@ class PackedForm:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # who reads the one before has it mapped
         products = self._select(chosen)
-        write_products(path, products)
+        write_products(path, products, self.weight_bits)
         return {"weights": len(products), "activations": len(products)}
 
     def _select(self, chosen: Collection[str]) -> dict[str, Int8Product]:
@@ -99,14 +99,14 @@ class Inputs:
         self.low_I, self.high_I = torch.minimum(self.low_I, low_I), torch.maximum(self.high_I, high_I)
 
 
-def quantize(weight_OI: Tensor, bias_O: Tensor, seen: Inputs, smooth: float | None) -> Int8Product:
-    """A product in int8. For `smooth` see `QuantizationConfig`."""
+def quantize(weight_OI: Tensor, bias_O: Tensor, seen: Inputs, smooth: float | None, weight_bits: int) -> Int8Product:
+    """A product in int8. For `smooth` and `weight_bits` see `QuantizationConfig`."""
     smooth_I = torch.ones(weight_OI.shape[1])
     if smooth is not None:
         most_I = torch.maximum(seen.high_I, -seen.low_I).clamp(min=1e-5)
         smooth_I = weight_OI.abs().amax(dim=0).clamp(min=1e-5) ** (1 - smooth) / most_I**smooth
     smoothed_OI = weight_OI / smooth_I
-    scale_O = smoothed_OI.abs().amax(dim=1).clamp(min=1e-12) / LARGEST_WEIGHT
+    scale_O = smoothed_OI.abs().amax(dim=1).clamp(min=1e-12) / find_largest_weight(weight_bits)
     bytes_OI = (smoothed_OI / scale_O[:, None]).round()
     low, high = float((seen.low_I * smooth_I).min()), max(float((seen.high_I * smooth_I).max()), 1e-12)
     zero_point = min(ceil(-low / (high - low) * LARGEST_BYTE), LARGEST_BYTE - 1)

@@ -13,11 +13,14 @@ from pipelines.compression.int8_graph import PRESETS, import_nncf
 from pipelines.evaluation.metrics import Scored
 from pipelines.ner.errors import UserError
 from pipelines.ner.runtimes.architectures import read_architecture
-from pipelines.ner.runtimes.int8 import FLAGS, has_fast_int8
-from pipelines.ner.runtimes.products import KERNELS_RULE, has_int8_kernels
+from pipelines.ner.runtimes.int8 import count_weight_bits, describe_cpu, describe_instructions
+from pipelines.ner.runtimes.products import KERNELS_RULE, WEIGHT_BITS, has_int8_kernels
 from pipelines.ner.stored import STORED
 
 RUNTIMES = ("auto", "packed", "openvino")
+SETTINGS = {"packed": ("weight_bits",), "openvino": ("preset", "correct_bias")}
+"""Those that are for one runtime only."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class QuantizationConfig:
     """Sub-tokens of dev on which each layer alone is measured."""
     smooth: float | None = 0.85
     """SmoothQuant: how much of the activations' outliers moves into the weights, 0 to 1; null: nothing."""
+    weight_bits: int | None = None
+    """Of packed. Bits of the weights: 8, or 7, which CPUs with AVX2 but without VNNI multiply exactly, too; null: what
+    this machine's CPU can have."""
     preset: str = "mixed"
     """Of openvino. mixed: activations have a range of their own on each side of zero; symmetric: the same on both."""
     correct_bias: bool = True
@@ -52,6 +58,7 @@ class QuantizationConfig:
             ("num_windows", "at least 1", self.num_windows >= 1),
             ("sensitivity_tokens", "at least 1", self.sensitivity_tokens >= 1),
             ("smooth", "0 to 1, or null", self.smooth is None or 0 <= self.smooth <= 1),
+            ("weight_bits", "7, 8, or null", self.weight_bits in (None, *WEIGHT_BITS)),
             ("num_epochs", "at least 0", self.num_epochs >= 0),
             ("preset", "one of " + ", ".join(PRESETS), self.preset in PRESETS),
             ("stored", "one of " + ", ".join(STORED), self.stored in STORED),
@@ -64,11 +71,13 @@ class QuantizationConfig:
 
     def find_idle(self, network: Any) -> list[str]:
         """Settings given that change nothing for a network, each with its reason."""
-        if self.runtime not in RUNTIMES or choose_runtime(network, self.runtime) == "openvino":
+        if self.runtime not in RUNTIMES:
             return []
+        runtime = choose_runtime(network, self.runtime)
+        (other,) = SETTINGS.keys() - {runtime}
         return [
-            f"`int8.{name}` has no effect: it is for `openvino`, and the model's int8 form is for `packed`"
-            for name in ("preset", "correct_bias")
+            f"`int8.{name}` has no effect: it is for `{other}`, and the model's int8 form is for `{runtime}`"
+            for name in SETTINGS[other]
             if getattr(self, name) != getattr(QuantizationConfig(), name)
         ]
 
@@ -116,7 +125,7 @@ def find_problems(
         rule = "points of F1, at least 0"
         problems.append(QuantizationError("a value out of range", where="`max_f1_loss`", rule=rule, value=max_f1_loss))
     try:
-        check_quantizable(network, config.runtime)
+        check_quantizable(network, config)
     except QuantizationError as error:
         problems.append(error)
     return problems
@@ -136,15 +145,27 @@ def choose_runtime(network: Any, runtime: str) -> str:
     return runtime if runtime != "auto" else "packed" if can_pack else "openvino"
 
 
-def check_quantizable(network: Any, runtime: str) -> None:
+def check_quantizable(network: Any, config: QuantizationConfig) -> None:
     """Raise QuantizationError where packages or instructions for int8 are missing."""
-    if runtime in RUNTIMES and choose_runtime(network, runtime) == "openvino":
+    if config.runtime not in RUNTIMES:  # which is told anyway
+        return
+    computes = choose_runtime(network, config.runtime)
+    if computes == "openvino":
         import_nncf()
-    if not has_fast_int8(torch.device("cpu")):
+    bits, at_hand = choose_weight_bits(network, config), count_weight_bits(CPU)
+    fewer = at_hand if computes == "packed" else 0
+    if at_hand < bits:
         raise QuantizationError(
-            "this CPU has no int8 products, so the int8 form could not be measured",
+            f"this CPU has no int8 products with weights of {bits} bits, so the int8 form could not be measured",
             where="step `int8`",
-            rule="one of " + ", ".join(sorted(FLAGS)),
-            value=torch.backends.cpu.get_cpu_capability(),
-            remedy="run it on a machine with VNNI or AMX, or leave the step out",
+            rule=describe_instructions(bits),
+            value=describe_cpu(),
+            remedy=f"`--int8.weight_bits {fewer}`" if fewer else "run it on such a machine, or leave the step out",
         )
+
+
+def choose_weight_bits(network: Any, config: QuantizationConfig) -> int:
+    """Bits of the weights of a network's int8 form, where it is made on this machine."""
+    if choose_runtime(network, config.runtime) == "openvino":
+        return max(WEIGHT_BITS)
+    return config.weight_bits or count_weight_bits(CPU) or max(WEIGHT_BITS)

@@ -19,7 +19,13 @@ import torch
 from pipelines.compression.int8_form import Int8Form, QuantizationError
 from pipelines.compression.int8_graph import GraphForm
 from pipelines.compression.int8_packed import PackedForm
-from pipelines.compression.int8_settings import QuantizationConfig, choose_runtime, find_left_out, find_problems
+from pipelines.compression.int8_settings import (
+    QuantizationConfig,
+    choose_runtime,
+    choose_weight_bits,
+    find_left_out,
+    find_problems,
+)
 from pipelines.compression.sensitivity import Reference, Sensitivity, measure_sensitivity, pick, take
 from pipelines.evaluation.metrics import Scored, Tallies, count, count_documents, scores
 from pipelines.ner.bundle import INT8_FORMS, Bundle, hash_weights
@@ -123,6 +129,7 @@ def quantize_bundle(
             "dev_f1": search.f1,
             "dev_f1_loss": search.found[number].f1_loss,
             "settings": asdict(config),
+            "weight_bits": choose_weight_bits(original.model.network, config),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES[form.runtime]},
         }
         finished = search.publish(left_out, facts)
@@ -190,7 +197,9 @@ class _Search:
 def _calibrate(bundle: Bundle, windows: Sequence[Window], config: QuantizationConfig) -> Int8Form:
     model, pad_id = bundle.model, bundle.encoder.pad_id
     if choose_runtime(model.network, config.runtime) == "packed":
-        return PackedForm(model, windows, pad_id, smooth=config.smooth)
+        return PackedForm(
+            model, windows, pad_id, smooth=config.smooth, weight_bits=choose_weight_bits(model.network, config)
+        )
     return GraphForm(
         model, windows, pad_id, preset=config.preset, smooth=config.smooth, correct_bias=config.correct_bias
     )

@@ -110,7 +110,7 @@ class Recipe:
             elif step == "vocabulary":
                 read_state(tokenizer)
             elif step == "int8":
-                check_quantizable(network, self.int8.runtime)
+                check_quantizable(network, self.int8)
         if "early_exit" in self.steps:
             choose_exits(num_layers, self.early_exit.layers)
             if bundle.info.head != "linear":

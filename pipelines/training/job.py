@@ -85,8 +85,8 @@ class TrainingJob:
     """How the hidden states that the windows have of a teacher are followed."""
     exit_layers: Sequence[int] = ()
     """After how many layers of `start` new early exits are trained with it, by which nothing leaves yet."""
-    rounds_to_int8: bool = False
-    """Whether the model is trained as int8 will compute it, and is scored so."""
+    weight_bits: int | None = None
+    """Of a model that is trained as int8 will compute it, and is scored so: bits of its weights."""
 
     def build_model(self) -> TokenClassifier:
         """What training begins with: the pretrained encoder with a new head, or the model of a bundle."""
@@ -111,8 +111,8 @@ class TrainingJob:
     def open_task(self, rank: int, size: int, device: torch.device) -> Task:
         """See `Job`."""
         model, encoder = self.build_model(), self.build_encoder()
-        if self.rounds_to_int8:
-            round_to_int8(model.network)
+        if self.weight_bits is not None:
+            round_to_int8(model.network, self.weight_bits)
         info = BundleInfo(self.scheme.name, self.model.head, self.splitter, self.window, self.stride)
         dev = [Scored.from_row(row, self.corpus_scheme) for row in self.load_dev()[rank::size]]
 

@@ -11,15 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipelines.ner.runtimes.products import find_largest_weight
+
 _MARK = "rounds_to_int8"
-WEIGHT_RANGE, INPUT_RANGE = (-127, 127), (0, 255)
+INPUT_RANGE = (0, 255)
 
 
-def round_to_int8(network: Any) -> None:
+def round_to_int8(network: Any, weight_bits: int) -> None:
     """Have the linear layers of a network's encoder round from now on; parameters keep their names and precision."""
     for module in network.base_model.modules():
         if isinstance(module, nn.Linear):
-            module.forward = partial(_compute, module)  # type: ignore[method-assign]
+            module.forward = partial(_compute, module, find_largest_weight(weight_bits))  # type: ignore[method-assign]
     setattr(network, _MARK, True)
 
 
@@ -28,11 +30,11 @@ def rounds_to_int8(network: Any) -> bool:
     return getattr(network, _MARK, False)
 
 
-def round_weight(weight_OI: Tensor) -> Tensor:
+def round_weight(weight_OI: Tensor, largest: int) -> Tensor:
     """Weights as bytes hold them, symmetric around zero."""
-    scale_O = weight_OI.detach().abs().amax(dim=1).clamp(min=1e-12) / WEIGHT_RANGE[1]
+    scale_O = weight_OI.detach().abs().amax(dim=1).clamp(min=1e-12) / largest
     zero_O = torch.zeros_like(scale_O, dtype=torch.int32)
-    rounded: Tensor = torch.fake_quantize_per_channel_affine(weight_OI, scale_O, zero_O, 0, *WEIGHT_RANGE)
+    rounded: Tensor = torch.fake_quantize_per_channel_affine(weight_OI, scale_O, zero_O, 0, -largest, largest)
     return rounded
 
 
@@ -45,5 +47,5 @@ def round_input(x: Tensor) -> Tensor:
     return rounded
 
 
-def _compute(linear: nn.Linear, x: Tensor) -> Tensor:
-    return F.linear(round_input(x.float()), round_weight(linear.weight), linear.bias)
+def _compute(linear: nn.Linear, largest: int, x: Tensor) -> Tensor:
+    return F.linear(round_input(x.float()), round_weight(linear.weight, largest), linear.bias)

@@ -10,7 +10,7 @@ from pipelines import compress, prepare, train
 from pipelines.corpus.targets import read_targets
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.engine import NerEngine
-from pipelines.ner.runtimes.int8 import has_fast_int8
+from pipelines.ner.runtimes.int8 import count_weight_bits
 from tests.conftest import EXACT
 
 QUICK = ["--training.precision", "fp32", "--training.batch_tokens", "300", "--inference.runtime", "torch"]
@@ -122,7 +122,7 @@ def test_harmful_step_is_stopped_and_the_last_good_bundle_stands(corpus, teacher
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not has_fast_int8(torch.device("cpu")), reason="this CPU has no int8 products")
+@pytest.mark.skipif(not count_weight_bits(torch.device("cpu")), reason="this CPU has no int8 products")
 @pytest.mark.timeout(1500)
 def test_int8_that_is_not_good_enough_is_trained_as_int8_before_it_is_given_up(corpus, teacher, tmp_path, capfd):
     folder = tmp_path / "small"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.ner.runtimes.products import KERNELS_RULE, has_int8_kernels
+from pipelines.ner.runtimes.products import KERNELS_RULE, has_int8_kernels, read_weight_bits
 from pipelines.ner.runtimes.runtime import RuntimeUnavailable
 
 FLAGS = {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm"}
@@ -19,21 +19,26 @@ FLAGS = {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8m
 _CPU_FLAGS = Path("/proc/cpuinfo")
 
 
-def has_fast_int8(device: torch.device) -> bool:
-    """Whether int8 products are the hardware's own.
+def count_weight_bits(device: torch.device) -> int:
+    """Bits of weights that int8 products of this hardware are exact with: 8, 7, or 0 where there are no fast ones.
 
-    Elsewhere pairs are added up in 16 bits, which overflow: other entities, and no speed to speak of.
+    It is 7 on x86 with AVX2 alone, where pairs of products are added up in 16 bits: with larger weights these overflow,
+    and the entities are others.
     """
     if device.type != "cpu":
-        return False
-    if torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported():
-        return True
+        return 0
+    if torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported() or FLAGS & _read_flags():
+        return 8
+    return 7 if torch.cpu._is_avx2_supported() else 0
+
+
+def _read_flags() -> set[str]:
     try:
         lines = _CPU_FLAGS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux: Apple's chips, on which OpenVINO computes f16
-        return False
+        return set()
     names = next((line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return bool(FLAGS & set(names.split()))
+    return set(names.split())
 
 
 def find_int8_runtime(form: Path) -> str:
@@ -84,12 +89,24 @@ def explain_no_int8(form: Path | None, device: torch.device, runtime: str = "aut
             value=platform.machine(),
             remedy="use another precision: the bundle has the weights of all",
         )
-    if not has_fast_int8(device):
+    bits = read_weight_bits(form) if of_form == "packed" else 8
+    if count_weight_bits(device) < bits:
         return RuntimeUnavailable(
-            "this CPU has no int8 products",
+            f"this CPU has no int8 products with weights of {bits} bits",
             where=where,
-            rule="VNNI or AMX (x86), dot products (ARM): one of " + ", ".join(sorted(FLAGS)),
-            value=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-            remedy="use the precision `auto`: it takes the bundle's other weights",
+            rule=describe_instructions(bits),
+            value=describe_cpu(),
+            remedy="use the precision `auto`, which takes the bundle's other weights",
         )
     return None
+
+
+def describe_instructions(weight_bits: int) -> str:
+    """What a CPU must have for weights of so many bits."""
+    one_of = "VNNI or AMX (x86), dot products (ARM): one of " + ", ".join(sorted(FLAGS))
+    return one_of if weight_bits == 8 else f"AVX2, or {one_of}"
+
+
+def describe_cpu() -> str:
+    """This machine's processor, by what it computes with."""
+    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"

@@ -20,6 +20,8 @@ from torch import Tensor
 PARTS = ("attention_in", "attention_out", "feed_in", "feed_out")
 """The products of a layer; `attention_in` is query, key and value, one below the other."""
 LARGEST_BYTE = 255
+WEIGHT_BITS = (7, 8)
+"""Of products' weights; only those of 7 are exact where pairs are added up in 16 bits (x86 before VNNI)."""
 KERNELS_RULE = "a PyTorch for x86 with oneDNN"
 _ROUND = 1.5 * 2.0**23
 """Added to a number it leaves the nearest whole one in the lowest bits: float32 has 23 of them behind the first."""
@@ -31,7 +33,7 @@ class Int8Product(NamedTuple):
     `x * smooth_I / input_scale + zero_point`, rounded, between 0 and 255."""
 
     weight_OI: Tensor
-    """int8, from -127 to 127; the weights divided by `smooth_I`."""
+    """int8, within plus and minus `find_largest_weight`; the weights divided by `smooth_I`."""
     scale_O: Tensor
     bias_O: Tensor
     smooth_I: Tensor
@@ -41,7 +43,7 @@ class Int8Product(NamedTuple):
 
 
 class Int8Linear:
-    """A product by oneDNN's kernels, on CPUs with int8 instructions.
+    """A product by oneDNN's kernels, exact where `count_weight_bits` tells as many as its weights have.
 
     Args:
         activation: the name of an activation and its form, as oneDNN has them.
@@ -98,13 +100,24 @@ def has_int8_kernels() -> bool:
     return is_x86 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
 
 
-def write_products(path: Path, products: Mapping[str, Int8Product]) -> None:
+def find_largest_weight(bits: int) -> int:
+    """The largest weight of so many bits: 127, or 63, of which 2 · 63 · 255 is less than 2^15."""
+    return int(2 ** (bits - 1)) - 1
+
+
+def write_products(path: Path, products: Mapping[str, Int8Product], weight_bits: int) -> None:
     """Write a form's products to a file."""
     tensors = {
         f"{name}.{part}": getattr(product, part).contiguous() for name, product in products.items() for part in _TENSORS
     }
     inputs = {name: [product.input_scale, product.zero_point] for name, product in products.items()}
-    save_file(tensors, path, metadata={"inputs": json.dumps(inputs)})
+    save_file(tensors, path, metadata={"inputs": json.dumps(inputs), "weight_bits": str(weight_bits)})
+
+
+def read_weight_bits(path: Path) -> int:
+    """Bits of the weights of a form."""
+    with safe_open(path, framework="pt") as file:
+        return int((file.metadata() or {}).get("weight_bits", max(WEIGHT_BITS)))  # files had no others at first
 
 
 def read_products(path: Path) -> dict[str, Int8Product]:

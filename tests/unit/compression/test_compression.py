@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from pipelines.cluster import ClusterConfig
-from pipelines.compress import _check_dev, choose_steps
+from pipelines.compress import CompressConfig, _check_dev, choose_steps
 from pipelines.compression.config import CompressionError, PruningConfig
 from pipelines.compression.layers import choose_layers, keep_layers
 from pipelines.compression.pruning import Importance, choose_heads, measure_importance, prune
@@ -263,15 +263,24 @@ def test_process_that_measures_has_all_cores_of_a_node_that_has_what_it_needs(mo
     assert Bench._plan_actors(bench).num_gpus == (0 if device == "cpu" else 1)
 
 
-def test_default_steps_leave_int8_out_where_the_cpu_that_measures_has_none(capsys, monkeypatch):
+def test_default_steps_leave_int8_out_where_the_cpu_that_measures_has_none(bundle, capsys, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("pipelines.compress.has_fast_int8", lambda device: True)
-    assert choose_steps(ClusterConfig()) == ["distill", "prune", "vocabulary", "int8"]
-    monkeypatch.setattr("pipelines.compress.has_fast_int8", lambda device: False)
-    assert choose_steps(ClusterConfig(address="head:6379")) == ["distill", "prune", "vocabulary", "int8"]
+    network = bundle.model.network
+
+    def choose(bits: int, *, config: CompressConfig | None = None, packs: bool = True) -> list[str]:
+        for module in ("compress", "compression.int8_settings"):
+            monkeypatch.setattr(f"pipelines.{module}.count_weight_bits", lambda device: bits)
+        if not packs:
+            monkeypatch.setattr("pipelines.compression.int8_settings.read_architecture", lambda network: None)
+        return choose_steps(config or CompressConfig(), network)
+
+    assert choose(8) == choose(7) == ["distill", "prune", "vocabulary", "int8"]
+    far = CompressConfig(cluster=ClusterConfig(address="head:6379"))
+    assert choose(0, config=far) == ["distill", "prune", "vocabulary", "int8"]
     assert not capsys.readouterr().err
-    assert choose_steps(ClusterConfig()) == ["distill", "prune", "vocabulary"]
+    assert choose(0) == ["distill", "prune", "vocabulary"]
     assert "this CPU has no int8 products" in capsys.readouterr().err
+    assert choose(7, packs=False) == ["distill", "prune", "vocabulary"], "OpenVINO's weights have 8 bits"
 
 
 def test_layers_in_several_lists_are_refused():

@@ -18,7 +18,7 @@ from transformers import AutoModelForTokenClassification
 from pipelines.compression.int8_form import QuantizationError
 from pipelines.compression.int8_graph import GraphForm, count_int8
 from pipelines.compression.int8_packed import PackedForm
-from pipelines.compression.int8_settings import QuantizationConfig, check_quantizable, find_left_out
+from pipelines.compression.int8_settings import SETTINGS, QuantizationConfig, check_quantizable, find_left_out
 from pipelines.compression.quantization import quantize_bundle
 from pipelines.compression.sensitivity import Reference, measure_sensitivity, take
 from pipelines.evaluation.metrics import Scored
@@ -33,7 +33,7 @@ from pipelines.ner.runtimes.calibration import Figure
 from pipelines.ner.runtimes.int8 import find_int8_runtime
 from pipelines.ner.runtimes.packed import PackedRuntime
 from pipelines.ner.runtimes.padded import TorchRuntime
-from pipelines.ner.runtimes.products import read_products
+from pipelines.ner.runtimes.products import read_products, write_products
 from pipelines.ner.runtimes.runtime import RuntimeUnavailable, has_fast_bf16
 from pipelines.ner.runtimes.telemetry import silence_telemetry
 from pipelines.ner.shapes import FIELD, set_weights
@@ -45,9 +45,13 @@ WORDS = [text.split() for text in TEXTS]
 FAST = QuantizationConfig(num_windows=24, sensitivity_tokens=256)
 OF_GRAPH = replace(FAST, runtime="openvino")
 LAYER = "bert.encoder.layer.0.intermediate.dense"
-RUNTIMES = ("packed", "openvino")
+CPU = torch.device("cpu")
+BITS = int8.count_weight_bits(CPU)
+RUNTIMES = ("packed", "openvino") if BITS == 8 else ("packed",)
+"""Whose int8 form this CPU computes."""
 
-pytestmark = pytest.mark.skipif(not int8.has_fast_int8(torch.device("cpu")), reason="this CPU has no int8 products")
+pytestmark = pytest.mark.skipif(not BITS, reason="this CPU has no int8 products")
+of_graph = pytest.mark.skipif(BITS < 8, reason="this CPU has no int8 products with weights of 8 bits")
 
 
 def label_by(bundle: Bundle, documents=WORDS) -> list[Scored]:
@@ -270,7 +274,7 @@ def test_int8_is_refused_where_the_bundle_has_none_or_another_runtime_is_asked_f
     with pytest.raises(RuntimeUnavailable, match="has no int8 form"):
         NerEngine(source, device="cpu", precision="int8")
     own = load_bundle(saved).info.int8["runtime"]
-    (other,) = set(RUNTIMES) - {own}
+    (other,) = SETTINGS.keys() - {own}
     with pytest.raises(RuntimeUnavailable, match=f"by the runtime `{own}` only"):
         NerEngine.load(saved, device="cpu", runtime=other, precision="int8")
 
@@ -282,10 +286,7 @@ def test_machine_without_int8_refuses_it_by_name_and_auto_takes_the_other_weight
         monkeypatch.setattr(int8.importlib.util, "find_spec", lambda name: None)
         monkeypatch.setattr(calibration, "_is_installed", lambda name: name != "openvino")
     else:
-        (tmp_path / "cpuinfo").write_text("flags\t\t: fpu sse2 avx2\n")
-        monkeypatch.setattr(int8, "_CPU_FLAGS", tmp_path / "cpuinfo")
-        monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        pretend_cpu(monkeypatch, tmp_path, "flags\t\t: fpu sse2\n", has_avx2=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if lack == "openvino" and not needs_openvino:
         assert NerEngine.load(saved, device="cpu", precision="int8").describe()["runtime"] == "packed"
@@ -302,28 +303,55 @@ def test_machine_without_int8_refuses_it_by_name_and_auto_takes_the_other_weight
     assert sum(len(one.entities) for one in engine.predict(TEXTS[:3])) > 5
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("flags\t\t: fpu avx512f avx512_vnni\n", True),
-        ("flags : avx2 avx_vnni\n", True),
-        ("Features\t: fp asimd asimddp\n", True),
-        ("flags : avx2 avx512f vnni_like\n", False),
-    ],
-)
-def test_int8_products_are_read_off_the_cpus_flags(monkeypatch, tmp_path, flags, expected):
-    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}")
-    monkeypatch.setattr(int8, "_CPU_FLAGS", tmp_path / "cpuinfo")
+def pretend_cpu(monkeypatch, folder: Path, flags: str, *, has_avx2: bool) -> None:
+    (folder / "cpuinfo").write_text(f"processor : 0\n{flags}")
+    monkeypatch.setattr(int8, "_CPU_FLAGS", folder / "cpuinfo")
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert int8.has_fast_int8(torch.device("cpu")) is expected
-    assert not int8.has_fast_int8(torch.device("cuda"))
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: has_avx2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "has_avx2", "expected"),
+    [
+        ("flags\t\t: fpu avx512f avx512_vnni\n", True, 8),
+        ("flags : avx2 avx_vnni\n", True, 8),
+        ("Features\t: fp asimd asimddp\n", False, 8),
+        ("flags : avx2 avx512f vnni_like\n", True, 7),
+        ("flags : fpu sse4_1\n", False, 0),
+    ],
+)
+def test_bits_of_int8_products_are_read_off_the_cpus_flags(monkeypatch, tmp_path, flags, has_avx2, expected):
+    pretend_cpu(monkeypatch, tmp_path, flags, has_avx2=has_avx2)
+    assert int8.count_weight_bits(CPU) == expected
+    assert int8.count_weight_bits(torch.device("cuda")) == 0
+
+
+def test_form_with_weights_of_7_bits_is_taken_where_there_is_no_vnni_and_one_with_8_is_not(
+    source, tmp_path, monkeypatch
+):
+    pretend_cpu(monkeypatch, tmp_path, "flags : avx2\n", has_avx2=True)
+    made = quantize(source, tmp_path / "made")
+    assert made.bundle.info.int8["weight_bits"] == 7
+    products = read_products(made.bundle.int8)
+    assert {int(one.weight_OI.abs().max()) for one in products.values()} == {63}
+    assert open_int8(made.bundle).describe()["precision"] == "int8"
+    write_products(made.bundle.int8, products, 8)
+    with pytest.raises(RuntimeUnavailable, match="no int8 products with weights of 8 bits"):
+        open_int8(made.bundle)
+    with pytest.raises(QuantizationError, match="8 bits") as told:
+        check_quantizable(source.model.network, QuantizationConfig(weight_bits=8))
+    assert told.value.remedy == "`--int8.weight_bits 7`"
+    with pytest.raises(QuantizationError, match="8 bits") as told:
+        check_quantizable(source.model.network, QuantizationConfig(runtime="openvino"))
+    assert "leave the step out" in told.value.remedy
 
 
 def read_graph(folder: Path):
     return openvino.Core().read_model(folder / INT8_FILES[0])
 
 
+@of_graph
 def test_layers_left_out_are_not_int8_in_the_file_and_a_tolerance_leaves_out_the_worst(source, tmp_path):
     given = quantize(source, tmp_path, config=OF_GRAPH).bundle
     config = replace(OF_GRAPH, left_out=("layer.1.output.dense", LAYER))
@@ -415,7 +443,7 @@ def test_one_outlier_channel_is_found_by_the_sensitivity_and_mended(tiny_encoder
 
 def calibrate(bundle: Bundle, windows, runtime: str, smooth: float | None):
     if runtime == "packed":
-        return PackedForm(bundle.model, windows, bundle.encoder.pad_id, smooth=smooth)
+        return PackedForm(bundle.model, windows, bundle.encoder.pad_id, smooth=smooth, weight_bits=BITS)
     return GraphForm(bundle.model, windows, bundle.encoder.pad_id, preset="mixed", smooth=smooth, correct_bias=True)
 
 
@@ -437,10 +465,10 @@ def test_auto_makes_the_packed_form_where_there_is_one_and_refuses_what_there_is
         assert isinstance(runtime, PackedRuntime)
     monkeypatch.setattr("pipelines.compression.int8_settings.read_architecture", lambda network: None)
     with pytest.raises(QuantizationError, match="there is no int8 by `packed`"):
-        check_quantizable(source.model.network, "packed")
+        check_quantizable(source.model.network, replace(FAST, runtime="packed"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(QuantizationError, match="packages that are not installed"):
-        check_quantizable(source.model.network, "auto")
+        check_quantizable(source.model.network, FAST)
 
 
 @contextmanager
@@ -451,7 +479,7 @@ def open_int8_runtime(bundle: Bundle):
 
 
 def test_every_mistake_is_told_at_once_before_anything_is_computed(source, tmp_path):
-    config = QuantizationConfig(smooth=2, preset="int4", stored="bf16", num_windows=1, runtime="onnx")
+    config = QuantizationConfig(smooth=2, preset="int4", stored="bf16", num_windows=1, runtime="onnx", weight_bits=4)
     with pytest.raises(UserError) as told:
         quantize_bundle(source, ["", " \n"], [], max_f1_loss=-1, folder=tmp_path / "int8", config=config)
     for part in (
@@ -462,18 +490,20 @@ def test_every_mistake_is_told_at_once_before_anything_is_computed(source, tmp_p
         "`int8.stored`",
         "`int8.runtime`",
         "`int8.preset`",
+        "`int8.weight_bits`",
     ):
         assert part in str(told.value)
     assert not (tmp_path / "int8").exists()
 
 
 def test_settings_of_the_other_form_are_told(source):
-    config = QuantizationConfig(preset="symmetric", correct_bias=False)
+    config = QuantizationConfig(preset="symmetric", correct_bias=False, weight_bits=7)
     assert [told.split()[0] for told in config.find_idle(source.model.network)] == [
         "`int8.preset`",
         "`int8.correct_bias`",
     ]
-    assert not replace(config, runtime="openvino").find_idle(source.model.network)
+    (told,) = replace(config, runtime="openvino").find_idle(source.model.network)
+    assert told.startswith("`int8.weight_bits` has no effect: it is for `packed`")
     assert not QuantizationConfig().find_idle(source.model.network)
 
 
@@ -494,9 +524,10 @@ def test_form_of_an_unknown_runtime_is_no_bundle_and_one_without_a_name_is_openv
 
 
 def test_unknown_layers_are_refused_with_the_nearest_names(source, tmp_path):
-    with pytest.raises(QuantizationError, match="no such layer") as told:
-        quantize(source, tmp_path, config=replace(OF_GRAPH, num_windows=2, left_out=("layer.9.intermediate",)))
-    assert LAYER in str(told.value)
+    if BITS == 8:
+        with pytest.raises(QuantizationError, match="no such layer") as told:
+            quantize(source, tmp_path, config=replace(OF_GRAPH, num_windows=2, left_out=("layer.9.intermediate",)))
+        assert LAYER in str(told.value)
     with pytest.raises(QuantizationError, match="no such layer") as told:
         quantize(source, tmp_path, config=replace(FAST, num_windows=2, left_out=("layer.9.feed",)))
     assert "layer.0.feed" in str(told.value)

@@ -13,11 +13,12 @@ from pipelines.training.rounding import round_input, round_to_int8, round_weight
 CPU = torch.device("cpu")
 
 
-def test_rounded_weights_are_bytes_of_a_range_of_their_own_for_each_output():
+@pytest.mark.parametrize("largest", [63, 127])
+def test_rounded_weights_are_bytes_of_a_range_of_their_own_for_each_output(largest):
     weight_OI = torch.randn(5, 64, generator=torch.Generator().manual_seed(1)) * torch.tensor([[1e-3, 1, 10, 0, 5]]).T
     weight_OI.requires_grad_()
-    rounded_OI = round_weight(weight_OI)
-    scale_O1 = weight_OI.detach().abs().amax(dim=1, keepdim=True) / 127
+    rounded_OI = round_weight(weight_OI, largest)
+    scale_O1 = weight_OI.detach().abs().amax(dim=1, keepdim=True) / largest
     assert ((rounded_OI - weight_OI).abs() <= scale_O1 / 2 + 1e-7).all()
     bytes_OI = rounded_OI.detach() / scale_O1.clamp(min=1e-12)
     torch.testing.assert_close(bytes_OI, bytes_OI.round(), atol=1e-3, rtol=0)
@@ -44,7 +45,7 @@ def test_rounded_model_computes_nearly_the_same_and_every_layer_learns(training_
         expected = plain(batch)
     assert isinstance(plain, PackedForward)
     assert not rounds_to_int8(model.network)
-    round_to_int8(model.network)
+    round_to_int8(model.network, 8)
     forward = build_forward(model, "fp32", CPU).eval()
     assert isinstance(forward, PaddedForward), "the packed way reads weights past their layers"
     assert list(model.state_dict()) == names
@@ -60,7 +61,7 @@ def test_rounded_model_computes_nearly_the_same_and_every_layer_learns(training_
 
 def test_copy_of_a_rounded_model_uses_its_own_weights(training_room, tiny_encoder):
     model = training_room.build_model(tiny_encoder, "linear")
-    round_to_int8(model.network)
+    round_to_int8(model.network, 8)
     other = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in other.network.base_model.encoder.parameters():

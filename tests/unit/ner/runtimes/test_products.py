@@ -3,18 +3,29 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
-from pipelines.ner.runtimes import int8
-from pipelines.ner.runtimes.products import Int8Linear, Int8Product, read_products, write_products
+from pipelines.ner.runtimes.int8 import count_weight_bits
+from pipelines.ner.runtimes.products import (
+    WEIGHT_BITS,
+    Int8Linear,
+    Int8Product,
+    find_largest_weight,
+    read_products,
+    read_weight_bits,
+    write_products,
+)
 
-pytestmark = pytest.mark.skipif(not int8.has_fast_int8(torch.device("cpu")), reason="this CPU has no int8 products")
+BITS = count_weight_bits(torch.device("cpu"))
+pytestmark = pytest.mark.skipif(not BITS, reason="this CPU has no int8 products")
 PLAIN = ("none", "")
 
 
 def make_product(inputs=48, outputs=32, *, scale=0.03, zero_point=101, seed=0) -> Int8Product:
     torch.manual_seed(seed)
+    largest = find_largest_weight(BITS)
     return Int8Product(
-        torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8),
+        torch.randint(-largest, largest + 1, (outputs, inputs), dtype=torch.int8),
         torch.rand(outputs) * 0.01 + 0.001,
         torch.randn(outputs),
         torch.rand(inputs) + 0.5,
@@ -80,12 +91,30 @@ def test_outputs_are_in_the_precision_asked_for(dtype):
     torch.testing.assert_close(found_NO.float(), expected_NO, atol=1e-3 + 0.01 * (dtype == torch.bfloat16), rtol=0.01)
 
 
+@pytest.mark.parametrize("bits", [bits for bits in WEIGHT_BITS if bits <= BITS])
+@pytest.mark.parametrize("rows", [1, 16, 257])
+def test_sums_of_the_largest_numbers_do_not_overflow(bits, rows):
+    """As they do on CPUs that add up pairs in 16 bits, where weights have more bits than `count_weight_bits` tells."""
+    largest = find_largest_weight(bits)
+    weight_OI = torch.tensor([[largest], [-largest]], dtype=torch.int8).repeat(24, 96)
+    ones_O, ones_I = torch.ones(48), torch.ones(96)
+    product = Int8Product(weight_OI, ones_O, torch.zeros(48), ones_I, 1.0, 0)
+    found_NO = Int8Linear(product, PLAIN, torch.float32)(torch.full((rows, 96), 255.0))
+    assert torch.equal(found_NO, torch.tensor([255.0 * largest * 96, -255.0 * largest * 96]).repeat(rows, 24))
+
+
 def test_file_gives_back_what_was_written(tmp_path):
     products = {"layer.0.feed_in": make_product(), "layer.11.attention_in": make_product(8, 24, zero_point=255, seed=2)}
-    write_products(tmp_path / "form.safetensors", products)
+    write_products(tmp_path / "form.safetensors", products, 7)
+    assert read_weight_bits(tmp_path / "form.safetensors") == 7
     again = read_products(tmp_path / "form.safetensors")
     assert again.keys() == products.keys()
     for name, product in products.items():
         assert all(map(torch.equal, again[name][:4], product[:4]))
         assert again[name][4:] == product[4:]
         assert again[name].weight_OI.dtype == torch.int8
+
+
+def test_file_that_does_not_tell_has_weights_of_8_bits(tmp_path):
+    save_file({"one": torch.ones(1)}, tmp_path / "form.safetensors", metadata={"inputs": "{}"})
+    assert read_weight_bits(tmp_path / "form.safetensors") == 8
