@@ -3,7 +3,6 @@
 A folder of raw text holds `windows/split=train|held_out/*.parquet`, the ledger, and `text.json`, which is written last.
 """
 
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import pyarrow.dataset as pds
 import ray.data
 
 from pipelines.corpus.formats.options import NO_COLUMN, FormatOptions
+from pipelines.corpus.holding_out import CHOSEN_BY, choose_splits, write_documents
 from pipelines.corpus.mentions import MentionSources
 from pipelines.corpus.packing import SENTENCE_ENDS, build_units, pack_documents
 from pipelines.corpus.preparation import stage_folder
@@ -34,6 +34,7 @@ from pipelines.ner.words import split_pieces, split_words
 
 TEXT_FILE = "text.json"
 COUNTS_FILE = "word_counts.npy"
+DOCUMENTS_FILE = "documents.npy"
 NUM_BUCKETS = 1 << 20
 PACKED_AT_ONCE = 8192
 """Into which words are counted; two words in one bucket make a rare one look frequent, never the other way round."""
@@ -116,8 +117,9 @@ def prepare_text(
     held_out = 0.0 if corpus.held_out else corpus.held_out_fraction
     with stage_folder(folder) as staging:
         name = encoder
+        documents = write_documents(records, staging / DOCUMENTS_FILE) if held_out else None
         if encoder == SCRATCH:
-            encoder = build_scratch_encoder(_iterate_texts(records, held_out), staging / SCRATCH, seed)
+            encoder = build_scratch_encoder(_iterate_texts(records, held_out, documents), staging / SCRATCH, seed)
         settings: dict[str, Any] = {
             "encoder": encoder,
             "window": window or 256,
@@ -127,10 +129,11 @@ def prepare_text(
             "mentions": mentions,
             "rare_count": rare_count,
             "counts": None,
+            "documents": documents,
         }
         if rare_count is not None:
             settings["counts"] = str(staging / COUNTS_FILE)
-            np.save(staging / COUNTS_FILE, count_words(records, encoding.splitter, held_out))
+            np.save(staging / COUNTS_FILE, count_words(records, encoding.splitter, held_out, documents))
         packed = records.map_batches(
             PackText,
             fn_constructor_kwargs=settings,
@@ -139,7 +142,8 @@ def prepare_text(
             batch_format="pyarrow",
         )
         packed.write_parquet(str(staging / "windows"), partition_cols=["split"])
-        (staging / COUNTS_FILE).unlink(missing_ok=True)
+        for file in (COUNTS_FILE, DOCUMENTS_FILE):
+            (staging / file).unlink(missing_ok=True)
         summary.ledger.write_parquet(staging / "ledger.parquet")
         info = _describe(staging, name, window or 256, summary.ledger.counts())
         if num_segments > 1:
@@ -161,27 +165,29 @@ class PackText:
         mentions: MentionSources,
         rare_count: int | None,
         counts: str | Path | None,
+        documents: str | Path | None = None,
     ) -> None:
         """Take the settings of `prepare_text`.
 
         Args:
             counts: file that tells how often the words of each bucket occur; None where no word is rare.
+            documents: the file of `write_documents`, if there is one.
         """
         tokenizer = load_tokenizer(encoder)
         self.encoder = Encoder(tokenizer, window=window, stride=0, splitter=encoding.splitter)
         self.capacity = self.encoder.capacity - (num_segments - 1)
         separator = tokenizer.sep_token_id
         self.separator_id: int = separator if separator is not None else tokenizer.eos_token_id
-        self.packing, self.held_out_fraction = encoding.packing, held_out_fraction
+        self.packing, self.held_out_fraction, self.documents = encoding.packing, held_out_fraction, documents
         self.finder = mentions.open(encoding.splitter)
         self.rare_count = rare_count
         self.counts = None if counts is None else np.load(counts)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The windows of a block of records."""
-        rows = table.select(["record_id", "text", "words", "split"]).to_pylist()
+        rows = table.select(["record_id", *CHOSEN_BY]).to_pylist()
         documents = [_split(row["text"], row["words"], self.encoder.splitter) for row in rows]
-        splits = [choose_split(row, self.held_out_fraction) for row in rows]
+        splits = choose_splits(rows, self.held_out_fraction, self.documents)
         found: list[list[tuple[int, int]]] = [[] for _ in documents]
         if self.finder:  # mentions of held-out text would be hidden as one, and its perplexity another
             trained_on = [index for index, split in enumerate(splits) if split == "train"]
@@ -209,27 +215,20 @@ class PackText:
         return build_units(words, ids, mentions, rare, newlines)
 
 
-def choose_split(row: Mapping[str, Any], held_out_fraction: float) -> str:
-    """train or held_out, by the document's content, so that copies of it are on one side."""
-    if row["split"] != "train":
-        return "held_out"
-    content = row["text"] if row["text"] is not None else "\x1f".join(row["words"])
-    digest = hashlib.blake2b(content.encode("utf-8", "replace"), digest_size=8).digest()
-    return "held_out" if int.from_bytes(digest, "big") / 2**64 < held_out_fraction else "train"
-
-
-def count_words(records: ray.data.Dataset, splitter: str, held_out_fraction: float) -> np.ndarray:
+def count_words(
+    records: ray.data.Dataset, splitter: str, held_out_fraction: float, documents: Path | None = None
+) -> np.ndarray:
     """How often the words of each bucket occur in the records for training."""
     total = np.zeros(NUM_BUCKETS, dtype=np.int64)
-    count = partial(count_block, splitter=splitter, held_out_fraction=held_out_fraction)
+    count = partial(count_block, splitter=splitter, held_out_fraction=held_out_fraction, documents=documents)
     for batch in records.map_batches(count, batch_size=None, batch_format="pyarrow").iter_batches(batch_format="numpy"):
         np.add.at(total, batch["bucket"], batch["count"])
     return total
 
 
-def count_block(table: pa.Table, splitter: str, held_out_fraction: float) -> pa.Table:
+def count_block(table: pa.Table, splitter: str, held_out_fraction: float, documents: Path | None = None) -> pa.Table:
     """Buckets that the words of some records fall into, and how often."""
-    rows = _list_train_rows(table, held_out_fraction)
+    rows = _list_train_rows(table, held_out_fraction, documents)
     words = [word for row in rows for word in _split(row["text"], row["words"], splitter)[0]]
     buckets, counts = np.unique(_find_buckets(words), return_counts=True)
     return pa.table({"bucket": buckets, "count": counts})
@@ -250,15 +249,16 @@ def _split(text: str | None, words: list[str] | None, splitter: str) -> tuple[li
     return pieces, frozenset(index for index, ((_, end), (start, _)) in enumerate(gaps, 1) if "\n" in text[end:start])
 
 
-def _list_train_rows(table: pa.Table, held_out_fraction: float) -> list[dict[str, Any]]:
-    """The documents that are trained on: what is known of the others would flatter the perplexity."""
-    rows = table.select(["text", "words", "split"]).to_pylist()
-    return [row for row in rows if choose_split(row, held_out_fraction) == "train"]
+def _list_train_rows(table: pa.Table, held_out_fraction: float, documents: Path | None) -> list[dict[str, Any]]:
+    """The records that are trained on: what is known of the others would flatter the perplexity."""
+    rows = table.select(list(CHOSEN_BY)).to_pylist()
+    splits = choose_splits(rows, held_out_fraction, documents)
+    return [row for row, split in zip(rows, splits, strict=True) if split == "train"]
 
 
-def _iterate_texts(records: ray.data.Dataset, held_out_fraction: float) -> Iterator[str]:
+def _iterate_texts(records: ray.data.Dataset, held_out_fraction: float, documents: Path | None = None) -> Iterator[str]:
     for batch in records.iter_batches(batch_size=1000, batch_format="pyarrow"):
-        for row in _list_train_rows(batch, held_out_fraction):
+        for row in _list_train_rows(batch, held_out_fraction, documents):
             yield from row["words"] if row["text"] is None else [row["text"]]
 
 
@@ -269,7 +269,7 @@ def _describe(folder: Path, encoder: str, window: int, ledger: Any) -> TextInfo:
         if not (folder / "windows" / f"split={split}").is_dir():
             raise CorpusError(
                 "there is no text to train on" if split == "train" else "no document is held out",
-                rule="at least one document to train on, and one to measure the perplexity on",
+                rule="a document at least to train on, and another to be held out; a `doc_id` is one document",
                 remedy="give more text, or raise `--corpus.held_out_fraction`, or give files as `--corpus.held_out`",
             )
         table = read_text_windows(folder, split)

@@ -23,7 +23,8 @@ class TextConfig:
     held_out: list[str] = field(default_factory=list)
     """Files to measure the perplexity on; if none, a part of the training documents."""
     held_out_fraction: float = 0.05
-    """Share of the documents, by a hash of their text, that is held out where no such files are given."""
+    """Share of the documents, by a hash of their text, that is held out where no such files are given. Records with one
+    `doc_id` are one document, which is held out whole; so are its copies."""
     max_bad_fraction: float = 0.01
     """Stop if more than this share of the documents cannot be read."""
     reader: FormatOptions = field(default_factory=FormatOptions)

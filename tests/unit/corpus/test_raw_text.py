@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipelines.corpus.holding_out import choose_splits
 from pipelines.corpus.mentions import MentionSources
-from pipelines.corpus.raw_text import NUM_BUCKETS, PackText, _iterate_texts, check_order, choose_split, count_block
+from pipelines.corpus.raw_text import NUM_BUCKETS, PackText, _iterate_texts, check_order, count_block
 from pipelines.corpus.records import CorpusError, Record, to_table
 from pipelines.corpus.text_config import SPLITS, TextConfig, TextEncoding
 from pipelines.ner.encoders import load_tokenizer
@@ -84,7 +85,8 @@ def test_what_is_held_out_teaches_no_words(tiny_encoder):
     assert 100 < num_train < 190
     assert sum(counted["count"].to_pylist()) == num_train
     taught = set(_iterate_texts(SimpleNamespace(iter_batches=lambda **_: [table]), 0.25))
-    assert taught == {row["text"] for row in table.to_pylist() if choose_split(row, 0.25) == "train"}
+    splits = choose_splits(table.to_pylist(), 0.25)
+    assert taught == {text for text, split in zip(texts, splits, strict=True) if split == "train"}
     assert len(taught) == num_train
 
 
