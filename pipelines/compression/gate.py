@@ -10,6 +10,11 @@ from pipelines.evaluation.metrics import Tallies
 
 Documents = Mapping[str, Tallies]
 """Tallies by `doc_id`."""
+LEAST_DOCUMENTS = 6
+"""With entities. That five go the same way happens once in 16 times by chance: no interval of 95 % can be had, and
+where they are equal the bootstrap's has no width at all."""
+FEW_DOCUMENTS = 30
+"""Of fewer the bootstrap's intervals are narrower than they should be."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,17 @@ def judge(start: Documents, variant: Documents, tolerance: Tolerance) -> Verdict
     """Compare a variant's tallies with those of the start, on the same documents.
 
     Overall it must be shown not to lose more than allowed (non-inferiority). Labels are often too rare to show that, so
-    one of them stops a variant only if it is shown to lose more.
+    one of them stops a variant only if it is shown to lose more. Of too few documents nothing is shown.
     """
     overall = _compare(start, variant)
     names = sorted({label for tallies in start.values() for label in tallies})
     labels = {name: _compare(_select(start, name), _select(variant, name)) for name in names}
     reasons = []
+    num_documents = sum(any(tp + fn for tp, _, fn, *_ in tallies.values()) for tallies in start.values())
+    if num_documents < LEAST_DOCUMENTS:
+        reasons.append(
+            f"dev has entities in {num_documents} documents: the interval shows nothing of fewer than {LEAST_DOCUMENTS}"
+        )
     if overall.low <= -tolerance.f1:
         reasons.append(
             f"strict F1 {overall.difference:+.2f} points, 95 % interval {overall.low:+.2f} to {overall.high:+.2f}: "

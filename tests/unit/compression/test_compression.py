@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -19,12 +21,14 @@ from transformers import (
 )
 
 from pipelines.cluster import ClusterConfig
-from pipelines.compress import CompressConfig, _check_dev, choose_steps
+from pipelines.compress import CompressConfig, _check_dev, _collect_facts, choose_steps
 from pipelines.compression.config import CompressionError, PruningConfig
+from pipelines.compression.gate import FEW_DOCUMENTS, LEAST_DOCUMENTS
 from pipelines.compression.layers import choose_layers, keep_layers
 from pipelines.compression.pruning import Importance, choose_heads, measure_importance, prune
 from pipelines.compression.vocabulary import choose_pieces, prune_vocabulary
 from pipelines.corpus.inference import InferenceConfig
+from pipelines.corpus.records import RECORD_SCHEMA
 from pipelines.corpus.shards import SplitInfo
 from pipelines.ner.bundle import Bundle, load_bundle, save_bundle
 from pipelines.ner.encoding import Encoder
@@ -302,9 +306,28 @@ def test_student_of_longformer_has_a_window_of_attention_for_each_layer(bundle, 
     assert len(AutoModelForTokenClassification.from_pretrained(tmp_path).longformer.encoder.layer) == 2
 
 
-@pytest.mark.parametrize(("num_documents", "entities"), [(1, {"PER": 30}), (24, {"PER": 0}), (24, {})])
-def test_dev_set_that_shows_nothing_is_refused(num_documents, entities):
-    dev = SplitInfo(num_documents=num_documents, entities=entities)
-    with pytest.raises(CompressionError, match="the dev set shows nothing"):
-        _check_dev(SimpleNamespace(splits={"dev": dev}))
-    _check_dev(SimpleNamespace(splits={"dev": SplitInfo(num_documents=2, entities={"PER": 1})}))
+def write_dev(folder: Path, entities_of_documents: list[int]) -> Path:
+    """Shards whose dev split has documents of two sentences with so many entities."""
+    sentence = {"start": 0, "end": 1, "label": "PER"}
+    spans = [[sentence] * number for entities in entities_of_documents for number in (entities, 0)]
+    names = [f"d{number // 2}" for number in range(len(spans))]
+    (folder / "records" / "split=dev").mkdir(parents=True)
+    table = pa.table({"doc_id": names, "spans": pa.array(spans, RECORD_SCHEMA.field("spans").type)})
+    pq.write_table(table, folder / "records" / "split=dev" / "one.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("entities", [[30], [0] * 24, [9, 9], [1] * (LEAST_DOCUMENTS - 1) + [0] * 24])
+def test_dev_set_that_shows_nothing_is_refused(entities, tmp_path):
+    with pytest.raises(CompressionError, match="the dev set shows nothing") as refused:
+        _check_dev(write_dev(tmp_path / "shards", entities))
+    assert refused.value.value == f"entities in {sum(map(bool, entities))} documents"
+    _check_dev(write_dev(tmp_path / "enough", [1] * LEAST_DOCUMENTS))
+
+
+@pytest.mark.parametrize(("num_documents", "is_warned"), [(LEAST_DOCUMENTS, True), (FEW_DOCUMENTS, False)])
+def test_report_warns_of_intervals_over_few_documents(bundle, num_documents, is_warned):
+    info = SimpleNamespace(splits={"dev": SplitInfo(num_records=40), "train": SplitInfo()})
+    told = _collect_facts(CompressConfig(), info, bundle, num_documents)["dev"]
+    assert told.startswith(f"40 records, {num_documents} documents with entities")
+    assert ("narrower than they should be" in told) == is_warned

@@ -3,7 +3,7 @@
 import pytest
 
 from pipelines.compression.config import Tolerance
-from pipelines.compression.gate import judge
+from pipelines.compression.gate import LEAST_DOCUMENTS, judge
 from pipelines.compression.page import choose_variant, describe
 
 LABELS = ("LOC", "PER")
@@ -44,8 +44,8 @@ def test_label_that_is_shown_to_lose_stops_a_model_that_is_good_overall():
 
 
 def test_rare_label_that_may_have_lost_does_not():
-    """One entity of 3 lost: its interval reaches zero, and nothing is shown."""
-    start, variant = (make_documents(found, num_documents=3) for found in (3, 2))
+    """One entity of 6 lost: its interval reaches zero, and nothing is shown."""
+    start, variant = (make_documents(found, num_documents=6) for found in (6, 5))
     verdict = judge(start, variant, Tolerance(100.0, 5.0))
     assert verdict.labels["PER"].difference < -5
     assert verdict.passes
@@ -54,6 +54,18 @@ def test_rare_label_that_may_have_lost_does_not():
 def test_label_that_lost_nothing_is_not_refused_where_nothing_may_be_lost():
     start = make_documents(180)
     assert judge(start, start, Tolerance(1.0, 0.0)).passes
+
+
+@pytest.mark.parametrize("num_documents", [1, 2, LEAST_DOCUMENTS - 1])
+def test_equal_models_do_not_pass_on_documents_too_few_to_show_anything(num_documents):
+    start = make_documents(num_documents, num_documents=num_documents)
+    start |= {f"empty{number}": {} for number in range(20)} | {"false": {"PER": [0, 1, 0, 0, 1, 0]}}
+    verdict = judge(start, start, Tolerance(100.0, 100.0))
+    assert verdict.overall.low == verdict.overall.high == 0, "an interval without width"
+    [reason] = verdict.reasons
+    assert f"entities in {num_documents} documents" in reason
+    start["one more"] = {"PER": [0, 0, 1, 0, 0, 1]}
+    assert judge(start, start, Tolerance(100.0, 100.0)).passes == (num_documents == LEAST_DOCUMENTS - 1)
 
 
 def make_variant(name, tokens_per_s, size_mib, passes=True):
