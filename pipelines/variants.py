@@ -206,24 +206,26 @@ class Bench:
         return judge(start, variant, self.recipe.tolerance).to_dict()
 
     def measure(self, bundles: Sequence[Path], price_per_hour: float | None) -> list[dict[str, Any]]:
-        """Speed in turns, memory, size and cost of bundles."""
+        """Speed in turns, by which runtime and precision, memory, size and cost of bundles."""
         inference = self.inference
         documents = [record.content for record in self._read_gold("dev")]
         plan = self._plan_process(self._plan_actors().num_gpus)
         names = [str(bundle) for bundle in bundles]
         with self.record.phase("measure", "measuring speed, memory and size"):
             # speeds first: each model's runtime is chosen there, by trying some, which takes memory of its own
-            speeds, tokens = _in_actor(plan, _measure_speeds, names, inference, plan, documents)
+            speeds, runtimes, tokens = _in_actor(plan, _measure_speeds, names, inference, plan, documents)
             memory = [_in_actor(plan, _measure_memory, name, inference, plan, documents) for name in names]
         return [
             {
                 "tokens_per_s": speed,
+                "runtime": runtime,
+                "precision": precision,
                 "peak_memory_mib": peak,
                 "num_parameters": sum(one.numel() for one in load_bundle(bundle).model.parameters()),
                 "size_mib": sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 2**20,
                 "cost_per_million_documents": price_per_hour and price_per_hour / 3600 * 1e6 * tokens / speed,
             }
-            for bundle, speed, peak in zip(bundles, speeds, memory, strict=True)
+            for bundle, speed, (runtime, precision), peak in zip(bundles, speeds, runtimes, memory, strict=True)
         ]
 
     def _read_gold(self, split: str) -> list[Scored]:
@@ -322,11 +324,12 @@ def _measure_memory(model: str, inference: InferenceConfig, plan: ActorPlan, doc
 
 def _measure_speeds(
     models: Sequence[str], inference: InferenceConfig, plan: ActorPlan, documents: Sequence[Any]
-) -> tuple[list[float], float]:
-    """Sub-tokens a second of each model, and sub-tokens of a mean document."""
+) -> tuple[list[float], list[tuple[str, str]], float]:
+    """Sub-tokens a second of each model, the runtime and precision that it takes, and sub-tokens of a mean document."""
     set_up_process(ONEDNN_KERNELS * len(models))
     engines = [load_engine(model, inference, plan) for model in models]
     many = repeat_documents(documents, engines[0], SPEED_TOKENS)
     speeds = compare_speeds(engines, many, num_rounds=SPEED_ROUNDS)
     num_tokens = count_tokens(engines[0], documents)
-    return speeds, num_tokens / max(1, len(documents))
+    runtimes = [(engine.runtime.name, engine.runtime.precision) for engine in engines]
+    return speeds, runtimes, num_tokens / max(1, len(documents))

@@ -140,14 +140,15 @@ def table_layers(name: str, details: Mapping[str, Any]) -> Table:
         ]
         for layer in details["layers"]
     ]
-    return f"{name}: the layers", ["layer", "error", "tags changed", "int8"], rows
+    computed = f", computed by the runtime `{details['runtime']}`" if "runtime" in details else ""  # older ones lack it
+    return f"{name}: the layers{computed}", ["layer", "error", "tags changed", "int8"], rows
 
 
 def table_variants(variants: Sequence[Variant]) -> Table:
     """What each variant costs and gives."""
     start = variants[0]
     header = ["", "strict F1, dev", "95 % interval", "difference", "sub-tokens/s", "speed", "parameters"]
-    header += ["MiB on disk", "peak MiB", "scores off by"]
+    header += ["MiB on disk", "peak MiB", "scores off by", "runtime"]
     has_price = any(variant["cost_per_million_documents"] is not None for variant in variants)
     header += ["a million documents"] if has_price else []
     rows = []
@@ -158,6 +159,7 @@ def table_variants(variants: Sequence[Variant]) -> Table:
         cells += [f"{variant['tokens_per_s']:,.0f}", f"{_times(variant, start, 'tokens_per_s'):.2f} ×"]
         cells += [f"{variant['num_parameters'] / 1e6:,.1f} M", f"{variant['size_mib']:,.1f}"]
         cells += [f"{variant['peak_memory_mib']:,}", " → ".join(f"{e:.3f}" for e in _list_errors(variant))]
+        cells += [f"{variant['runtime']} {variant['precision']}"]
         cells += [f"{variant['cost_per_million_documents']:,.2f}"] if has_price else []
         rows.append(cells)
     return "Variants", header, rows

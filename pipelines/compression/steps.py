@@ -138,7 +138,7 @@ class Recipe:
 
         Returns:
             Also what the step found on its way, as plain values: F1 and time by the exits' threshold, or how sensitive
-            to int8 each layer is; None of other steps.
+            to int8 each layer is and what computes the int8 form; None of other steps.
 
         Raises:
             CompressionError: the step gives nothing that is good enough.
@@ -187,7 +187,7 @@ class Recipe:
                 value=f"{last.f1_loss:g} points lost with {last.left_out} layers left out",
                 remedy="allow more by `--max_f1_loss`, or leave `int8` out of `--steps`",
             )
-        return found.bundle, found.to_dict()
+        return found.bundle, found.to_dict() | {"runtime": found.bundle.info.int8["runtime"]}
 
     def _choose_layers(self, bundle: Bundle) -> list[int]:
         num_layers = bundle.model.network.config.num_hidden_layers
