@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipelines.corpus.formats.opening import read_lines
 from pipelines.corpus.records import CorpusError
+from pipelines.ner.bundle import load_bundle
 from pipelines.ner.engine import NerEngine
 from pipelines.ner.errors import UserError
 from pipelines.ner.words import split_words
@@ -23,7 +24,7 @@ class MentionSources:
     bundle: str | None = None
 
     def find_problems(self) -> list[UserError]:
-        """Files and folders that are not there, or hold nothing."""
+        """Files and folders that are not there, or hold no names and no model."""
         problems: list[UserError] = []
         for path in self.gazetteer:
             try:
@@ -33,12 +34,21 @@ class MentionSources:
                 remedy = error.remedy or "give a text file with a name a line"
                 where = f"`masking.gazetteer` {path}"
                 problems.append(CorpusError(error.what, where=where, rule=error.rule, value=error.value, remedy=remedy))
-        if self.bundle and not (Path(self.bundle) / "config.json").is_file():
-            rule = "a bundle folder, as `rayner train` writes it"
-            problems.append(
-                CorpusError("no bundle to find mentions with", where="`masking.bundle`", rule=rule, value=self.bundle)
-            )
-        return problems
+        return problems + self._find_bundle_problems()
+
+    def _find_bundle_problems(self) -> list[UserError]:
+        if not self.bundle:
+            return []
+        value = self.bundle
+        if (Path(self.bundle) / "config.json").is_file():
+            try:
+                load_bundle(self.bundle)
+            except UserError as error:
+                value = f"{self.bundle}: {error.value or error.what}"
+            else:
+                return []
+        rule = "a bundle folder, as `rayner train` writes it, or a Hugging Face token-classification checkpoint folder"
+        return [CorpusError("no bundle to find mentions with", where="`masking.bundle`", rule=rule, value=value)]
 
     def open(self, splitter: str) -> "MentionFinder | None":
         """What finds mentions; None where nothing tells them."""

@@ -8,7 +8,9 @@ import pytest
 from transformers import BertConfig, BertModel, GPT2Config
 
 from pipelines import pretrain
+from pipelines.corpus.mentions import MentionSources
 from pipelines.ner.encoders import load_tokenizer
+from tests.conftest import make_bundle
 
 SOME = "Ada Lovelace wrote notes.\nGrace Hopper wrote a compiler.\n"
 
@@ -62,6 +64,28 @@ def test_gazetteer_without_a_name_is_refused(refuse, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("\n \n")
     assert "the gazetteer holds no name" in refuse("--masking.gazetteer", names)
+
+
+def test_encoder_does_not_pass_for_a_bundle_that_finds_mentions(refuse, tiny_encoder):
+    told = refuse("--masking.bundle", tiny_encoder)
+    assert "no bundle to find mentions with" in told
+    assert "not a token classifier" in told
+
+
+def test_bundle_whose_files_were_changed_finds_no_mentions(refuse, tmp_path, tiny_encoder):
+    bundle = make_bundle(tiny_encoder, tmp_path / "bundle")
+    config = bundle / "config.json"
+    config.write_text(config.read_text().replace("B-PER", "B-CAT"))
+    told = refuse("--masking.bundle", bundle)
+    assert "no bundle to find mentions with" in told
+    assert "fingerprint" in told
+
+
+def test_bundles_and_checkpoints_may_find_mentions(tmp_path, tiny_encoder):
+    bundle = make_bundle(tiny_encoder, tmp_path / "bundle")
+    assert not MentionSources(bundle=str(bundle)).find_problems()
+    (bundle / "bundle.json").unlink()
+    assert not MentionSources(bundle=str(bundle)).find_problems()
 
 
 def test_encoder_without_a_masked_language_model_is_refused(refuse, tmp_path, tiny_encoder):
