@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import ray
 import torch
 from rich.markup import escape
@@ -35,6 +36,8 @@ from pipelines.corpus.augmentation.config import AugmentationConfig
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.identity import identify_corpus
 from pipelines.corpus.inference import InferenceConfig
+from pipelines.corpus.ledger import Ledger
+from pipelines.corpus.raw_text import read_texts
 from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import ShardsInfo, read_split
 from pipelines.corpus.text_config import TextConfig
@@ -48,7 +51,7 @@ from pipelines.ner.runtimes.architectures import may_pack
 from pipelines.ner.runtimes.int8 import count_weight_bits
 from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, get_shards
-from pipelines.terminal import print_shards, print_variants
+from pipelines.terminal import describe_ledger, print_ledger, print_shards, print_variants
 from pipelines.training.config import TrainingConfig, find_contradictions
 from pipelines.training.forward import check_passes_differ
 from pipelines.training.parallel import ParallelConfig
@@ -70,6 +73,7 @@ IDENTITY = (
 )
 """The settings that make a run what it is; the others may change when it is resumed."""
 NEEDED = ("train", "dev")
+UNLABELLED_FOLDER, LEDGER_FILE = "unlabelled", "ledger.parquet"
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
     if check_resumable(folder, settings, config.fresh, corpus):
         console.print(f"this run is finished: {escape(str(folder / 'report.html'))}; [bold]--fresh[/] starts it over")
         return 0 if (folder / "bundle").is_dir() else EXIT_FAILED
-    warn_of_idle(config.corpus.find_idle() + recipe.find_idle() + _find_idle(config, bundle))
+    warn_of_idle(recipe.find_idle() + _find_idle(config, bundle))
     record = RunRecord("compress", config)
     can_forget = build_guard(folder)
     with can_forget():
@@ -156,9 +160,12 @@ def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
     with connect(config.cluster):
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():
+            raw = _read_unlabelled(config, folder / UNLABELLED_FOLDER, record)
             shards, info, is_new = _get_shards(config, bundle, folder, record)
             if is_new:
                 print_shards(info, shards)
+        if raw is not None:
+            _tell_unlabelled(raw, folder / UNLABELLED_FOLDER)
         bench = Bench(
             folder=folder,
             start=_keep_start(config, bundle, folder),
@@ -167,6 +174,7 @@ def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
             recipe=recipe,
             training=config.training,
             reader=config.corpus.reader,
+            max_bad_fraction=config.corpus.max_bad_fraction,
             resources=config.resources,
             inference=config.inference,
             record=record,
@@ -178,7 +186,7 @@ def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
         "chosen": chosen["name"],
         "variants": variants,
         "not_made": not_made,
-        "facts": _collect_facts(config, info, bundle, _count_documents(shards)),
+        "facts": _collect_facts(config, info, bundle, _count_documents(shards), raw),
     }
     write_json(folder / "compression.json", result)
     model = Path(str(config.model))
@@ -280,6 +288,27 @@ def _get_shards(
     return found
 
 
+def _read_unlabelled(config: CompressConfig, folder: Path, record: RunRecord) -> Ledger | None:
+    """What becomes of the records of raw text, or has become, if that is noted. Raises CorpusError."""
+    files, corpus = config.distillation.unlabelled, config.corpus
+    if not files:
+        return None
+    if (folder / LEDGER_FILE).is_file():
+        return Ledger.from_table(pq.read_table(folder / LEDGER_FILE))
+    with record.phase("unlabelled", "reading the unlabelled text"):
+        return read_texts({"train": files}, corpus.reader, corpus.max_bad_fraction)[1].ledger
+
+
+def _tell_unlabelled(ledger: Ledger, folder: Path) -> None:
+    """Note and say what becomes of the records of raw text, unless an earlier try has."""
+    if (folder / LEDGER_FILE).is_file():
+        return
+    folder.mkdir(exist_ok=True)
+    ledger.write_parquet(folder / LEDGER_FILE)
+    console.print("[bold]unlabelled text[/]")
+    print_ledger(asdict(ledger.counts()), folder)
+
+
 def _check_labels(bundle: Bundle, info: ShardsInfo) -> None:
     unknown = sorted(set(info.label_scheme.labels) - set(bundle.model.scheme.labels))
     if unknown:
@@ -334,7 +363,11 @@ def _build_recipe(config: CompressConfig) -> Recipe:
 
 
 def _find_idle(config: CompressConfig, bundle: Bundle) -> list[str]:
-    told = []
+    corpus = config.corpus
+    if config.distillation.unlabelled and corpus.shards:  # it is read so
+        plain = CorpusConfig()
+        corpus = replace(corpus, reader=plain.reader, max_bad_fraction=plain.max_bad_fraction)
+    told = corpus.find_idle()
     if config.resources.auto:
         told.append("`resources.auto` has no effect: variants are trained with the workers that are given")
     if config.corpus.test:
@@ -395,13 +428,16 @@ def _check_r_drop(config: CompressConfig, bundle: Bundle) -> None:
             check_passes_differ(network, remedy="leave it out")
 
 
-def _collect_facts(config: CompressConfig, info: ShardsInfo, bundle: Bundle, num_documents: int) -> dict[str, Any]:
+def _collect_facts(
+    config: CompressConfig, info: ShardsInfo, bundle: Bundle, num_documents: int, raw: Ledger | None
+) -> dict[str, Any]:
     few = ": few, so that intervals are narrower than they should be" if num_documents < FEW_DOCUMENTS else ""
     return {
         "model": config.model,
         "fingerprint": bundle.info.fingerprint or "none (a foreign checkpoint)",
         "dev": f"{info.splits['dev'].num_records:,} records, {num_documents:,} documents with entities{few}",
         "train": f"{info.splits['train'].num_records:,} records",
+        **({} if raw is None else {"unlabelled text": describe_ledger(asdict(raw.counts()))}),
         "may lose": f"{config.max_f1_loss:g} points of strict F1, {config.max_label_loss:g} of a label",
         "steps": json.dumps(config.steps),
         "epochs of each step": config.training.num_epochs,

@@ -71,6 +71,8 @@ class Bench:
     training: TrainingConfig
     reader: FormatOptions
     """Of raw text."""
+    max_bad_fraction: float
+    """Of its records."""
     resources: ResourcesConfig
     inference: InferenceConfig
     record: RunRecord
@@ -260,7 +262,9 @@ class Bench:
         lesson = Lesson(
             str(self.start), str(student), taught.teacher_share, taught.temperature, has_states=taught.follows_states
         )
-        texts = read_texts({"train": taught.unlabelled}, self.reader)[0] if taught.unlabelled else None
+        texts = None
+        if taught.unlabelled:
+            texts, _ = read_texts({"train": taught.unlabelled}, self.reader, self.max_bad_fraction)
         records = ray.data.from_arrow(read_split(self.shards, "train").sort_by("record_id"))
         write_targets(records, lesson, self.inference, self._plan_actors(), staging / "labelled")
         if texts is not None:

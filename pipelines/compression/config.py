@@ -42,7 +42,8 @@ class DistillationConfig:
     """Above 0 the words of a window are to attend to each other, by their last hidden states, as the teacher's do: the
     weight of that divergence. For students of any width."""
     unlabelled: list[str] = field(default_factory=list)
-    """Files of raw text, as `rayner pretrain --corpus.train` takes them, which the teacher labels for the student."""
+    """Files of raw text, as `rayner pretrain --corpus.train` takes them, which the teacher labels for the student. They
+    are read as `corpus.reader` says, and `corpus.max_bad_fraction` of their records may be rejected."""
 
     @property
     def follows_states(self) -> bool:

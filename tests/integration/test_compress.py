@@ -88,6 +88,8 @@ def test_new_network_learns_the_views_and_relations_of_its_teacher_and_raw_text(
     command += ["scratch", "--distillation.layers", "1", "--distillation.hidden_size", "32"]
     command += ["--distillation.embedding_size", "16", "--distillation.relations", "1"]
     assert compress.main([*command, "--distillation.unlabelled", str(texts)]) == 0
+    assert read(folder)["facts"]["unlabelled text"].startswith("2 kept")
+    assert (folder / "unlabelled" / "ledger.parquet").is_file()
     network = load_bundle(folder / "bundle").model.network
     assert (network.config.model_type, network.config.hidden_size) == ("electra", 32)
     [lessons] = (folder / "lessons").iterdir()

@@ -328,6 +328,6 @@ def test_dev_set_that_shows_nothing_is_refused(entities, tmp_path):
 @pytest.mark.parametrize(("num_documents", "is_warned"), [(LEAST_DOCUMENTS, True), (FEW_DOCUMENTS, False)])
 def test_report_warns_of_intervals_over_few_documents(bundle, num_documents, is_warned):
     info = SimpleNamespace(splits={"dev": SplitInfo(num_records=40), "train": SplitInfo()})
-    told = _collect_facts(CompressConfig(), info, bundle, num_documents)["dev"]
+    told = _collect_facts(CompressConfig(), info, bundle, num_documents, None)["dev"]
     assert told.startswith(f"40 records, {num_documents} documents with entities")
     assert ("narrower than they should be" in told) == is_warned
