@@ -17,7 +17,6 @@ from pipelines.corpus.inference import (
     BATCH_RECORDS,
     ActorResources,
     InferenceConfig,
-    locate_model,
     plan_actors,
     predict_records,
     predict_table,
@@ -27,6 +26,7 @@ from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import check_own, lock_folder, prepare_output_dir
 from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import hash_mention, load_bundle
+from pipelines.ner.encoders import locate_model
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.run_record import RunRecord
 from pipelines.settings import ConfigError

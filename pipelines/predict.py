@@ -22,7 +22,7 @@ from pipelines.corpus.assembly import FORMATS, QUARANTINE_FOLDER, OutputSpec
 from pipelines.corpus.census import take_census
 from pipelines.corpus.formats.options import NO_COLUMN, FormatOptions
 from pipelines.corpus.identity import fingerprint, identify_input, identify_model
-from pipelines.corpus.inference import ActorResources, InferenceConfig, load_engine, locate_model, plan_actors
+from pipelines.corpus.inference import ActorResources, InferenceConfig, load_engine, plan_actors
 from pipelines.corpus.labeller import LabellingJob
 from pipelines.corpus.offline import OfflineJob
 from pipelines.corpus.parts import ChunkCounts
@@ -37,6 +37,7 @@ from pipelines.folders import (
     write_json,
 )
 from pipelines.job import console, progress_console, run_door, warn_of_idle
+from pipelines.ner.encoders import locate_model
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.machine import read_peak_memory_mib
 from pipelines.planning.plans import Plan

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def get_shards(
         shards = Path(corpus.shards).expanduser().absolute()
         info = load_shards_info(shards)
         raise_all(find_shards_misfits(shards, info, model, encoding))
+        if model.encoder != ModelConfig().encoder and Path(model.encoder).is_dir():
+            info = replace(info, encoder=model.encoder)  # as it is called from here
         return shards, info, False
     if (folder / SHARDS_FILE).is_file():
         return folder, load_shards_info(folder), False

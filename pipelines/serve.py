@@ -28,6 +28,7 @@ from pipelines.endpoint_checks import (
 )
 from pipelines.job import console, progress_console, run_door, warn_of_idle
 from pipelines.ner.bundle import load_bundle
+from pipelines.ner.encoders import locate_model
 from pipelines.ner.engine import find_device
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.machine import count_cores
@@ -182,8 +183,8 @@ def build_arguments(config: ServeConfig) -> Arguments:
     }
     tuning = Tuning.model_validate(vars(config.limits))
     shared |= {
-        "model": _make_absolute(config.model or ""),
-        "models": {name: _make_absolute(path) for name, path in config.models.items()},
+        "model": locate_model(config.model or ""),  # replicas run in another folder
+        "models": {name: locate_model(path) for name, path in config.models.items()},
         "api_keys_file": config.api_keys_file and os.path.abspath(config.api_keys_file),
         "needs_api_keys": config.api_keys_file is not None or bool(os.environ.get(VARIABLE)),
         "redaction_key_file": config.redaction_key_file and os.path.abspath(config.redaction_key_file),
@@ -306,11 +307,6 @@ def _answers(host: str, port: int) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
-
-
-def _make_absolute(model: str) -> str:
-    """Replicas run in another folder."""
-    return os.path.abspath(model) if os.path.exists(model) else model
 
 
 def _stop(*_: object) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.formats.files import locate_files
 from pipelines.folders import write_text
-from pipelines.ner.encoders import SCRATCH
+from pipelines.ner.encoders import SCRATCH, locate_encoder
 from pipelines.trial_jobs import TrialJobs
 from pipelines.tuning.domains import Value
 from pipelines.tuning.leaders import Run
@@ -28,13 +29,16 @@ def render_run(jobs: TrialJobs, slots: Slots, number: int, settings: dict[str, V
         )
     recipe = jobs.apply(settings, run.seed)
     prepared = jobs.find_prepared(recipe)
-    corpus: CorpusConfig | dict[str, Any] = _make_absolute(recipe.corpus)
+    corpus: CorpusConfig | dict[str, Any] = _locate_corpus(recipe.corpus)
     if recipe.corpus.shards or prepared.info.split_off or prepared.info.encoder == SCRATCH:
         corpus = {"shards": str(prepared.shards)}  # splits and vocabulary that were made there
+    named = prepared.info.encoder if recipe.corpus.shards else recipe.model.encoder
+    located = locate_encoder(named)
+    encoder = recipe.model.encoder if located == named else located
     return render_preset(
         {
             "corpus": corpus,
-            "model": recipe.model,
+            "model": replace(recipe.model, encoder=encoder),
             "encoding": recipe.encoding,
             "training": recipe.training,
             "parallel": recipe.parallel,
@@ -61,13 +65,9 @@ def write_front(folder: Path, front: list[Trial], jobs: TrialJobs, slots: Slots)
             old.unlink()
 
 
-def _make_absolute(corpus: CorpusConfig) -> CorpusConfig:
+def _locate_corpus(corpus: CorpusConfig) -> CorpusConfig:
     """Files by their whole path, so that the preset works from any folder."""
-    train, dev, test = ([_find(name) for name in getattr(corpus, split)] for split in ("train", "dev", "test"))
-    augmentation = replace(corpus.augmentation, gazetteer=[_find(name) for name in corpus.augmentation.gazetteer])
+    given = (corpus.train, corpus.dev, corpus.test, corpus.augmentation.gazetteer)
+    train, dev, test, gazetteer = ([locate_files(one) for one in names] for names in given)
+    augmentation = replace(corpus.augmentation, gazetteer=gazetteer)
     return replace(corpus, train=train, dev=dev, test=test, augmentation=augmentation)
-
-
-def _find(name: str) -> str:
-    path = Path(name).expanduser()
-    return str(path.absolute()) if path.exists() else name

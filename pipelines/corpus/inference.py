@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -65,12 +64,6 @@ class InferenceConfig:
             where, value = "`inference.max_batch_tokens`", self.max_batch_tokens
             problems.append(CorpusError("a number out of range", where=where, rule="at least 1", value=value))
         return problems
-
-
-def locate_model(name: str) -> str:
-    """The absolute path of a model that is there, for actors that have another working folder; else its hub id."""
-    path = Path(name)
-    return str(path.absolute()) if path.exists() else name
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pipelines.corpus.summary import SPLITS
 from pipelines.corpus.windows import EncodeRecords
 from pipelines.ner.bundle import DEFAULT_WINDOW
 from pipelines.ner.casing import can_learn_cases
-from pipelines.ner.encoders import SCRATCH, build_scratch_encoder, find_encoder, load_tokenizer
+from pipelines.ner.encoders import SCRATCH, build_scratch_encoder, find_encoder, load_tokenizer, locate_encoder
 from pipelines.ner.encoding import Encoder, EncodingConfig, EncodingError, fingerprint_tokenizer
 from pipelines.ner.labels import LabelScheme
 from pipelines.ner.model import ModelConfig, get_max_window
@@ -131,8 +131,10 @@ def _write_shards(
     ledger.entries += _find_repairs(staging)
     ledger.write_parquet(staging / "ledger.parquet")
     counts = ledger.counts()
+    located = locate_encoder(model.encoder)
     info = ShardsInfo(
         encoder=SCRATCH if encoder.startswith(str(staging)) else model.encoder,
+        encoder_folder=None if model.encoder == located else located,
         tokenizer_fingerprint=fingerprint_tokenizer(tokenizer),
         scheme=scheme.name,
         tags=list(scheme.tags),

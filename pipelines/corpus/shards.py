@@ -21,7 +21,7 @@ import pyarrow.dataset as pds
 from pipelines.corpus.augmentation.siblings import AUGMENTED
 from pipelines.corpus.records import RECORD_SCHEMA, CorpusError
 from pipelines.ner.bundle import hash_mention
-from pipelines.ner.encoders import SCRATCH, find_encoder, load_tokenizer
+from pipelines.ner.encoders import SCRATCH, find_encoder, load_tokenizer, locate_encoder
 from pipelines.ner.encoding import EncodingConfig, fingerprint_tokenizer
 from pipelines.ner.errors import UserError
 from pipelines.ner.labels import LabelScheme
@@ -83,6 +83,8 @@ class ShardsInfo:
     """Whether ids carry the case of their word."""
     schema_version: int = SCHEMA_VERSION
     augmentation: AugmentationInfo | None = None
+    encoder_folder: str | None = None
+    """The whole path of an encoder in a folder, for other working folders."""
 
     @property
     def label_scheme(self) -> LabelScheme:
@@ -90,8 +92,9 @@ class ShardsInfo:
         return LabelScheme(self.scheme, tuple(self.tags))
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the sidecar, which does not speak of augmentation where there is none."""
-        return {name: value for name, value in asdict(self).items() if name != "augmentation" or value}
+        """As in the sidecar, which does not speak of what there is not."""
+        spared = ("augmentation", "encoder_folder")
+        return {name: value for name, value in asdict(self).items() if name not in spared or value}
 
     def count_lengths(self, split: str) -> dict[str, int]:
         """`token_histogram` of a split; of train with the siblings that are trained on."""
@@ -128,7 +131,8 @@ def load_shards_info(folder: Path) -> ShardsInfo:
 
 def find_shards_encoder(folder: Path, info: ShardsInfo) -> str:
     """The path or hub id of the encoder for which shards were tokenized. Raises EncoderError, CorpusError."""
-    encoder = str(folder / SCRATCH) if info.encoder == SCRATCH else find_encoder(info.encoder)
+    named = info.encoder if Path(info.encoder).is_dir() else info.encoder_folder or info.encoder
+    encoder = str(folder / SCRATCH) if info.encoder == SCRATCH else find_encoder(named)
     found = fingerprint_tokenizer(load_tokenizer(encoder))
     if found != info.tokenizer_fingerprint:
         raise CorpusError(
@@ -145,8 +149,9 @@ def find_shards_misfits(
     folder: Path, info: ShardsInfo, model: ModelConfig, encoding: EncodingConfig
 ) -> list[UserError]:
     """Settings that differ from those the shards were prepared with."""
+    is_same = locate_encoder(model.encoder) in (info.encoder_folder, locate_encoder(info.encoder))
     given = {
-        "model.encoder": (model.encoder, ModelConfig().encoder, info.encoder),
+        "model.encoder": (model.encoder, ModelConfig().encoder, model.encoder if is_same else info.encoder),
         "model.casing": (model.casing, None, info.casing),
         "model.scheme": (model.scheme, ModelConfig().scheme, info.scheme),
         "encoding.window": (encoding.window, None, info.window),

@@ -56,6 +56,16 @@ def find_encoder(name: str) -> str:
     return name
 
 
+def locate_model(name: str) -> str:
+    """The whole path of an encoder or model that is there, for other working folders; else its name."""
+    return str(Path(name).absolute()) if name and Path(name).exists() else name
+
+
+def locate_encoder(name: str) -> str:
+    """As `locate_model`; what is made where it is needed lies nowhere."""
+    return name if name == SCRATCH else locate_model(name)
+
+
 def _check_config(folder: str) -> None:
     """Raise EncoderError for a configuration that transformers cannot read, or not without running the model's code."""
     try:

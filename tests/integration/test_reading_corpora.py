@@ -228,6 +228,13 @@ def test_sidecar_tells_what_the_shards_hold(sample_shards, tiny_encoder):
     }
 
 
+def test_sidecar_tells_where_an_encoder_lies_that_is_named_from_here(tmp_path, tiny_encoder, monkeypatch):
+    monkeypatch.chdir(Path(tiny_encoder).parent)
+    path = [write(tmp_path, "a.conll", CONLL)]
+    info = prepare(tmp_path / "shards", Path(tiny_encoder).name, train=path, dev=path, test=path)
+    assert (info.encoder, info.encoder_folder) == (Path(tiny_encoder).name, tiny_encoder)
+
+
 def test_windows_from_ray_equal_a_plain_loop(sample_shards, tiny_encoder):
     info = load_shards_info(sample_shards)
     encoder = Encoder(load_tokenizer(tiny_encoder), window=32, stride=8, splitter=info.splitter)

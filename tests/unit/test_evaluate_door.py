@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from pipelines import evaluate
-from pipelines.corpus.inference import locate_model
+from pipelines.ner.encoders import locate_model
 
 
 def evaluate_into(folder) -> int:

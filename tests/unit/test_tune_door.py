@@ -1,13 +1,28 @@
 """What `rayner tune` tells of settings without effect, and how it leaves presets."""
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from pipelines import tune, tuned_presets
+from pipelines.corpus.augmentation.config import AugmentationConfig
+from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.formats.files import find_files
+from pipelines.corpus.shards import SHARDS_FILE, ShardsInfo, find_shards_encoder
+from pipelines.folders import write_json
+from pipelines.ner.encoders import load_tokenizer, locate_encoder
+from pipelines.ner.encoding import EncodingConfig, fingerprint_tokenizer
+from pipelines.ner.errors import UserError
+from pipelines.ner.model import ModelConfig
+from pipelines.runs import get_shards
 from pipelines.training.resources import ResourcesConfig
+from pipelines.trial_jobs import Prepared, Recipe, TrialJobs
 from pipelines.tune import TuneConfig
 from pipelines.tuning.config import SearchConfig
+from pipelines.tuning.leaders import Run
 from tests.unit.tuning.trials import make_trial
 
 
@@ -58,3 +73,62 @@ def test_front_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path, mo
     with pytest.raises(ZeroDivisionError):
         tuned_presets.write_front(tmp_path, [make_trial(4, [0.8])], None, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trial-0002.yaml", "trial-0003.yaml"]
+
+
+def make_info(**facts):
+    scheme = {"scheme": "BIO", "tags": ["O", "B-PER", "I-PER"], "corpus_scheme": "BIO", "splitter": "unicode"}
+    counts = {"window": 64, "stride": 16, "splits": {}, "split_off": {}, "ledger": {}, "duplicates": {}}
+    return ShardsInfo(**({"encoder": "e", "tokenizer_fingerprint": "f"} | scheme | counts | facts))
+
+
+def render_best(corpus, encoder, info, shards="s"):
+    recipe = Recipe(CorpusConfig(**corpus), ModelConfig(encoder=encoder))
+    jobs = TrialJobs(recipe, {recipe.identify_encoding(): Prepared(Path(shards), info, encoder)})
+    slots = SimpleNamespace(num_workers=1, cpus=1, gpus=0.0)
+    return yaml.safe_load(tuned_presets.render_run(jobs, slots, 0, {}, Run(1, 0.5, Path(), is_whole=True)))
+
+
+def test_preset_of_the_winner_finds_corpus_and_encoder_from_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    for name in ("a.conll", "b.conll", "names.tsv"):
+        (tmp_path / "data" / name).touch()
+    (tmp_path / "models" / "enc").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    addresses = ["s3://bucket/part-*.jsonl", "hf:name:train", "sample:en-dev.jsonl"]
+    augmentation = AugmentationConfig(masking=0.1, gazetteer=["data/names.tsv"])
+    corpus = {"train": ["data/*.conll"], "dev": ["data/a.conll"], "test": addresses, "augmentation": augmentation}
+    preset = render_best(corpus, "models/enc", make_info(encoder="models/enc"))
+    monkeypatch.chdir("/")
+    assert find_files(preset["corpus"]["train"]) == [str(tmp_path / "data" / name) for name in ("a.conll", "b.conll")]
+    assert preset["corpus"]["dev"] == [str(tmp_path / "data" / "a.conll")]
+    assert preset["corpus"]["test"] == addresses
+    assert preset["corpus"]["augmentation"]["gazetteer"] == [str(tmp_path / "data" / "names.tsv")]
+    assert preset["model"]["encoder"] == str(tmp_path / "models" / "enc")
+
+
+@pytest.mark.parametrize("encoder", ["someone/hub-id", "scratch", ModelConfig().encoder])
+def test_preset_of_the_winner_keeps_names_of_encoders(encoder, tmp_path, monkeypatch):
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.chdir(tmp_path)
+    preset = render_best({"train": ["sample:"]}, encoder, make_info(encoder=encoder))
+    assert preset.get("model", {}) == ({} if encoder == ModelConfig().encoder else {"encoder": encoder})
+
+
+@pytest.mark.parametrize("given", ["enc", ModelConfig().encoder])
+def test_preset_of_the_winner_on_shards_finds_their_encoder_from_elsewhere(given, tmp_path, monkeypatch, tiny_encoder):
+    shutil.copytree(tiny_encoder, tmp_path / "enc")
+    (tmp_path / "s").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    facts = {"encoder": "enc", "encoder_folder": locate_encoder("enc")}
+    info = make_info(tokenizer_fingerprint=fingerprint_tokenizer(load_tokenizer("enc")), **facts)
+    write_json(tmp_path / "s" / SHARDS_FILE, info.to_dict())
+    preset = render_best({"shards": "s"}, given, info, str(tmp_path / "s"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    corpus, model = CorpusConfig(**preset["corpus"]), ModelConfig(**preset["model"])
+    shards, found, _ = get_shards(corpus, EncodingConfig(), model, 1, tmp_path / "none", None)
+    assert find_shards_encoder(shards, found) == str(tmp_path / "enc")
+    shards, found, _ = get_shards(corpus, EncodingConfig(), ModelConfig(), 1, tmp_path / "none", None)
+    assert find_shards_encoder(shards, found) == str(tmp_path / "enc")
+    with pytest.raises(UserError, match=r"another `model\.encoder`"):
+        get_shards(corpus, EncodingConfig(), ModelConfig(encoder="enc2"), 1, tmp_path / "none", None)

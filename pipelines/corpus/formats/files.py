@@ -47,6 +47,15 @@ def find_files(patterns: Sequence[str]) -> list[str]:
     return drop_repeats(found)
 
 
+def locate_files(pattern: str) -> str:
+    """The same pattern for other working folders: by its whole path, if it means files of this machine."""
+    if is_uri(pattern) or pattern.startswith((PREFIX, SAMPLE_PREFIX)):
+        return pattern
+    path = os.path.expanduser(pattern)
+    here = os.getcwd()
+    return os.path.join(here if os.path.exists(path) else glob.escape(here), path)
+
+
 def drop_repeats(paths: Iterable[str]) -> list[str]:
     """The first path of each file, whatever links or dots the others have on their way to it."""
     first: dict[str, str] = {}

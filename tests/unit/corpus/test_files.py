@@ -11,6 +11,7 @@ from pipelines.corpus.formats.files import (
     FormatOptions,
     detect_format,
     find_files,
+    locate_files,
     read_records,
 )
 from pipelines.corpus.formats.opening import read_lines
@@ -262,6 +263,22 @@ def test_find_files_resolves_the_home_folder(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     write(folder / "a.conll", "x")
     assert find_files(["~/a.conll"]) == [str(folder / "a.conll")]
+
+
+def test_located_files_are_found_from_elsewhere_and_addresses_stay(folder, monkeypatch):
+    here = folder / "[2024] ?"
+    write(here / "a.conll", "a O\n")
+    write(here / "b[1].conll", "a O\n")
+    monkeypatch.chdir(here)
+    patterns = ["a.conll", "*.conll", "b[1].conll", str(folder / "x.txt"), "~/c.txt"]
+    located = [locate_files(pattern) for pattern in patterns]
+    monkeypatch.chdir("/")
+    assert find_files(located[:1]) == [str(here / "a.conll")]
+    assert find_files(located[1:2]) == [str(here / "a.conll"), str(here / "b[1].conll")]
+    assert find_files(located[2:3]) == [str(here / "b[1].conll")]
+    assert located[3:] == [str(folder / "x.txt"), os.path.expanduser("~/c.txt")]
+    for address in ("s3://bucket/a-*.jsonl", "hf:name:train", "sample:", "sample:en-test.jsonl"):
+        assert locate_files(address) == address
 
 
 def test_find_files_resolves_the_sample():
