@@ -5,6 +5,7 @@ or quarantined, and whether a file was changed while the job ran.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from pipelines.corpus.assembly import name_partition
 from pipelines.corpus.chunks import count_characters, cut_chunks, read_items
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.ledger import LedgerEntry, check_bad_fraction
-from pipelines.corpus.reading import MAX_BLOCKS, UNREADABLE
+from pipelines.corpus.reading import MAX_BLOCKS, UNREADABLE, stand_in
 from pipelines.corpus.records import CorpusError
 from pipelines.ner.errors import UserError, raise_all
 
@@ -146,6 +147,7 @@ def take_census(
 ) -> Census:
     """Read every file once and count, on the whole cluster."""
     settings = {"reader": reader, "chunk_characters": chunk_characters, "partition_by": tuple(partition_by)}
+    settings["folder"] = os.getcwd()
     rows = [{"file": number, "path": path} for number, path in enumerate(paths)]
     files = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
     counted = files.map_batches(_count_files, fn_kwargs=settings, batch_size=1, batch_format="pyarrow")
@@ -179,9 +181,10 @@ def count_file(path: str, reader: FormatOptions, chunk_characters: int, partitio
 
 
 def _count_files(
-    batch: pa.Table, reader: FormatOptions, chunk_characters: int, partition_by: Sequence[str]
+    batch: pa.Table, reader: FormatOptions, chunk_characters: int, partition_by: Sequence[str], folder: str
 ) -> pa.Table:
-    counts = [count_file(path, reader, chunk_characters, partition_by) for path in batch["path"].to_pylist()]
+    with stand_in(folder):
+        counts = [count_file(path, reader, chunk_characters, partition_by) for path in batch["path"].to_pylist()]
     return pa.table({"file": batch["file"], "census": [json.dumps(asdict(one)) for one in counts]})
 
 

@@ -6,7 +6,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,8 @@ class LabellingJob:
     work: Path
     run: str
     """Id of this run of the driver."""
+    folder: str = field(default_factory=os.getcwd)
+    """The working folder of the driver."""
 
 
 class Failure(NamedTuple):

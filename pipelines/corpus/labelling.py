@@ -15,7 +15,7 @@ from pipelines.corpus.inference import ActorPlan, load_engine
 from pipelines.corpus.labeller import ChunkLabeller, LabellingJob
 from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.parts import ChunkCounts
-from pipelines.corpus.reading import MAX_BLOCKS, UNREADABLE
+from pipelines.corpus.reading import MAX_BLOCKS, UNREADABLE, stand_in
 from pipelines.corpus.records import CorpusError
 
 CHUNKS_PER_ACTOR = 2
@@ -108,10 +108,11 @@ def _bound_queue(job: LabellingJob) -> Iterator[None]:
 
 
 def _read_chunks(batch: pa.Table, job: LabellingJob) -> Iterator[pa.Table]:
-    for row in batch.to_pylist():
-        for number, packed in _read_file(row, job):
-            chunk = [name_chunk(row["file"], number)]
-            yield pa.table({"chunk": chunk, "packed": pa.array([packed], pa.large_binary())})
+    with stand_in(job.folder):
+        for row in batch.to_pylist():
+            for number, packed in _read_file(row, job):
+                chunk = [name_chunk(row["file"], number)]
+                yield pa.table({"chunk": chunk, "packed": pa.array([packed], pa.large_binary())})
 
 
 def _read_file(row: Mapping[str, Any], job: LabellingJob) -> Iterator[tuple[int, bytes]]:

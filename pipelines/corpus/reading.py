@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, chdir, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,7 +94,8 @@ def read_raw(
 ) -> ray.data.Dataset:
     """All rows of the files, also those that tell of a rejection; nothing is read yet. Raises CorpusError."""
     files = find_all_files(patterns)
-    settings = {"reader": replace(reader, extra_columns=()), "split_off": dict(split_off or {})}
+    settings: dict[str, Any] = {"reader": replace(reader, extra_columns=()), "split_off": dict(split_off or {})}
+    settings["folder"] = os.getcwd()
     raw = ray.data.from_items(files, override_num_blocks=min(len(files), MAX_BLOCKS))
     return raw.map_batches(_read_files, fn_kwargs=settings, batch_size=1, batch_format="pyarrow")
 
@@ -195,24 +197,34 @@ def find_all_files(patterns: Mapping[str, Sequence[str]]) -> list[dict[str, str]
     return files
 
 
-def _read_files(batch: pa.Table, reader: FormatOptions, split_off: dict[str, float]) -> Iterator[pa.Table]:
-    for row in batch.to_pylist():
-        kept: list[Record] = []
-        entries: list[LedgerEntry] = []
-        try:
-            for item in read_records(row["path"], reader):
-                if isinstance(item, Record):
-                    kept.append(item)
-                else:
-                    entries.append(item)
-                if len(kept) >= BLOCK_RECORDS:
-                    yield _build_block(kept, entries, row, split_off)
-                    kept, entries = [], []
-        except CorpusError as error:
-            fields = {name: getattr(error, name) for name in ("what", "where", "rule", "value", "remedy")}
-            detail = json.dumps({name: str(value) for name, value in fields.items() if value is not None})
-            entries.append(LedgerEntry(row["path"], row["path"], "rejected", UNREADABLE, detail))
-        yield _build_block(kept, entries, row, split_off)
+def stand_in(folder: str) -> AbstractContextManager[None]:
+    """Have relative names mean what they mean to the driver, whose working folder this is; if this machine has it."""
+    return chdir(folder) if os.path.isdir(folder) else nullcontext()
+
+
+def _read_files(batch: pa.Table, reader: FormatOptions, split_off: dict[str, float], folder: str) -> Iterator[pa.Table]:
+    with stand_in(folder):
+        for row in batch.to_pylist():
+            yield from _read_file(row, reader, split_off)
+
+
+def _read_file(row: dict[str, str], reader: FormatOptions, split_off: dict[str, float]) -> Iterator[pa.Table]:
+    kept: list[Record] = []
+    entries: list[LedgerEntry] = []
+    try:
+        for item in read_records(row["path"], reader):
+            if isinstance(item, Record):
+                kept.append(item)
+            else:
+                entries.append(item)
+            if len(kept) >= BLOCK_RECORDS:
+                yield _build_block(kept, entries, row, split_off)
+                kept, entries = [], []
+    except CorpusError as error:
+        fields = {name: getattr(error, name) for name in ("what", "where", "rule", "value", "remedy")}
+        detail = json.dumps({name: str(value) for name, value in fields.items() if value is not None})
+        entries.append(LedgerEntry(row["path"], row["path"], "rejected", UNREADABLE, detail))
+    yield _build_block(kept, entries, row, split_off)
 
 
 def _build_block(
