@@ -70,7 +70,7 @@ def run(config: EvaluateConfig) -> None:
 def _run(config: EvaluateConfig, folder: Path) -> None:
     """Evaluate into a folder that is ours."""
     find_all_files({"test": config.corpus})
-    idle = config.reader.find_idle()
+    idle = config.reader.find_idle() + config.inference.find_idle(str(config.model))
     if config.resources.auto:
         idle.append("`resources.auto` has no effect: a corpus is labelled with as many actors as there is room for")
     warn_of_idle(idle)

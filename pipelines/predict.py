@@ -108,7 +108,7 @@ def run(config: PredictConfig, load: LoadEngine = load_engine) -> None:
     """
     started = time.time()
     raise_all(_find_problems(config))
-    warn_of_idle(config.reader.find_idle())
+    warn_of_idle(config.reader.find_idle() + config.inference.find_idle(str(config.model)))
     folder = prepare_output_dir(config.output_dir)
     with lock_folder(folder):
         reader = _build_reader(config)

@@ -27,7 +27,7 @@ from pipelines.endpoint_checks import (
     join_host_port,
 )
 from pipelines.job import console, progress_console, run_door, warn_of_idle
-from pipelines.ner.bundle import load_bundle
+from pipelines.ner.bundle import knows_scheme, load_bundle
 from pipelines.ner.encoders import locate_model
 from pipelines.ner.engine import find_device
 from pipelines.ner.errors import UserError, raise_all
@@ -157,6 +157,8 @@ def find_idle(config: ServeConfig) -> list[str]:
     idle: list[str] = []
     if config.log_texts and not config.access_log:
         idle.append("`log_texts` has no effect without `access_log`")
+    if config.replica.scheme and all(map(knows_scheme, [str(config.model), *config.models.values()])):
+        idle.append("`replica.scheme` has no effect: a bundle knows its own")
     scaling = config.scaling
     if scaling.max_replicas <= scaling.min_replicas:
         idle += [

@@ -11,7 +11,7 @@ import ray
 import ray.data
 
 from pipelines.corpus.records import SPAN_TYPE, CorpusError
-from pipelines.ner.bundle import Bundle
+from pipelines.ner.bundle import Bundle, knows_scheme
 from pipelines.ner.engine import DEVICE, DEVICE_RULE, NerEngine
 from pipelines.ner.entities import Coverage, Entity, Prediction, Span
 from pipelines.ner.errors import UserError
@@ -64,6 +64,12 @@ class InferenceConfig:
             where, value = "`inference.max_batch_tokens`", self.max_batch_tokens
             problems.append(CorpusError("a number out of range", where=where, rule="at least 1", value=value))
         return problems
+
+    def find_idle(self, *models: str) -> list[str]:
+        """Settings given that change nothing for these models, or without any for the bundle that a run makes."""
+        if self.scheme is None or not all(map(knows_scheme, models)):
+            return []
+        return ["`inference.scheme` has no effect: a bundle knows its own"]
 
 
 @dataclass(frozen=True)

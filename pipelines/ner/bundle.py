@@ -134,19 +134,16 @@ def load_bundle(model: str | Path, *, scheme: str | None = None) -> Bundle:
     Raises:
         BundleError: no such folder, not a token classifier, damaged, or made by a newer rayner.
     """
-    path = Path(model)
-    if (path / BUNDLE_FILE).is_file():
-        return _load_own(path)
-    if path.exists():
-        absence = None if (path / "config.json").is_file() else "it has no config.json"
-    elif str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
-        absence = "no such folder"
-    else:
-        absence = explain_absence(str(model))
-    if absence is not None:
-        raise _not_a_bundle(model, absence)
-    fetched = None if path.exists() else _fetch_own(str(model))
-    return _load_foreign(str(model), scheme) if fetched is None else _load_own(fetched)
+    own = _find_own(model)
+    return _load_foreign(str(model), scheme) if own is None else _load_own(own)
+
+
+def knows_scheme(model: str | Path) -> bool:
+    """Whether a model is a bundle, which records its tag scheme. False for one that cannot be found."""
+    try:
+        return _find_own(model) is not None
+    except BundleError:
+        return False
 
 
 def compute_fingerprint(folder: Path, info: dict[str, Any]) -> str:
@@ -182,6 +179,22 @@ def hash_weights(network: Any) -> str:
 def list_int8_files(facts: dict[str, Any]) -> tuple[str, ...]:
     """The files of an int8 form, of what `bundle.json` says of it."""
     return INT8_FORMS.get(facts.get("runtime", "openvino"), ()) if facts else ()
+
+
+def _find_own(model: str | Path) -> Path | None:
+    """The folder of a bundle, fetched if it is on the hub; None for a checkpoint of others. Raises BundleError."""
+    path = Path(model)
+    if (path / BUNDLE_FILE).is_file():
+        return path
+    if path.exists():
+        absence = None if (path / "config.json").is_file() else "it has no config.json"
+    elif str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
+        absence = "no such folder"
+    else:
+        absence = explain_absence(str(model))
+    if absence is not None:
+        raise _not_a_bundle(model, absence)
+    return None if path.exists() else _fetch_own(str(model))
 
 
 def _find_version(info: dict[str, Any]) -> int:

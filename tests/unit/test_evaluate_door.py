@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from filelock import FileLock
 
-from pipelines import evaluate
+from pipelines import evaluate, predict
 from pipelines.ner.encoders import locate_model
 
 
@@ -46,6 +46,21 @@ def test_folder_that_another_run_writes_into_is_refused(tmp_path, capsys):
     with FileLock(tmp_path / ".lock"):
         assert evaluate_into(tmp_path) == 2
     assert "another run writes into the output folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("door", [evaluate, predict])
+@pytest.mark.parametrize("is_bundle", [True, False])
+def test_scheme_is_told_to_have_no_effect_on_a_bundle(door, is_bundle, tmp_path, capsys):
+    name = "bundle.json" if is_bundle else "config.json"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / name).write_text("no JSON")  # which is refused where the model is loaded
+    (tmp_path / "a.jsonl").write_text('{"text": "Ada", "entities": []}\n')
+    files = ["--corpus" if door is evaluate else "--input", str(tmp_path / "a.jsonl")]
+    flags = ["--model", str(tmp_path / "model"), *files, "--output_dir", str(tmp_path / "out")]
+    assert door.main([*flags, "--inference.scheme", "IOB1"]) == 2
+    told = capsys.readouterr().err
+    assert "is not a model" in told
+    assert ("`inference.scheme` has no effect" in told) == is_bundle
 
 
 class Reached(Exception):

@@ -11,6 +11,7 @@ from pipelines import tune, tuned_presets
 from pipelines.corpus.augmentation.config import AugmentationConfig
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.formats.files import find_files
+from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.shards import SHARDS_FILE, ShardsInfo, find_shards_encoder
 from pipelines.folders import write_json
 from pipelines.ner.encoders import load_tokenizer, locate_encoder
@@ -52,6 +53,11 @@ def test_resources_that_the_search_overrides_are_told(search, resources, name):
 )
 def test_resources_that_hold_are_not_told(search, resources):
     assert tune._find_idle(TuneConfig(search=SearchConfig(**search), resources=ResourcesConfig(**resources))) == []
+
+
+def test_scheme_of_the_bundle_that_the_search_makes_is_told_to_have_no_effect():
+    [told] = tune._find_idle(TuneConfig(inference=InferenceConfig(scheme="IOB1")))
+    assert told.startswith("`inference.scheme` has no effect")
 
 
 def test_planner_has_what_the_search_says_of_gpus(monkeypatch):

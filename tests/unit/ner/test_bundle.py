@@ -17,6 +17,7 @@ from pipelines.ner.bundle import (
     annotate_bundle,
     compute_fingerprint,
     hash_mention,
+    knows_scheme,
     load_bundle,
     save_bundle,
 )
@@ -234,6 +235,12 @@ def test_a_given_scheme_overrides_the_one_read_off_the_tags(checkpoint):
     folder = checkpoint(["O", "B-PER", "I-PER"])
     assert load_bundle(folder, scheme="IOB1").model.scheme.name == "IOB1"
     assert load_bundle(folder).model.scheme.name == "BIO"
+
+
+def test_only_a_bundle_knows_its_scheme(checkpoint, tiny_encoder, tmp_path):
+    assert knows_scheme(make_bundle(tiny_encoder, tmp_path / "bundle"))
+    assert not knows_scheme(checkpoint(["O", "B-PER", "I-PER"]))
+    assert not knows_scheme(tmp_path / "none")
 
 
 def test_saving_over_a_bundle_replaces_it_whole_and_clears_what_a_crash_left(tiny_encoder, tmp_path):

@@ -236,6 +236,19 @@ def test_settings_without_effect_are_told():
     assert door.find_idle(told) == []
 
 
+def test_scheme_is_told_to_have_no_effect_where_all_models_are_bundles(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "bundle.json").touch()
+    bundles = {"model": str(tmp_path / "one"), "models": {"two": str(tmp_path / "two")}}
+    replica = ReplicaConfig(scheme="IOB1")
+    [told] = door.find_idle(door.ServeConfig(**bundles, replica=replica))
+    assert told.startswith("`replica.scheme` has no effect")
+    (tmp_path / "two" / "bundle.json").unlink()  # may be a checkpoint of others
+    assert door.find_idle(door.ServeConfig(**bundles, replica=replica)) == []
+    assert door.find_idle(door.ServeConfig(model=str(tmp_path / "one"))) == []
+
+
 def test_no_cpus_for_a_replica_are_refused_and_not_the_default():
     with pytest.raises(ConfigError, match=r"num_cpus"):
         door.check(door.ServeConfig(model="m", replica=ReplicaConfig(num_cpus=0)))
