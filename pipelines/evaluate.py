@@ -40,7 +40,8 @@ class EvaluateConfig:
     model: str | None = None
     """A bundle folder, a Hugging Face token-classification checkpoint folder, or a hub id."""
     corpus: list[str] = field(default_factory=list)
-    """Annotated files: paths, globs, folders, `hf:` ids, `sample:en-test.jsonl`."""
+    """Annotated files: paths, globs, folders (also of `save_to_disk`), `s3://bucket/…` and the like, `hf:name:split`,
+    `sample:en-test.jsonl`."""
     output_dir: str = "out/eval"
     """Where the report goes."""
     scheme: str = "auto"

@@ -16,7 +16,8 @@ class CorpusConfig:
     """Where the annotated corpus is, and how it is read."""
 
     train: list[str] = field(default_factory=list)
-    """Training files: paths, globs, folders, `hf:` ids, or `sample:en-train.jsonl` from the sample corpus."""
+    """Training files: paths, globs, folders (also of `save_to_disk`), `s3://bucket/…` and the like, `hf:name:split`, or
+    `sample:en-train.jsonl` from the sample corpus."""
     dev: list[str] = field(default_factory=list)
     """Files to choose the best epoch by; if none, a part of the training documents."""
     test: list[str] = field(default_factory=list)

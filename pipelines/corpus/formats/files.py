@@ -37,7 +37,7 @@ def find_files(patterns: Sequence[str]) -> list[str]:
     """The files that patterns mean, each once, in the order given (sorted within a folder or glob).
 
     A pattern is a file, a glob, a folder (searched to its depths for known extensions), `sample:` or `sample:name` for
-    the corpus inside this package, a folder written by `datasets`, `hf:name[:config][:split]`, or a file, folder or
+    the corpus inside this package, a folder of `save_to_disk`, `hf:name[:config][:split]`, or a file, folder or
     glob on another file system (`s3://bucket/part-*/*.jsonl.zst`). Raises CorpusError for a pattern that means nothing.
     """
     found: list[str] = []
@@ -155,7 +155,9 @@ def _find_in_folder(folder: str) -> list[str]:
         raise CorpusError(
             "the folder holds no corpus files",
             where=folder,
-            rule="a folder is searched, with its subfolders, for " + ", ".join(f"`*{one}`" for one in EXTENSIONS),
+            rule="a folder is searched, with its subfolders, for "
+            + ", ".join(f"`*{one}`" for one in EXTENSIONS)
+            + ", and folders of `save_to_disk`",
             value=_describe_folder(folder),
             remedy="name the files themselves if they end otherwise",
         )
@@ -203,7 +205,8 @@ def _nothing_found(pattern: str, path: str) -> CorpusError:
     return CorpusError(
         "there is no such file",
         where=pattern,
-        rule=f"a file, a folder, a glob, `{SAMPLE_PREFIX}` or `{PREFIX}name`",
+        rule="a file, a folder or a glob, here or on another file system (`s3://bucket/…`); a folder of "
+        f"`save_to_disk`; `{PREFIX}name[:config][:split]`; or `{SAMPLE_PREFIX}name`",
         value=f"nothing named `{name}` in `{parent or '.'}`",
         remedy=f"did you mean {shown}?" if near else f"check the path; {_describe_parent(path)}",
     )

@@ -305,9 +305,18 @@ def test_the_sample_is_readable():
         ("e/train.conll", ["nothing named `e` in `.`", "`.` holds 2 entries"]),
         ("dd/train.conll", ["did you mean `d`?"]),
         ("d/*.jsonl", ["the pattern matches no file", "`d` holds 1 entries: `train.conll`", "quote it"]),
-        ("empty", ["the folder holds no corpus files", "it is empty", "`*.conll`"]),
+        ("empty", ["the folder holds no corpus files", "it is empty", "`*.conll`", "`save_to_disk`"]),
         ("http://host/a.conll", ["the URI is not understood", "`s3://`", "mount it"]),
-        ("", ["there is no such file"]),
+        (
+            "",
+            [
+                "there is no such file",
+                "`s3://bucket/…`",
+                "`save_to_disk`",
+                "`hf:name[:config][:split]`",
+                "`sample:name`",
+            ],
+        ),
     ],
 )
 def test_find_files_refuses_patterns_that_mean_nothing(folder, pattern, told):
