@@ -18,6 +18,8 @@ RUN_FILE = "run.json"
 SETTINGS_FILE = "settings.json"
 SUCCESS_FILE = "_SUCCESS"
 LOCK_FILE = ".lock"
+STAGING_FOLDER = ".rayner.partial"
+"""What `replace_content` is to put in the place of all else."""
 CORPUS_KEY = "corpus_fingerprint"
 MARKS = (
     (RUN_FILE, {"verb", "config", "versions"}),
@@ -98,7 +100,7 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool, corpus:
         check_replaceable(folder)
         known = {name for name, _ in MARKS}
         for old in sorted(list_content(folder), key=lambda path: path.name in known):  # killed, it is known for ours
-            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+            _remove(old)
     if _holds(path, set()):
         before = json.loads(path.read_text(encoding="utf-8"))
         corpus_before = before.pop(CORPUS_KEY, None)
@@ -133,7 +135,8 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool, corpus:
 
 def check_replaceable(folder: Path) -> None:
     """Raise ConfigError for a folder with files in it that no door has written: `--fresh` removes only our own."""
-    if list_content(folder) and not any(_holds(folder / name, keys) for name, keys in MARKS):
+    is_ours = any(_holds(folder / name, keys) for name, keys in MARKS) or (folder / STAGING_FOLDER).is_dir()
+    if list_content(folder) and not is_ours:
         raise ConfigError(
             "the output folder holds something else",
             where=str(folder),
@@ -161,6 +164,32 @@ def check_own(folder: Path, verb: str) -> None:
 def list_content(folder: Path) -> list[Path]:
     """What lies in a folder besides its lock."""
     return [path for path in folder.iterdir() if path.name != LOCK_FILE]
+
+
+@contextmanager
+def replace_content(folder: Path, last: str) -> Iterator[Path]:
+    """A folder to be made, whose content takes the place of all else in `folder` once the block is done.
+
+    It lies inside: of an output folder that is a mount, or another user's gift, what is around cannot be written.
+
+    Args:
+        last: the file that says that all is there.
+    """
+    staging = folder / STAGING_FOLDER
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    made = staging / folder.name
+    try:
+        yield made
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    for old in sorted(list_content(folder), key=lambda path: path.name != last):
+        if old != staging:  # killed, the folder is known for ours by it
+            _remove(old)
+    for new in sorted(made.iterdir(), key=lambda path: path.name == last):
+        new.rename(folder / new.name)
+    shutil.rmtree(staging)
 
 
 @contextmanager
@@ -195,6 +224,10 @@ def leave_no_trace_of_mistakes(folder: Path, has_begun: Callable[[], bool]) -> I
             with suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _compare(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -9,7 +9,15 @@ from pipelines.cluster import ClusterConfig, connect
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.preparation import prepare_shards
 from pipelines.corpus.reading import find_all_files
-from pipelines.folders import check_replaceable, list_content, lock_folder, prepare_output_dir
+from pipelines.corpus.shards import SHARDS_FILE
+from pipelines.folders import (
+    STAGING_FOLDER,
+    check_replaceable,
+    list_content,
+    lock_folder,
+    prepare_output_dir,
+    replace_content,
+)
 from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import raise_all
@@ -55,7 +63,7 @@ def run(config: PrepareConfig) -> None:
 
 def _run(config: PrepareConfig, folder: Path) -> None:
     """Prepare, in a folder that is ours."""
-    if list_content(folder) and not config.fresh:
+    if {path.name for path in list_content(folder)} - {STAGING_FOLDER} and not config.fresh:
         raise ConfigError(
             "the output folder is not empty",
             where=str(folder),
@@ -66,9 +74,10 @@ def _run(config: PrepareConfig, folder: Path) -> None:
     find_all_files(config.corpus.list_patterns())
     warn_of_idle(config.corpus.find_idle())
     record = RunRecord("prepare", config)
-    with connect(config.cluster), record.phase("prepare", "reading, checking and tokenizing the corpus"):
+    told = record.phase("prepare", "reading, checking and tokenizing the corpus")
+    with connect(config.cluster), told, replace_content(folder, last=SHARDS_FILE) as made:
         info = prepare_shards(
-            config.corpus, config.encoding, config.model, folder, seed=config.seed, num_actors=config.num_actors
+            config.corpus, config.encoding, config.model, made, seed=config.seed, num_actors=config.num_actors
         )
     record.write(folder, shards=asdict(info))
     print_shards(info, folder)

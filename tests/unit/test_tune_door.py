@@ -12,7 +12,7 @@ from pipelines.corpus.augmentation.config import AugmentationConfig
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.formats.files import find_files
 from pipelines.corpus.inference import InferenceConfig
-from pipelines.corpus.shards import SHARDS_FILE, ShardsInfo, find_shards_encoder
+from pipelines.corpus.shards import SHARDS_FILE, find_shards_encoder
 from pipelines.folders import write_json
 from pipelines.ner.encoders import load_tokenizer, locate_encoder
 from pipelines.ner.encoding import EncodingConfig, fingerprint_tokenizer
@@ -24,6 +24,7 @@ from pipelines.trial_jobs import Prepared, Recipe, TrialJobs
 from pipelines.tune import TuneConfig
 from pipelines.tuning.config import SearchConfig
 from pipelines.tuning.leaders import Run
+from tests.unit.shards import make_info
 from tests.unit.tuning.trials import make_trial
 
 
@@ -79,12 +80,6 @@ def test_front_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path, mo
     with pytest.raises(ZeroDivisionError):
         tuned_presets.write_front(tmp_path, [make_trial(4, [0.8])], None, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trial-0002.yaml", "trial-0003.yaml"]
-
-
-def make_info(**facts):
-    scheme = {"scheme": "BIO", "tags": ["O", "B-PER", "I-PER"], "corpus_scheme": "BIO", "splitter": "unicode"}
-    counts = {"window": 64, "stride": 16, "splits": {}, "split_off": {}, "ledger": {}, "duplicates": {}}
-    return ShardsInfo(**({"encoder": "e", "tokenizer_fingerprint": "f"} | scheme | counts | facts))
 
 
 def render_best(corpus, encoder, info, shards="s"):

@@ -2,7 +2,6 @@
 
 import gzip
 import os
-from contextlib import contextmanager
 
 import pytest
 
@@ -17,6 +16,7 @@ from pipelines.corpus.formats.files import (
 from pipelines.corpus.formats.opening import read_lines
 from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import CorpusError, Record
+from tests.unit.users import as_nobody
 
 
 @pytest.fixture
@@ -36,20 +36,6 @@ def get_message(function, *arguments):
     with pytest.raises(CorpusError) as caught:
         list(function(*arguments))
     return str(caught.value)
-
-
-@contextmanager
-def as_nobody(folder):
-    """As a user whom permissions bind, where the tests run as root."""
-    user = os.geteuid()
-    if user == 0:
-        for parent in (folder, *folder.parents[:2]):
-            parent.chmod(parent.stat().st_mode | 0o055)
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
 
 
 @pytest.mark.parametrize(
