@@ -41,7 +41,9 @@ class SearchConfig:
     num_seeds: int = 3
     """Seeds of each leader; the best mean F1 on dev wins."""
     budget_s: float | None = None
-    """Seconds for all of it, from the first command on; what would run longer is stopped, the best so far is kept."""
+    """Seconds for all of it, from the first command on; what would run longer is stopped, the best so far is kept. A
+    finished search that goes on keeps time back to train its winner once more, whose weights are gone; where there is
+    none, that is done nevertheless, and told."""
     budget_price: float | None = None
     """The same as money, with `price_per_hour`."""
     price_per_hour: float | None = None

@@ -48,6 +48,8 @@ class Rounds:
         """Whether time ended a round before its work was done."""
         self.is_exhausted = False
         """Whether the space had no more for a trial that was yet to be drawn."""
+        self.trained_again: str | None = None
+        """What to add where the winner was trained once more for its weights."""
 
     def search(self, seed: int, tell: Tell) -> None:
         """Run the trials: the recipe as it is first, then what the sampler draws. Raises TuneError."""
@@ -62,9 +64,10 @@ class Rounds:
 
         trials = journal.read_all()
         is_population = config.sampler == "pbt"
+        lacks_weights = self._lacks_weights(seed)
         limits = Limits(
             self.budget,
-            lambda trials: keep_back_s(config, trials, self.slots.concurrent),
+            lambda trials: keep_back_s(config, trials, self.slots.concurrent) + _train_again_s(trials, lacks_weights),
             config.patience,
             is_first=not any(trial.epochs for trial in trials),
             is_population=is_population,
@@ -113,7 +116,13 @@ class Rounds:
             if (settings, one) not in known:
                 self.repeats.add(settings, one)
         searched = self.trials.read_all()
-        limits = Limits(self.budget, lambda trials: close_s(estimate_trial_s([*trials, *searched])), is_first=False)
+        lacks_weights = self._lacks_weights(seed)
+
+        def keep_back(trials: list[Trial]) -> float:
+            known = [*trials, *searched]
+            return close_s(estimate_trial_s(known)) + _train_again_s(known, lacks_weights)
+
+        limits = Limits(self.budget, keep_back, is_first=False)
         repeats = self.repeats.read_all()
         lacking = {one.number for one in repeats if (one.plan.settings, one.plan.seed) in wanted}
         self._run_all(self.repeats, limits, tell, only=lacking)  # not those of leaders that lead no more
@@ -124,7 +133,7 @@ class Rounds:
         """The folder of the winner's best run, trained once more if its weights were not kept."""
         folder = winner.best_run.folder
         journal = Journal(folder.parent)
-        if journal.has_weights(int(folder.name)):
+        if _has_weights(winner):
             return folder
         plan = journal.read_plan(int(folder.name))
         again = Journal(self.trials.folder.with_name("winner"))
@@ -134,6 +143,8 @@ class Rounds:
             again.add(plan.settings, plan.seed)
         unlimited = Limits(Budget(self.trials.folder.parent, None), lambda trials: 0.0, is_first=False)
         self._run_all(again, unlimited, tell)
+        over_s = -self.budget.left_s()
+        self.trained_again = f", {over_s:.0f} s beyond the budget" if over_s > 0 else ""
         return again.find(0)
 
     def forget_weights(self) -> None:
@@ -160,6 +171,11 @@ class Rounds:
         if not leaders[0].best_run.is_whole:
             notes.append(
                 "The winner was not trained from its first epoch to its last with its settings: time ended before that."
+            )
+        if self.trained_again is not None:
+            notes.append(
+                "The winner's weights were gone with the search that was finished before: it was trained once more"
+                f"{self.trained_again}."
             )
         if any(trial.status == STOPPED for trial in trials):
             notes.append("A trial stopped early might have come out better than it stood.")
@@ -199,6 +215,12 @@ class Rounds:
     def _keep_leaders(self, trials: list[Trial]) -> set[int]:
         return list_kept(trials, self.config.num_leaders)
 
+    def _lacks_weights(self, seed: int) -> bool:
+        """Whether some leader, which may win, has no weights any more."""
+        leaders = choose_leaders(self.trials.read_all(), self.config.num_leaders)
+        found = gather_leaders(leaders, self.list_seeds(seed), self.trials, self.repeats)
+        return not all(map(_has_weights, found))
+
     def _check_scores(self) -> None:
         """Raise TuneError if no trial has any score."""
         trials = self.trials.read_all()
@@ -212,6 +234,17 @@ class Rounds:
             value=f"trial {wrong.number} {wrong.status}: {wrong.reason}" if wrong else "time ended before one epoch",
             remedy="try the recipe with `rayner train`, or give more time",
         )
+
+
+def _has_weights(leader: Leader) -> bool:
+    """Whether those of its best run are kept: once a search is finished, they are not."""
+    folder = leader.best_run.folder
+    return Journal(folder.parent).has_weights(int(folder.name))
+
+
+def _train_again_s(trials: list[Trial], lacks_weights: bool) -> float:
+    """Seconds to train a winner without weights once more."""
+    return estimate_trial_s(trials) or 0.0 if lacks_weights else 0.0
 
 
 def _keep_best_of_each(trials: list[Trial]) -> set[int]:
