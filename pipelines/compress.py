@@ -49,6 +49,7 @@ from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
 from pipelines.ner.runtimes.architectures import may_pack
 from pipelines.ner.runtimes.int8 import count_weight_bits
+from pipelines.replacement import check_inputs_stay
 from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, get_shards
 from pipelines.terminal import describe_ledger, print_ledger, print_shards, print_variants
@@ -148,6 +149,7 @@ def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
     settings["fingerprint"] = bundle.info.fingerprint
     settings |= {"scheme": config.inference.scheme} if config.inference.scheme else {}
     corpus = identify_corpus(config.corpus, config.distillation.unlabelled)
+    check_inputs_stay(folder, config)
     if check_resumable(folder, settings, config.fresh, corpus):
         console.print(f"this run is finished: {escape(str(folder / 'report.html'))}; [bold]--fresh[/] starts it over")
         return 0 if (folder / "bundle").is_dir() else EXIT_FAILED

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,14 +11,13 @@ from filelock import FileLock, Timeout
 from rich.markup import escape
 
 from pipelines.job import find_mistake, progress_console
+from pipelines.replacement import STAGING_FOLDER, discard, is_own, put_back, set_aside
 from pipelines.settings import ConfigError
 
 RUN_FILE = "run.json"
 SETTINGS_FILE = "settings.json"
 SUCCESS_FILE = "_SUCCESS"
 LOCK_FILE = ".lock"
-STAGING_FOLDER = ".rayner.partial"
-"""What `replace_content` is to put in the place of all else."""
 CORPUS_KEY = "corpus_fingerprint"
 MARKS = (
     (RUN_FILE, {"verb", "config", "versions"}),
@@ -90,6 +88,7 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool, corpus:
     """Prepare a run folder for a run with these settings; whether a run with them is finished there already.
 
     Args:
+        fresh: set aside what an earlier run has left.
         corpus: a hash of the corpus, where it is known.
 
     Raises ConfigError if the folder holds a run with other settings or on another corpus, or something else.
@@ -98,9 +97,7 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool, corpus:
     settings = json.loads(json.dumps(settings, default=str))
     if fresh:
         check_replaceable(folder)
-        known = {name for name, _ in MARKS}
-        for old in sorted(list_content(folder), key=lambda path: path.name in known):  # killed, it is known for ours
-            _remove(old)
+        set_aside(folder)
     if _holds(path, set()):
         before = json.loads(path.read_text(encoding="utf-8"))
         corpus_before = before.pop(CORPUS_KEY, None)
@@ -122,7 +119,7 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool, corpus:
             )
         run = folder / RUN_FILE
         return run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("status") == "done"
-    if list_content(folder):
+    if list_content(folder) and not fresh:
         raise ConfigError(
             "the output folder holds something else",
             where=str(folder),
@@ -134,7 +131,7 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool, corpus:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise ConfigError for a folder with files in it that no door has written: `--fresh` removes only our own."""
+    """Raise ConfigError for a folder with files in it, and no sign of a door: `--fresh` removes only our own."""
     is_ours = any(_holds(folder / name, keys) for name, keys in MARKS) or (folder / STAGING_FOLDER).is_dir()
     if list_content(folder) and not is_ours:
         raise ConfigError(
@@ -143,6 +140,19 @@ def check_replaceable(folder: Path) -> None:
             rule="`--fresh` replaces only what an earlier run has written",
             value=", ".join(sorted(path.name for path in list_content(folder))[:5]),
             remedy="give another `--output_dir`, or empty the folder yourself",
+        )
+
+
+def check_unshared(folder: Path) -> None:
+    """Raise ConfigError for a folder with what no door writes, where the folder as a whole is replaced."""
+    others = sorted(path.name for path in list_content(folder) if not is_own(path.name))
+    if others:
+        raise ConfigError(
+            "the output folder holds something else, too",
+            where=str(folder),
+            rule="`--fresh` replaces only what an earlier run has written",
+            value=", ".join(others[:5]),
+            remedy="give another `--output_dir`, or move these elsewhere",
         )
 
 
@@ -167,34 +177,12 @@ def list_content(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def replace_content(folder: Path, last: str) -> Iterator[Path]:
-    """A folder to be made, whose content takes the place of all else in `folder` once the block is done.
-
-    It lies inside: of an output folder that is a mount, or another user's gift, what is around cannot be written.
-
-    Args:
-        last: the file that says that all is there.
-    """
-    staging = folder / STAGING_FOLDER
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    made = staging / folder.name
-    try:
-        yield made
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    for old in sorted(list_content(folder), key=lambda path: path.name != last):
-        if old != staging:  # killed, the folder is known for ours by it
-            _remove(old)
-    for new in sorted(made.iterdir(), key=lambda path: path.name == last):
-        new.rename(folder / new.name)
-    shutil.rmtree(staging)
-
-
-@contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep an output folder to this process for the time of the block. Raises ConfigError if another one has it."""
+    """Keep an output folder to this process for the time of the block. Raises ConfigError if another one has it.
+
+    What `--fresh` has set aside goes at the end, and is put back if an error comes before the new run has begun: in
+    this process, or in one that was killed.
+    """
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
         lock.acquire()
@@ -206,10 +194,23 @@ def lock_folder(folder: Path) -> Iterator[None]:
             remedy="wait for it, or give another `--output_dir`",
         ) from error
     try:
-        yield
+        _restore(folder)
+        try:
+            yield
+        except BaseException:
+            _restore(folder)
+            raise
+        discard(folder)
     finally:
         (folder / LOCK_FILE).unlink(missing_ok=True)
         lock.release()
+
+
+def _restore(folder: Path) -> None:
+    """Put back what a run was to replace that never began, and say so."""
+    if put_back(folder):
+        told = f"the run that was to replace it did not begin: {folder} is as it was before"
+        progress_console.print(f"[yellow]![/] {escape(told)}", soft_wrap=True)
 
 
 @contextmanager
@@ -224,10 +225,6 @@ def leave_no_trace_of_mistakes(folder: Path, has_begun: Callable[[], bool]) -> I
             with suppress(OSError):
                 folder.rmdir()
         raise
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _compare(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

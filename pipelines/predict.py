@@ -42,6 +42,7 @@ from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.machine import read_peak_memory_mib
 from pipelines.planning.plans import Plan
 from pipelines.planning.running_cluster import read_running_cluster
+from pipelines.replacement import check_inputs_stay, discard
 from pipelines.resources import plan_labelling
 from pipelines.run_record import RunRecord
 from pipelines.settings import ConfigError
@@ -114,6 +115,7 @@ def run(config: PredictConfig, load: LoadEngine = load_engine) -> None:
         reader = _build_reader(config)
         paths = list(dict.fromkeys(file["path"] for file in find_all_files({"input": config.input})))
         settings = _identify(config, reader, paths)
+        check_inputs_stay(folder, config)
         check_resumable(folder, settings, config.fresh)
         job = OfflineJob(folder, uuid.uuid4().hex)
         if (folder / SUCCESS_FILE).exists():
@@ -164,6 +166,7 @@ def _label(config: PredictConfig, reader: FormatOptions, job: OfflineJob, load: 
         """Count a finished chunk on the progress bar."""
         documents = counts.num_documents + counts.num_quarantined
         view.update(documents, counts.num_characters, counts.num_tokens, counts.seconds)
+        discard(job.folder)
 
     with view.bar:
         job.label(settings, config.max_bad_fraction, tell, load)

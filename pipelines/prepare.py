@@ -10,18 +10,12 @@ from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.preparation import prepare_shards
 from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import SHARDS_FILE
-from pipelines.folders import (
-    STAGING_FOLDER,
-    check_replaceable,
-    list_content,
-    lock_folder,
-    prepare_output_dir,
-    replace_content,
-)
+from pipelines.folders import check_replaceable, check_unshared, list_content, lock_folder, prepare_output_dir
 from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import raise_all
 from pipelines.ner.model import ModelConfig
+from pipelines.replacement import STAGING_FOLDER, check_inputs_stay, replace_content
 from pipelines.run_record import RunRecord
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_shards
@@ -71,6 +65,8 @@ def _run(config: PrepareConfig, folder: Path) -> None:
             remedy="give another `--output_dir`, or replace what is there with `--fresh`",
         )
     check_replaceable(folder)
+    check_inputs_stay(folder, config)
+    check_unshared(folder)
     find_all_files(config.corpus.list_patterns())
     warn_of_idle(config.corpus.find_idle())
     record = RunRecord("prepare", config)

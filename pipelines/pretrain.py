@@ -29,6 +29,7 @@ from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig, ModelError, get_max_window
 from pipelines.planning.running_cluster import read_running_cluster
 from pipelines.pretraining_report import collect_facts, list_notes, print_text, write_report
+from pipelines.replacement import check_inputs_stay, discard_with_rows
 from pipelines.run_record import RunRecord
 from pipelines.runs import build_guard
 from pipelines.terminal import watch_training
@@ -105,6 +106,7 @@ def _run(config: PretrainConfig, mentions: MentionSources, folder: Path) -> None
     """Pretrain, or go on, in a folder that is ours."""
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     corpus = identify_corpus(config.corpus, config.masking.gazetteer)
+    check_inputs_stay(folder, config)
     if check_resumable(folder, settings, config.fresh, corpus):
         console.print(f"this run is finished: {escape(str(folder / ENCODER_FOLDER))}; [bold]--fresh[/] starts it over")
         return
@@ -130,7 +132,8 @@ def _run(config: PretrainConfig, mentions: MentionSources, folder: Path) -> None
         has_head = has_masked_head(encoder)
         job = _build_job(config, encoder, folder / TEXT_FOLDER, has_head)
         tracking.start(folder / METRICS_FILE)
-        with record.phase("train", "pretraining"), watch_training(MetricsTail(folder / METRICS_FILE).read):
+        read_rows = discard_with_rows(folder, MetricsTail(folder / METRICS_FILE).read)
+        with record.phase("train", "pretraining"), watch_training(read_rows):
             result = fit(job, config.resources, folder, may_grow=inventory.may_grow)
     _finish(config, folder, job, info, result, record, has_head)
 

@@ -29,6 +29,7 @@ from pipelines.job import console, progress_console, render_next, run_door, warn
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, UserErrors, raise_all
 from pipelines.ner.model import ModelConfig
+from pipelines.replacement import check_inputs_stay, discard
 from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, build_job, get_shards
 from pipelines.settings import ConfigError
@@ -93,6 +94,7 @@ def run(config: ScaleConfig) -> None:
 def _run(config: ScaleConfig, folder: Path) -> None:
     """Measure and report, in a folder that is ours."""
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
+    check_inputs_stay(folder, config)
     check_resumable(folder, settings, config.fresh, identify_corpus(config.corpus))
     warn_of_idle(config.corpus.find_idle() + _find_idle(config))
     record = RunRecord("scale", config)
@@ -116,6 +118,7 @@ def _run(config: ScaleConfig, folder: Path) -> None:
                 runs[case] = _measure(
                     job, needs, folder / "cases" / _name_folder(case, needs, job.training), record, message
                 )
+                discard(folder)
             except ray.train.TrainingFailedError as error:
                 left_out[case] = str(error).strip().splitlines()[-1]
                 progress_console.print(f"[yellow]![/] {escape(case.describe())}: {escape(left_out[case])}")

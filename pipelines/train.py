@@ -31,6 +31,7 @@ from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig
 from pipelines.planning.plans import Plan
 from pipelines.planning.running_cluster import read_running_cluster
+from pipelines.replacement import check_inputs_stay, discard_with_rows
 from pipelines.resources import TrainSettings, apply_training_plan, plan_run
 from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, build_job, get_shards, score_test_split, write_bundle
@@ -88,6 +89,7 @@ def run(config: TrainConfig) -> None:
 def _run(config: TrainConfig, folder: Path) -> None:
     """Train, or go on, in a folder that is ours."""
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
+    check_inputs_stay(folder, config)
     if check_resumable(folder, settings, config.fresh, identify_corpus(config.corpus)):
         console.print(f"this run is finished: {escape(str(folder / 'bundle'))}; [bold]--fresh[/] starts it over")
         _push(config, folder / "bundle")
@@ -118,7 +120,8 @@ def _run(config: TrainConfig, folder: Path) -> None:
             warn_of_idle(find_idle_alone(parallel, scaling.max_workers))
         job = build_job(shards, info, encoder, config.model, training, parallel)
         tracking.start(folder / METRICS_FILE)
-        with record.phase("train", "training"), watch_training(MetricsTail(folder / METRICS_FILE).read):
+        read_rows = discard_with_rows(folder, MetricsTail(folder / METRICS_FILE).read)
+        with record.phase("train", "training"), watch_training(read_rows):
             result = fit(job, resources, folder, may_grow=inventory.may_grow)
         with record.phase("bundle", "writing the bundle"):
             bundle = folder / "bundle"

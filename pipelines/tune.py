@@ -33,6 +33,7 @@ from pipelines.planning.architecture import read_architecture
 from pipelines.planning.cost import count_parameters
 from pipelines.planning.inventory import Inventory
 from pipelines.planning.running_cluster import read_running_cluster
+from pipelines.replacement import check_inputs_stay, discard
 from pipelines.resources import TrainSettings, plan_search
 from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, score_test_split, write_bundle
@@ -54,7 +55,7 @@ from pipelines.tuning.rounds import Rounds
 from pipelines.tuning.schedulers import check_population
 from pipelines.tuning.slots import Growth, Slots, plan_slots
 from pipelines.tuning.space import Space, check_ends, parse_space, resolve_space
-from pipelines.tuning.trials import Journal
+from pipelines.tuning.trials import Journal, Trial
 
 IDENTITY = ("corpus", "model", "encoding", "training", "parallel", "space")
 """The settings that make trials comparable; and of `search` those that say how they are drawn and stopped."""
@@ -103,6 +104,7 @@ def _run(config: TuneConfig, recipe: Recipe, space: Space, folder: Path) -> None
     search = asdict(config.search)
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     settings["search"] = {name: search[name] for name in SEARCH_IDENTITY}
+    check_inputs_stay(folder, config)
     is_done = check_resumable(folder, settings, config.fresh, identify_corpus(config.corpus))
     if is_done and _read_search(folder) == search:
         console.print(f"this search is finished: {escape(str(folder / 'best.yaml'))}; [bold]--fresh[/] starts it over")
@@ -120,7 +122,7 @@ def _run(config: TuneConfig, recipe: Recipe, space: Space, folder: Path) -> None
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():
             begun = _begin(config, recipe, space, folder, budget, record)
-        leaders, run_folder = _search(config, begun, record)
+        leaders, run_folder = _search(config, begun, folder, record)
         report = _make_bundle(config, begun, leaders[0], run_folder, folder / "bundle", record)
         budget.save(now=True)
     write_results(config.search, begun, leaders, report, folder, record.data["phases_s"])
@@ -166,12 +168,18 @@ def _begin(
     return BegunSearch(base, base_values, space, jobs, slots, budget, rounds)
 
 
-def _search(config: TuneConfig, begun: BegunSearch, record: RunRecord) -> tuple[list[Leader], Path]:
+def _search(config: TuneConfig, begun: BegunSearch, folder: Path, record: RunRecord) -> tuple[list[Leader], Path]:
     """The leaders, the best one first, and the run folder of its best run, with its weights."""
     rounds, seed = begun.rounds, config.training.seed
     console.print(f"plan: {escape(begun.slots.describe())}; {escape(_describe_budget(config.search))}")
     with record.phase("search", "searching"), SearchView(config.search.num_trials) as view:
-        rounds.search(seed, view.tell)
+
+        def tell(trial: Trial, event: str) -> None:
+            view.tell(trial, event)
+            if event == "epoch":
+                discard(folder)
+
+        rounds.search(seed, tell)
     with record.phase("leaders", "repeating the leaders"), SearchView(len(rounds.list_repeats(seed))) as view:
         leaders = rounds.repeat_leaders(seed, view.tell)
         return leaders, rounds.ensure_weights(leaders[0], view.tell)

@@ -39,6 +39,7 @@ from pipelines.ner.encoding import fingerprint_tokenizer
 from pipelines.ner.machine import read_peak_memory_mib
 from pipelines.ner.model import ModelConfig
 from pipelines.ner.runtimes.runtime import ONEDNN_KERNELS, set_up_process
+from pipelines.replacement import discard_with_rows
 from pipelines.run_record import RunRecord
 from pipelines.runs import build_job, write_bundle
 from pipelines.terminal import watch_training
@@ -160,7 +161,7 @@ class Bench:
         )
         with (
             self.record.phase(f"{name}: train", f"{name}: training"),
-            watch_training(MetricsTail(work / METRICS_FILE).read),
+            watch_training(discard_with_rows(self.folder, MetricsTail(work / METRICS_FILE).read)),
         ):
             result = fit(job, self.resources, work)
         precision = summarize_usage(read_metrics(work / METRICS_FILE))["precision"]

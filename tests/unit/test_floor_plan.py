@@ -43,7 +43,8 @@ FRAME = {
     "pipelines.cluster": {"pipelines.ner"},
     "pipelines.settings": {"pipelines.ner"},
     "pipelines.job": {"pipelines.ner", "pipelines.settings"},
-    "pipelines.folders": {"pipelines.ner", "pipelines.settings", "pipelines.job"},
+    "pipelines.replacement": {"pipelines.settings"},
+    "pipelines.folders": {"pipelines.ner", "pipelines.settings", "pipelines.job", "pipelines.replacement"},
     "pipelines.run_record": {"pipelines.ner", "pipelines.job", "pipelines.folders"},
     "pipelines.runs": {
         "pipelines.ner",
@@ -109,6 +110,7 @@ FRAME = {
         "pipelines.cluster",
         "pipelines.folders",
         "pipelines.job",
+        "pipelines.replacement",
         "pipelines.run_record",
         "pipelines.runs",
         "pipelines.terminal",

@@ -256,9 +256,10 @@ def test_fresh_removes_what_an_earlier_run_left_but_not_what_links_point_to(tmp_
     check_resumable(folder, SETTINGS, fresh=False)
     (folder / "bundle").mkdir()
     (folder / "bundle" / "model.bin").write_text("x")
-    (folder / "link").symlink_to(kept)
+    (folder / "shards").symlink_to(kept)
     RunRecord("try", DoorConfig()).write(folder, status="done")
-    assert check_resumable(folder, {"training": {"seed": 2}}, fresh=True) is False
+    with lock_folder(folder):
+        assert check_resumable(folder, {"training": {"seed": 2}}, fresh=True) is False
     assert [path.name for path in folder.iterdir()] == ["settings.json"]
     assert (kept / "precious").exists()
 
@@ -289,7 +290,8 @@ IDENTITIES = [door.IDENTITY for door in (train, tune, pretrain, scale, compress)
 def test_fresh_starts_over_where_a_run_of_any_door_was_killed_at_once(tmp_path, names):
     check_resumable(tmp_path, dict.fromkeys(names, 1), fresh=False)
     (tmp_path / "shards").mkdir()
-    check_resumable(tmp_path, dict.fromkeys(names, 2), fresh=True)
+    with lock_folder(tmp_path):
+        check_resumable(tmp_path, dict.fromkeys(names, 2), fresh=True)
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
 
 

@@ -10,7 +10,7 @@ from pipelines import prepare
 from pipelines.corpus.preparation import stage_folder
 from pipelines.corpus.records import CorpusError
 from pipelines.corpus.shards import SHARDS_FILE
-from pipelines.folders import STAGING_FOLDER, replace_content
+from pipelines.replacement import STAGING_FOLDER, replace_content
 from tests.unit.shards import make_info
 from tests.unit.users import as_nobody
 
