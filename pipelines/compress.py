@@ -51,7 +51,7 @@ from pipelines.ner.runtimes.architectures import may_pack
 from pipelines.ner.runtimes.int8 import count_weight_bits
 from pipelines.replacement import check_inputs_stay
 from pipelines.run_record import RunRecord
-from pipelines.runs import SHARDS_FOLDER, build_guard, get_shards
+from pipelines.runs import FREE, SHARDS_FOLDER, build_guard, get_shards
 from pipelines.terminal import describe_ledger, print_ledger, print_shards, print_variants
 from pipelines.training.config import TrainingConfig, find_contradictions
 from pipelines.training.forward import check_passes_differ
@@ -72,7 +72,7 @@ IDENTITY = (
     "early_exit",
     "training",
 )
-"""The settings that make a run what it is; the others may change when it is resumed."""
+"""The settings that make a run what it is; the others, and those in `FREE`, may change when it is resumed."""
 NEEDED = ("train", "dev")
 UNLABELLED_FOLDER, LEDGER_FILE = "unlabelled", "ledger.parquet"
 
@@ -150,7 +150,7 @@ def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
     settings |= {"scheme": config.inference.scheme} if config.inference.scheme else {}
     corpus = identify_corpus(config.corpus, config.distillation.unlabelled)
     check_inputs_stay(folder, config)
-    if check_resumable(folder, settings, config.fresh, corpus):
+    if check_resumable(folder, settings, config.fresh, corpus, FREE):
         console.print(f"this run is finished: {escape(str(folder / 'report.html'))}; [bold]--fresh[/] starts it over")
         return 0 if (folder / "bundle").is_dir() else EXIT_FAILED
     warn_of_idle(recipe.find_idle() + _find_idle(config, bundle))

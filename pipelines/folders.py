@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,15 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
     staging.replace(path)
 
 
-def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool, corpus: str | None = None) -> bool:
+def check_resumable(
+    folder: Path, settings: dict[str, Any], fresh: bool, corpus: str | None = None, free: Collection[str] = ()
+) -> bool:
     """Prepare a run folder for a run with these settings; whether a run with them is finished there already.
 
     Args:
         fresh: set aside what an earlier run has left.
         corpus: a hash of the corpus, where it is known.
+        free: dotted settings that may change when the run goes on; told when they do.
 
     Raises ConfigError if the folder holds a run with other settings or on another corpus, or something else.
     """
@@ -101,7 +104,8 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool, corpus:
     if _holds(path, set()):
         before = json.loads(path.read_text(encoding="utf-8"))
         corpus_before = before.pop(CORPUS_KEY, None)
-        changes = [f"`{key}`: {old!r} then, {new!r} now" for key, old, new in _compare(before, settings)]
+        told = {key: f"`{key}`: {old!r} then, {new!r} now" for key, old, new in _compare(before, settings)}
+        changes = [change for key, change in told.items() if key not in free]
         if changes:
             raise ConfigError(
                 "the output folder holds a run with other settings",
@@ -118,7 +122,13 @@ def check_resumable(folder: Path, settings: dict[str, Any], fresh: bool, corpus:
                 remedy="bring the files back as they were, give another `--output_dir`, or start over with `--fresh`",
             )
         run = folder / RUN_FILE
-        return run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("status") == "done"
+        if run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("status") == "done":
+            return True
+        if told:
+            for change in told.values():
+                progress_console.print(f"[yellow]![/] the run goes on with {escape(change)}", soft_wrap=True)
+            write_json(path, settings | ({CORPUS_KEY: corpus_before} if corpus_before else {}))
+        return False
     if list_content(folder) and not fresh:
         raise ConfigError(
             "the output folder holds something else",

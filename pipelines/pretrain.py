@@ -31,7 +31,7 @@ from pipelines.planning.running_cluster import read_running_cluster
 from pipelines.pretraining_report import collect_facts, list_notes, print_text, write_report
 from pipelines.replacement import check_inputs_stay, discard_with_rows
 from pipelines.run_record import RunRecord
-from pipelines.runs import build_guard
+from pipelines.runs import FREE, build_guard
 from pipelines.terminal import watch_training
 from pipelines.tracking import Tracking, TrackingConfig
 from pipelines.training.config import TrainingConfig, find_contradictions, find_idle
@@ -49,7 +49,7 @@ from pipelines.training.strategies import find_idle_alone, find_misfits
 from pipelines.training.trainer import fit
 
 IDENTITY = ("corpus", "model", "encoding", "masking", "objective", "training")
-"""The settings that make a run what it is; the others may change when it is resumed."""
+"""The settings that make a run what it is; the others, and those in `FREE`, may change when it is resumed."""
 TEXT_FOLDER = "text"
 ENCODER_FOLDER = "encoder"
 
@@ -107,7 +107,7 @@ def _run(config: PretrainConfig, mentions: MentionSources, folder: Path) -> None
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     corpus = identify_corpus(config.corpus, config.masking.gazetteer)
     check_inputs_stay(folder, config)
-    if check_resumable(folder, settings, config.fresh, corpus):
+    if check_resumable(folder, settings, config.fresh, corpus, FREE):
         console.print(f"this run is finished: {escape(str(folder / ENCODER_FOLDER))}; [bold]--fresh[/] starts it over")
         return
     warn_of_idle(_find_idle(config) + config.tracking.find_idle() + find_idle(config.training, config.parallel))

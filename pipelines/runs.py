@@ -39,6 +39,9 @@ from pipelines.training.parallel import ParallelConfig
 
 NUM_EXAMPLES = 20
 SHARDS_FOLDER = "shards"
+FREE = ("training.device_batch_tokens", "training.checkpoint_every_steps")
+"""Settings of training that may change when a run goes on, as its workers may: each step has the same windows, and only
+dropout is drawn otherwise where they are cut otherwise. With `local_sgd`, workers meet at checkpoints, too."""
 WORK = ("metrics.jsonl", "checkpoints/*", "trials/*", "variants/*", "cases/*")
 """What a run of any door has done besides, where its shards lie elsewhere."""
 

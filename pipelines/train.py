@@ -34,7 +34,7 @@ from pipelines.planning.running_cluster import read_running_cluster
 from pipelines.replacement import check_inputs_stay, discard_with_rows
 from pipelines.resources import TrainSettings, apply_training_plan, plan_run
 from pipelines.run_record import RunRecord
-from pipelines.runs import SHARDS_FOLDER, build_guard, build_job, get_shards, score_test_split, write_bundle
+from pipelines.runs import FREE, SHARDS_FOLDER, build_guard, build_job, get_shards, score_test_split, write_bundle
 from pipelines.terminal import describe_siblings, print_examples, print_scores, print_shards, watch_training
 from pipelines.tracking import Tracking, TrackingConfig
 from pipelines.training.config import TrainingConfig, find_contradictions, find_idle
@@ -47,7 +47,7 @@ from pipelines.training.strategies import find_idle_alone, find_misfits
 from pipelines.training.trainer import fit
 
 IDENTITY = ("corpus", "model", "encoding", "training")
-"""The settings that make a run what it is; the others may change when it is resumed."""
+"""The settings that make a run what it is; the others, and those in `FREE`, may change when it is resumed."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _run(config: TrainConfig, folder: Path) -> None:
     """Train, or go on, in a folder that is ours."""
     settings = {name: value for name, value in asdict(config).items() if name in IDENTITY}
     check_inputs_stay(folder, config)
-    if check_resumable(folder, settings, config.fresh, identify_corpus(config.corpus)):
+    if check_resumable(folder, settings, config.fresh, identify_corpus(config.corpus), FREE):
         console.print(f"this run is finished: {escape(str(folder / 'bundle'))}; [bold]--fresh[/] starts it over")
         _push(config, folder / "bundle")
         return

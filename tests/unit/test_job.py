@@ -31,7 +31,7 @@ from pipelines.ner.bundle import load_bundle, save_bundle
 from pipelines.ner.errors import UserError, UserErrors
 from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord, read_git_revision
-from pipelines.runs import build_guard
+from pipelines.runs import FREE, build_guard
 from pipelines.settings import ConfigError
 from pipelines.training.config import TrainingConfig
 from pipelines.training.forward import ForwardError
@@ -215,6 +215,33 @@ def test_changed_settings_are_refused_and_named_with_both_values(tmp_path):
     assert caught.value.value == "`corpus.train`: ['a'] then, ['b'] now; `training.rate`: None then, 0.5 now"
     assert "--fresh" in caught.value.remedy
     assert json.loads((tmp_path / "settings.json").read_text()) == SETTINGS
+
+
+def test_settings_that_change_no_step_may_change_when_a_run_goes_on(tmp_path, capsys):
+    before = {"training": {"device_batch_tokens": 4096, "seed": 1}}
+    now = {"training": {"device_batch_tokens": 512, "seed": 1}}
+    check_resumable(tmp_path, before, False, "a hash", FREE)
+    assert capsys.readouterr().err == ""
+    assert check_resumable(tmp_path, now, False, "a hash", FREE) is False
+    assert "`training.device_batch_tokens`: 4096 then, 512 now" in capsys.readouterr().err
+    assert json.loads((tmp_path / "settings.json").read_text()) == now | {"corpus_fingerprint": "a hash"}
+    with pytest.raises(ConfigError) as caught:
+        check_resumable(tmp_path, {"training": {"device_batch_tokens": 256, "seed": 2}}, False, "a hash", FREE)
+    assert caught.value.value == "`training.seed`: 1 then, 2 now"
+    RunRecord("try", DoorConfig()).write(tmp_path, status="done")
+    assert check_resumable(tmp_path, before, False, "a hash", FREE) is True
+    assert json.loads((tmp_path / "settings.json").read_text())["training"] == now["training"]
+
+
+@pytest.mark.parametrize("name", ["training.device_batch_tokens", "training.checkpoint_every_steps"])
+def test_training_may_go_on_in_smaller_passes(tmp_path, monkeypatch, name, capsys):
+    monkeypatch.setattr(train, "connect", refuse_cluster)
+    arguments = ["--corpus.train", "sample:en-train.jsonl", "--output_dir", str(tmp_path)]
+    assert train.main(arguments) == 1
+    assert train.main([*arguments, f"--{name}", "17"]) == 1
+    told = capsys.readouterr().err
+    assert "Connected" in told
+    assert f"`{name}`: " in told
 
 
 def test_settings_that_json_writes_otherwise_are_not_changed_ones(tmp_path):

@@ -122,6 +122,23 @@ def test_resumed_run_repeats_the_rest_bit_for_bit_from_every_checkpoint(training
             assert are_equal(resumed.states[-1].model, whole.states[-1].model)
 
 
+def test_run_resumed_within_an_epoch_takes_the_same_steps_in_smaller_passes(training_room, tiny_encoder, head):
+    table = training_room.make_table(40)
+
+    def run(state=None, **changes):
+        model = training_room.build_model(tiny_encoder, head, dropout=0.0)
+        return training_room.run_loop(model, table, configure(**changes), f1s=[0.7, 0.3], state=state)
+
+    whole = run()
+    state = next(one for one in whole.states if one.epoch_step)
+    done = state.step
+    resumed = run(state, device_batch_tokens=30, checkpoint_every_steps=2)
+    facts = ("step", "epoch", "num_tokens", "num_words")
+    rest = [[row[name] for name in facts] for row in whole.steps[done:]]
+    assert [[row[name] for name in facts] for row in resumed.steps] == rest
+    assert resumed.losses == pytest.approx(whole.losses[done:], rel=1e-4)
+
+
 OPTIONS = {
     "pgd, ema, dropout samples": {
         "adversarial": AdversarialConfig("pgd", steps=2, first_epoch=2),
