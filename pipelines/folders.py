@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from rich.markup import escape
 
 from pipelines.job import find_mistake, progress_console
-from pipelines.replacement import STAGING_FOLDER, discard, is_own, put_back, set_aside
+from pipelines.replacement import STAGING_FOLDER, discard, is_own, put_back, remove_own, set_aside
 from pipelines.settings import ConfigError
 
 RUN_FILE = "run.json"
@@ -19,6 +19,13 @@ SETTINGS_FILE = "settings.json"
 SUCCESS_FILE = "_SUCCESS"
 LOCK_FILE = ".lock"
 CORPUS_KEY = "corpus_fingerprint"
+REFUSED_KEY = "refused"
+"""In the settings of a run that a mistake has ended before there was work to lose."""
+PREPARED = ("shards", "text")
+"""Folders with the prepared corpus."""
+NOT_OF_CORPUS = ("training", "parallel", "space", "search")
+"""Groups of settings that it does not depend on, but for this one, of a `scratch` encoder."""
+SEED = "training.seed"
 MARKS = (
     (RUN_FILE, {"verb", "config", "versions"}),
     (SETTINGS_FILE, {"corpus", "model", "training"}),
@@ -103,9 +110,15 @@ def check_resumable(
         set_aside(folder)
     if _holds(path, set()):
         before = json.loads(path.read_text(encoding="utf-8"))
-        corpus_before = before.pop(CORPUS_KEY, None)
+        corpus_before, was_refused = before.pop(CORPUS_KEY, None), before.pop(REFUSED_KEY, False)
         told = {key: f"`{key}`: {old!r} then, {new!r} now" for key, old, new in _compare(before, settings)}
         changes = [change for key, change in told.items() if key not in free]
+        is_other_corpus = bool(corpus and corpus_before and corpus != corpus_before)
+        if was_refused and (changes or is_other_corpus):
+            stays = not is_other_corpus and all(key.split(".")[0] in NOT_OF_CORPUS and key != SEED for key in told)
+            remove_own(folder, besides=(SETTINGS_FILE, *(PREPARED if stays else ())))  # killed, it is taken again
+            write_json(path, settings | ({CORPUS_KEY: corpus} if corpus else {}))
+            return False
         if changes:
             raise ConfigError(
                 "the output folder holds a run with other settings",
@@ -114,7 +127,7 @@ def check_resumable(
                 value="; ".join(changes),
                 remedy="give another `--output_dir`, or start over with `--fresh`",
             )
-        if corpus and corpus_before and corpus != corpus_before:
+        if is_other_corpus:
             raise ConfigError(
                 "the corpus has changed since the run began",
                 where=str(folder),
@@ -124,9 +137,9 @@ def check_resumable(
         run = folder / RUN_FILE
         if run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("status") == "done":
             return True
-        if told:
-            for change in told.values():
-                progress_console.print(f"[yellow]![/] the run goes on with {escape(change)}", soft_wrap=True)
+        for change in told.values():
+            progress_console.print(f"[yellow]![/] the run goes on with {escape(change)}", soft_wrap=True)
+        if told or was_refused:
             write_json(path, settings | ({CORPUS_KEY: corpus_before} if corpus_before else {}))
         return False
     if list_content(folder) and not fresh:
@@ -225,16 +238,29 @@ def _restore(folder: Path) -> None:
 
 @contextmanager
 def leave_no_trace_of_mistakes(folder: Path, has_begun: Callable[[], bool]) -> Iterator[None]:
-    """If the run cannot begin: forget its settings, so that the mended command is not taken for another run."""
+    """If a mistake ends a run with no work to lose: let the mended command not be taken for another run.
+
+    Its settings are forgotten; where something lies beside them, like shards, they are marked as refused.
+    """
     try:
         yield
     except Exception as error:
         if find_mistake(error) is not None and not has_begun():
-            for name in (SETTINGS_FILE, LOCK_FILE):
-                (folder / name).unlink(missing_ok=True)
-            with suppress(OSError):
-                folder.rmdir()
+            _forget(folder)
         raise
+
+
+def _forget(folder: Path) -> None:
+    path = folder / SETTINGS_FILE
+    if any(one != path for one in list_content(folder)):
+        if _holds(path, set()):
+            with suppress(OSError):  # of which the mistake may tell
+                write_json(path, json.loads(path.read_text(encoding="utf-8")) | {REFUSED_KEY: True})
+        return
+    for name in (SETTINGS_FILE, LOCK_FILE):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _compare(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -112,7 +112,7 @@ def _run(config: PretrainConfig, mentions: MentionSources, folder: Path) -> None
         return
     warn_of_idle(_find_idle(config) + config.tracking.find_idle() + find_idle(config.training, config.parallel))
     record = RunRecord("pretrain", config)
-    can_forget = build_guard(folder, TEXT_FOLDER)
+    can_forget = build_guard(folder)
     with can_forget():
         config.tracking.check_servers()
     with connect(config.cluster), Tracking(config.tracking, folder, asdict(config)) as tracking:
@@ -131,10 +131,11 @@ def _run(config: PretrainConfig, mentions: MentionSources, folder: Path) -> None
             warn_of_idle(find_idle_alone(config.parallel, scaling.max_workers))
         has_head = has_masked_head(encoder)
         job = _build_job(config, encoder, folder / TEXT_FOLDER, has_head)
-        tracking.start(folder / METRICS_FILE)
         read_rows = discard_with_rows(folder, MetricsTail(folder / METRICS_FILE).read)
-        with record.phase("train", "pretraining"), watch_training(read_rows):
-            result = fit(job, config.resources, folder, may_grow=inventory.may_grow)
+        with can_forget():  # workers find mistakes, too
+            tracking.start(folder / METRICS_FILE)
+            with record.phase("train", "pretraining"), watch_training(read_rows):
+                result = fit(job, config.resources, folder, may_grow=inventory.may_grow)
     _finish(config, folder, job, info, result, record, has_head)
 
 

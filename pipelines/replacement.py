@@ -6,7 +6,7 @@ it back.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -116,10 +116,11 @@ def replace_content(folder: Path, last: str) -> Iterator[Path]:
     shutil.rmtree(staging)
 
 
-def remove_own(folder: Path) -> None:
-    """Remove what doors have written into a folder; of links, not what they point to."""
+def remove_own(folder: Path, besides: Collection[str] = ()) -> None:
+    """Remove what doors have written into a folder, besides these names; of links, not what they point to."""
     for path in list_own(folder):
-        remove(path)
+        if path.name not in besides:
+            remove(path)
 
 
 def remove(path: Path) -> None:

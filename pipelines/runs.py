@@ -34,23 +34,26 @@ from pipelines.ner.errors import raise_all
 from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord, read_versions
 from pipelines.training.config import TrainingConfig
+from pipelines.training.history import read_metrics
 from pipelines.training.job import TrainingJob, TrainingResult
 from pipelines.training.parallel import ParallelConfig
+from pipelines.training.recorder import METRICS_FILE
 
 NUM_EXAMPLES = 20
 SHARDS_FOLDER = "shards"
 FREE = ("training.device_batch_tokens", "training.checkpoint_every_steps")
 """Settings of training that may change when a run goes on, as its workers may: each step has the same windows, and only
 dropout is drawn otherwise where they are cut otherwise. With `local_sgd`, workers meet at checkpoints, too."""
-WORK = ("metrics.jsonl", "checkpoints/*", "trials/*", "variants/*", "cases/*")
-"""What a run of any door has done besides, where its shards lie elsewhere."""
+WORK = ("checkpoints/*.pt", "trials/*", "variants/*", "cases/*")
+"""What a run of any door has done that other settings would lose."""
 
 
-def build_guard(folder: Path, shards: str = SHARDS_FOLDER) -> Callable[[], AbstractContextManager[None]]:
-    """What makes blocks that leave no trace of a mistake, as long as the run folder has no work in it."""
+def build_guard(folder: Path) -> Callable[[], AbstractContextManager[None]]:
+    """What makes blocks that leave no trace of a mistake, as long as the run folder has no work in it but shards."""
 
     def has_begun() -> bool:
-        return any(next(folder.glob(pattern), None) for pattern in (shards, *WORK))
+        told = any(row["kind"] == "checkpoint" for row in read_metrics(folder / METRICS_FILE))  # also of what is gone
+        return told or any(next(folder.glob(pattern), None) for pattern in WORK)
 
     return partial(leave_no_trace_of_mistakes, folder, has_begun)
 

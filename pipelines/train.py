@@ -119,10 +119,11 @@ def _run(config: TrainConfig, folder: Path) -> None:
             raise_all(find_misfits(parallel, scaling.max_workers, scaling.use_gpu, encoder))
             warn_of_idle(find_idle_alone(parallel, scaling.max_workers))
         job = build_job(shards, info, encoder, config.model, training, parallel)
-        tracking.start(folder / METRICS_FILE)
         read_rows = discard_with_rows(folder, MetricsTail(folder / METRICS_FILE).read)
-        with record.phase("train", "training"), watch_training(read_rows):
-            result = fit(job, resources, folder, may_grow=inventory.may_grow)
+        with can_forget():  # workers find mistakes, too
+            tracking.start(folder / METRICS_FILE)
+            with record.phase("train", "training"), watch_training(read_rows):
+                result = fit(job, resources, folder, may_grow=inventory.may_grow)
         with record.phase("bundle", "writing the bundle"):
             bundle = folder / "bundle"
             precision = summarize_usage(read_metrics(folder / METRICS_FILE))["precision"]

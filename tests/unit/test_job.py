@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import subprocess
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -575,24 +577,104 @@ def test_hub_datasets_of_a_corpus_are_named_once():
 
 @pytest.mark.parametrize(
     "work",
-    ["shards", "metrics.jsonl", "checkpoints/step-1.pt", "trials/0000", "cases/ddp-2/metrics.jsonl"],
+    ["checkpoints/step-1.pt", "trials/0000", "cases/ddp-2/metrics.jsonl", "metrics.jsonl"],
 )
 def test_mistake_on_the_way_leaves_what_a_run_has_done(tmp_path, work):
-    """Also where its shards lie elsewhere: the mended command goes on."""
+    """Also where the checkpoints that its history tells of are gone."""
+    check_resumable(tmp_path, SETTINGS, fresh=False)
     (tmp_path / work).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / work).touch()
-    (tmp_path / "settings.json").write_text("{}")
+    (tmp_path / work).write_text('{"kind": "checkpoint", "step": 1}\n')
     with pytest.raises(UserError), build_guard(tmp_path)():
         raise MISTAKE
-    assert (tmp_path / "settings.json").exists()
+    assert json.loads((tmp_path / "settings.json").read_text()) == SETTINGS
+    with pytest.raises(ConfigError, match="other settings"):
+        check_resumable(tmp_path, {"corpus": {"train": ["b"]}}, fresh=False)
 
 
 def test_mistake_of_a_run_that_has_done_nothing_is_forgotten(tmp_path):
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "settings.json").write_text("{}")
+    (tmp_path / "run").mkdir()
+    check_resumable(tmp_path / "run", SETTINGS, fresh=False)
     with pytest.raises(UserError), build_guard(tmp_path / "run")():
         raise MISTAKE
-    assert not (tmp_path / "run" / "settings.json").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def refuse_in_workers(folder: Path, corpus: str | None = None) -> None:
+    """As a run does that was refused by its workers after some steps: nothing of it can be gone on with."""
+    check_resumable(folder, SETTINGS, False, corpus)
+    for name in ("shards", "checkpoints"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "shards" / "shards.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text('{"kind": "start", "step": 0}\n')
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError), build_guard(folder)():
+        raise MISTAKE
+
+
+@pytest.mark.parametrize(
+    ("mended", "corpus", "kept"),
+    [
+        ({"training": {"seed": 1, "rate": 0.1}}, "a hash", ["shards"]),
+        ({"training": {"seed": 2, "rate": None}}, "a hash", []),
+        ({"corpus": {"train": ["b"], "dev": []}}, "a hash", []),
+        ({}, "another hash", []),
+    ],
+)
+def test_mended_command_takes_the_folder_of_a_run_refused_by_its_workers(tmp_path, mended, corpus, kept):
+    """With its shards, where they would be the same."""
+    refuse_in_workers(tmp_path, "a hash")
+    assert check_resumable(tmp_path, SETTINGS | mended, False, corpus) is False
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "settings.json", *kept]
+    assert json.loads((tmp_path / "settings.json").read_text()) == SETTINGS | mended | {"corpus_fingerprint": corpus}
+
+
+def test_refused_command_that_goes_on_after_all_is_a_run_as_any(tmp_path):
+    refuse_in_workers(tmp_path)
+    assert check_resumable(tmp_path, SETTINGS, fresh=False) is False
+    assert (tmp_path / "metrics.jsonl").exists()
+    with pytest.raises(ConfigError, match="other settings"):
+        check_resumable(tmp_path, {"corpus": {"train": ["b"]}}, fresh=False)
+
+
+@pytest.mark.parametrize("name", ["train", "pretrain"])
+def test_mistake_that_workers_find_does_not_bind_the_folder(tmp_path, tiny_encoder, monkeypatch, name):
+    """Of all between the corpus and the workers, only what would need a cluster is left out."""
+    door = {"train": train, "pretrain": pretrain}[name]
+    text, folder = tmp_path / "a.txt", tmp_path / "run"
+    text.write_text("Ada wrote notes.\n")
+
+    def fit(job, resources, folder, **more):
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        raise MISTAKE
+
+    monkeypatch.setattr(door, "connect", lambda config: nullcontext())
+    monkeypatch.setattr(door, "fit", fit)
+    monkeypatch.setattr(door.ray, "cluster_resources", dict)
+    for part in ("read_running_cluster", "plan_workers"):
+        monkeypatch.setattr(
+            door, part, lambda *given, **more: SimpleNamespace(may_grow=False, max_workers=1, use_gpu=0)
+        )
+    if door is train:
+        monkeypatch.setattr(
+            door,
+            "get_shards",
+            lambda *given: (
+                tmp_path,
+                SimpleNamespace(
+                    label_scheme=None, window=8, stride=2, splitter="unicode", casing=False, corpus_scheme="BIO"
+                ),
+                False,
+            ),
+        )
+        monkeypatch.setattr(door, "find_shards_encoder", lambda *given: tiny_encoder)
+        corpus = ["--corpus.train", "sample:en-train.jsonl", "--resources.auto", "false"]
+    else:
+        monkeypatch.setattr(door, "load_text_info", lambda folder: SimpleNamespace())
+        corpus = ["--corpus.train", str(text), "--model.encoder", tiny_encoder]
+    arguments = [*corpus, "--output_dir", str(folder)]
+    for more in ([], ["--training.num_epochs", "2"], ["--training.num_epochs", "1"]):
+        assert door.main([*arguments, *more]) == 2
+        assert json.loads((folder / "settings.json").read_text())["refused"] is True
 
 
 def test_revision_is_that_of_the_checkout_and_slow_git_ends_nothing(monkeypatch, tmp_path):
