@@ -2,7 +2,7 @@
 
 import hashlib
 import heapq
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -12,6 +12,12 @@ from pipelines.evaluation.metrics import Scored
 from pipelines.ner.entities import Span
 
 CONTEXT_CHARACTERS = 200
+MAX_FINDINGS = 50
+"""Of a record; the first ones are shown, the others counted."""
+LONG_CHARACTERS = 1000
+"""A longer mention is shown at its edges, and no window grows further than this over mentions that overlap."""
+MENTION_CHARACTERS = 300
+"""Of a mention in the list of findings."""
 _SNAP_CHARACTERS = 24
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n\r"} | {0x7F: 0x2421}
 _SURROGATES = dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
@@ -107,7 +113,9 @@ class Example:
     doc_id: str
     windows: list[list[Segment]]
     findings: list[Finding]
-    """The errors; for a record without errors its correct matches."""
+    """The first errors; for a record without errors its correct matches."""
+    num_more: int
+    """How many findings are left out."""
     cut_before: bool
     cut_after: bool
     num_correct: int
@@ -119,16 +127,19 @@ class Example:
 
 
 def make_example(scored: Scored, context: int = CONTEXT_CHARACTERS) -> Example:
-    """Cut a record into windows around its errors (around its mentions where it has none) and segments."""
+    """Cut a record into windows around its first errors (around its mentions where it has none) and segments."""
     text, gold, predicted = to_characters(scored)
     matches = match_spans(gold, predicted)
-    shown = [match for match in matches if match.kind != CORRECT] or matches
+    found = [match for match in matches if match.kind != CORRECT] or matches
+    shown = found[:MAX_FINDINGS]
     windows = find_windows(text, shown, [*gold, *predicted], context)
+    parts = zip(windows, _share_out(gold, windows), _share_out(predicted, windows), strict=True)
     return Example(
         source=make_visible(scored.source),
         doc_id=make_visible(scored.doc_id),
-        windows=[cut_segments(text, start, end, gold, predicted) for start, end in windows],
+        windows=[cut_segments(text, *window, *spans) for window, *spans in parts],
         findings=[_describe(text, match) for match in shown],
+        num_more=len(found) - len(shown),
         cut_before=windows[0][0] > 0,
         cut_after=windows[-1][1] < len(text),
         num_correct=sum(match.kind == CORRECT for match in matches),
@@ -161,13 +172,16 @@ def make_visible(text: str) -> str:
 
 
 def find_windows(text: str, matches: Iterable[Match], spans: Sequence[Span], context: int) -> list[tuple[int, int]]:
-    """Ranges around the matches, merged where they touch; they cut no mention, nor words if a space is near."""
-    focus = [span for match in matches for span in (match.gold, match.predicted) if span]
+    """Ranges around the matches, merged where they touch; they cut no mention, nor words if a space is near.
+
+    Of a mention longer than `LONG_CHARACTERS` there are two, around its edges.
+    """
+    focus = [place for match in matches for span in (match.gold, match.predicted) if span for place in _focus(span)]
     windows: list[tuple[int, int]] = []
-    nearby = _Nearby(spans)
-    for span in sorted(focus) or [Span(0, 0, "")]:
-        start, end = _grow(text, max(0, span.start - context), min(len(text), span.end + context), nearby)
-        if windows and start <= windows[-1][1]:
+    nearby = _Nearby([span for span in spans if not _is_long(span)])
+    for first, last in sorted(focus) or [(0, 0)]:
+        start, end = _grow(text, max(0, first - context), min(len(text), last + context), nearby)
+        while windows and start <= windows[-1][1]:
             before = windows.pop()
             start, end = min(start, before[0]), max(end, before[1])
         windows.append((start, end))
@@ -176,29 +190,44 @@ def find_windows(text: str, matches: Iterable[Match], spans: Sequence[Span], con
 
 def cut_segments(text: str, start: int, end: int, gold: Sequence[Span], predicted: Sequence[Span]) -> list[Segment]:
     """The text from `start` to `end`, cut at every edge; the pieces joined are that text exactly."""
-    gold, predicted = ([span for span in spans if span.start < end and span.end > start] for spans in (gold, predicted))
     edges = {start, end, *(edge for span in (*gold, *predicted) for edge in (span.start, span.end))}
-    cuts = sorted(edge for edge in edges if start <= edge <= end)
-    return [_cut_one(text, a, b, gold, predicted) for a, b in pairwise(cuts)]
+    pieces = list(pairwise(sorted(edge for edge in edges if start <= edge <= end)))
+    covers = zip(pieces, _cover(gold, pieces), _cover(predicted, pieces), strict=True)
+    return [
+        Segment(
+            text=text[a:b],
+            gold=over_gold,
+            predicted=over_predicted,
+            starts_gold=any(span.start == a for span in over_gold),
+            ends_gold=any(span.end == b for span in over_gold),
+            starts_predicted=any(span.start == a for span in over_predicted),
+            ends_predicted=any(span.end == b for span in over_predicted),
+        )
+        for (a, b), over_gold, over_predicted in covers
+    ]
 
 
-def _cut_one(text: str, start: int, end: int, gold: Sequence[Span], predicted: Sequence[Span]) -> Segment:
-    over_gold, over_predicted = (tuple(_cover(spans, start, end)) for spans in (gold, predicted))
-    return Segment(
-        text=text[start:end],
-        gold=over_gold,
-        predicted=over_predicted,
-        starts_gold=any(span.start == start for span in over_gold),
-        ends_gold=any(span.end == end for span in over_gold),
-        starts_predicted=any(span.start == start for span in over_predicted),
-        ends_predicted=any(span.end == end for span in over_predicted),
-    )
+def _cover(spans: Sequence[Span], pieces: Sequence[tuple[int, int]]) -> Iterator[tuple[Span, ...]]:
+    """For each piece, in their order, the spans that lie over it, the innermost first."""
+    coming = sorted(spans, key=lambda span: span.start, reverse=True)
+    over: list[Span] = []
+    for start, _ in pieces:
+        while coming and coming[-1].start <= start:
+            over.append(coming.pop())
+        over = sorted((span for span in over if span.end > start), key=lambda span: span.end - span.start)
+        yield tuple(over)
 
 
-def _cover(spans: Sequence[Span], start: int, end: int) -> Iterator[Span]:
-    yield from sorted(
-        (span for span in spans if span.start <= start and span.end >= end), key=lambda span: span.end - span.start
-    )
+def _share_out(spans: Sequence[Span], windows: Sequence[tuple[int, int]]) -> list[list[Span]]:
+    """For each window the spans that reach into it."""
+    ends = [end for _, end in windows]
+    shares: list[list[Span]] = [[] for _ in windows]
+    for span in spans:
+        number = bisect_right(ends, span.start)
+        while number < len(windows) and windows[number][0] < span.end:
+            shares[number].append(span)
+            number += 1
+    return shares
 
 
 class _Nearby:
@@ -217,6 +246,7 @@ class _Nearby:
 
 
 def _grow(text: str, start: int, end: int, nearby: _Nearby) -> tuple[int, int]:
+    first, last = start - LONG_CHARACTERS, end + LONG_CHARACTERS
     while True:
         if start > 0:
             space = text.rfind(" ", max(0, start - _SNAP_CHARACTERS), start)
@@ -225,14 +255,30 @@ def _grow(text: str, start: int, end: int, nearby: _Nearby) -> tuple[int, int]:
             space = text.find(" ", end, end + _SNAP_CHARACTERS)
             end = space if space >= 0 else end
         cut = nearby.find_cut(start) + nearby.find_cut(end)
-        if not cut:
+        if not cut or start < first or end > last:
             return start, end
         start, end = min(start, *(span.start for span in cut)), max(end, *(span.end for span in cut))
 
 
+def _focus(span: Span) -> list[tuple[int, int]]:
+    return [(span.start, span.start), (span.end, span.end)] if _is_long(span) else [(span.start, span.end)]
+
+
+def _is_long(span: Span) -> bool:
+    return span.end - span.start > LONG_CHARACTERS
+
+
 def _describe(text: str, match: Match) -> Finding:
-    gold_text, predicted_text = (text[span.start : span.end] if span else "" for span in (match.gold, match.predicted))
+    gold_text, predicted_text = (_quote(text, span) if span else "" for span in (match.gold, match.predicted))
     return Finding(match.kind, match.gold, match.predicted, gold_text, predicted_text)
+
+
+def _quote(text: str, span: Span) -> str:
+    """A mention's text, of a long one its beginning and its end."""
+    if span.end - span.start <= MENTION_CHARACTERS:
+        return text[span.start : span.end]
+    half = MENTION_CHARACTERS // 2
+    return f"{text[span.start : span.start + half]} … {text[span.end - half : span.end]}"
 
 
 def _hash_record(scored: Scored, seed: int) -> int:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.evaluation.bootstrap import bootstrap_intervals
-from pipelines.evaluation.examples import Reservoir, cut_segments, make_example
+from pipelines.evaluation.examples import LONG_CHARACTERS, MAX_FINDINGS, Reservoir, cut_segments, make_example
 from pipelines.evaluation.metrics import Scored, count, count_documents, scores
 from pipelines.evaluation.rendering import describe_examples, render_html
 from pipelines.evaluation.report import EvaluationReport
@@ -180,11 +180,56 @@ def test_windows_never_cut_a_mention():
     assert "".join(segment.text for segment in window) == text[50:700]
 
 
-def test_window_grows_over_any_number_of_staggered_mentions():
+def test_window_grows_over_staggered_mentions_but_not_without_end():
     text = "x" * 20_000
     gold, predicted = ([Span(at, at + 15, "A") for at in range(first, 19_980, 20)] for first in (0, 10))
+    (window,) = make_example(Scored.from_text("d", "f:1", text, gold[:20], predicted[:20]), context=1).windows
+    assert "".join(segment.text for segment in window) == text[: predicted[19].end + 1]
     (window,) = make_example(Scored.from_text("d", "f:1", text, gold, predicted), context=1).windows
-    assert "".join(segment.text for segment in window) == text[: predicted[-1].end + 1]
+    length = len("".join(segment.text for segment in window))
+    assert predicted[MAX_FINDINGS - 1].end < length < predicted[MAX_FINDINGS - 1].end + LONG_CHARACTERS + 20
+
+
+def test_a_record_shows_its_first_errors_and_counts_the_others():
+    words = [f"w{number}" for number in range(400_000)]
+    gold = [Span(at, at + 2, "PER") for at in range(0, 400_000, 200)]
+    predicted = [Span(at + 1, at + 3, "PER", 0.5) for at in range(0, 400_000, 200)]
+    scored = Scored("d", "f:1", gold, gold, predicted, words=words)
+    example = make_example(scored)
+    assert (len(example.findings), example.num_more) == (MAX_FINDINGS, 2000 - MAX_FINDINGS)
+    assert len(example.windows) == MAX_FINDINGS
+    assert example.cut_after
+    html = render([scored], num_samples=10)
+    assert "and 1\u202f950 more" in html
+    assert len(html) < 200_000
+
+
+def test_each_edge_is_looked_at_once_however_many_errors_a_window_has():
+    looks = 0
+
+    class Counted(Span):
+        """A span that counts how often its end is asked for."""
+
+        def __getattribute__(self, name):
+            nonlocal looks
+            looks += name == "end"
+            return object.__getattribute__(self, name)
+
+    gold = [Counted(at, at + 5, "A") for at in range(0, 20_000, 10)]
+    segments = cut_segments("x" * 20_000, 0, 20_000, gold, [])
+    assert [segment.starts_gold for segment in segments] == [True, False] * 2000
+    assert looks < 20 * len(gold)
+
+
+def test_a_very_long_mention_is_shown_at_its_edges():
+    text = "before " * 100 + "x" * 3_000_000 + " after" * 100
+    start, end = text.index("x"), text.rindex("x") + 1
+    example = make_example(Scored.from_text("d", "f:1", text, [Span(start, end, "A")], []))
+    (_, first), (last, _) = example.windows
+    assert (first.starts_gold, first.ends_gold, last.starts_gold, last.ends_gold) == (True, False, False, True)
+    assert first.title == last.title == "gold A"
+    assert sum(len(segment.text) for window in example.windows for segment in window) < 1000
+    assert len(example.findings[0].gold_text) < 400
 
 
 def make_records(num_records, seed=0):
