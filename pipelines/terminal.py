@@ -16,6 +16,7 @@ from rich.text import Text
 
 from pipelines.corpus.shards import AugmentationInfo, ShardsInfo
 from pipelines.evaluation.examples import make_visible
+from pipelines.evaluation.rendering import list_unannotated
 from pipelines.job import console, progress_console
 
 TOTAL = "all (micro)"
@@ -83,6 +84,8 @@ def print_scores(result: dict[str, Any], title: str) -> None:
     low, high = result["intervals"]["strict"]["micro"]["f1"]
     f1 = f"[bold]{strict['micro']['f1']:.4f}[/]"
     console.print(f"test strict F1 {f1}, 95 % interval {low:.3f} to {high:.3f} over documents")
+    for warning in list_unannotated(result):
+        console.print(f"[yellow]![/] {_show(warning)}")
 
 
 def print_scaling(scaling: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def render_html(
         hues=hues,
         kinds=[(kind, KIND_MEANINGS[kind], result["errors"][kind]) for kind in KINDS],
         confusion=_shade_confusion(result["confusion"], [*labels, OUTSIDE]),
-        notes=list_notes(result),
+        notes=[*list_notes(result), *list_unannotated(result)],
         examples=shown,
         shown_sentence=describe_examples(result["examples"]),
         filter_kinds=[(kind, n) for kind in ERROR_KINDS if (n := sum(_has(e.findings, kind) for e in shown))],
@@ -70,7 +70,7 @@ def render_html(
 
 def render_markdown(result: Mapping[str, Any], title: str, facts: Mapping[str, Any]) -> str:
     """The same tables in text."""
-    parts = [f"# {_flatten(title)}", *(f"{note}" for note in list_notes(result))]
+    parts = [f"# {_flatten(title)}", *list_notes(result), *map(_flatten, list_unannotated(result))]
     header = ["", "gold", "strict F1", "95 %", "P", "R", "lenient F1", "95 %", "P", "R"]
     body = [
         [row["name"], format_number(row["support"]), *_score_cells(row["strict"]), *_score_cells(row["lenient"])]
@@ -136,6 +136,16 @@ def list_notes(result: Mapping[str, Any]) -> list[str]:
     if result["num_documents"] < FEW_DOCUMENTS:
         notes.append(f"With {_count(result['num_documents'], 'document')} the intervals are rough.")
     return notes
+
+
+def list_unannotated(result: Mapping[str, Any]) -> list[str]:
+    """A sentence on labels that are predicted and that no gold mention has, where there are any."""
+    labels = [label for label, score in result["lenient"]["labels"].items() if not score["support"]]
+    if not labels:
+        return []
+    numbers = {label: sum(row.get(label, 0) for row in result["confusion"].values()) for label in labels}
+    told = ", ".join(f"{label} ({format_number(number)})" for label, number in numbers.items())
+    return [f"Predicted, but in no gold mention: {told}. All of them count as spurious, also if nobody annotated them."]
 
 
 def describe_examples(meta: Mapping[str, int]) -> str:

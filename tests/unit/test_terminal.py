@@ -135,6 +135,16 @@ def test_print_scores_shows_labels_with_brackets_literally(capsys, tricky):
     assert any(line.split()[0] == tricky for line in capsys.readouterr().out.splitlines() if line.strip())
 
 
+def test_print_scores_names_labels_that_are_predicted_and_in_no_gold(capsys):
+    result = make_scores(["PER", "[b]MISC"])
+    print_scores(result, "scores")
+    assert "no gold" not in capsys.readouterr().out
+    unknown = result["lenient"]["labels"]["PER"] | {"support": 0}
+    result["lenient"] = result["lenient"] | {"labels": result["lenient"]["labels"] | {"[b]MISC": unknown}}
+    print_scores(result | {"confusion": {"O": {"[b]MISC": 7}, "PER": {"PER": 9, "[b]MISC": 5}}}, "scores")
+    assert "in no gold mention: [b]MISC (12). All of them count as" in " ".join(capsys.readouterr().out.split())
+
+
 def test_print_scores_counts_a_label_that_was_never_strictly_read_as_zero(capsys):
     result = make_scores(["PER"])
     result["strict"] = result["strict"] | {"labels": {}}

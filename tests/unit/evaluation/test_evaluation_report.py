@@ -334,6 +334,14 @@ def test_illegal_gold_is_pointed_out():
     assert "1 gold mention of the corpus has tags that the label scheme forbids" in render([record])
 
 
+def test_labels_that_no_gold_mention_has_are_named_in_page_and_text(tmp_path):
+    predicted = [Span(0, 1, "PER"), Span(1, 2, "<MISC>"), Span(2, 3, "<MISC>")]
+    report = fill([Scored.from_text("d", "f:1", "abc", [Span(0, 2, "PER")], predicted)], num_samples=10)
+    paths = report.write(tmp_path, "T", {})
+    assert "in no gold mention: <MISC> (2). All" in paths["report.md"].read_text(encoding="utf-8")
+    assert "in no gold mention: &lt;MISC&gt; (2). All" in paths["report.html"].read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("numbers", "sentence"),
     [
