@@ -17,7 +17,7 @@ from pipelines.ner.decoding import scale_scores
 MIN_ENTITIES = 50
 """Of a label; one with fewer predicted ones takes the temperature of all together."""
 TEMPERATURES = np.geomspace(0.25, 8.0, 241)
-NUM_BINS = 15
+NUM_BINS = 20
 _SMALLEST = 1e-6
 
 

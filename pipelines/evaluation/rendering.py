@@ -10,7 +10,8 @@ from markupsafe import Markup, escape
 
 from pipelines.evaluation.examples import Segment, make_example
 from pipelines.evaluation.matching import ERROR_KINDS, KINDS
-from pipelines.evaluation.metrics import READINGS, Scored
+from pipelines.evaluation.metrics import RATES, READINGS, Scored
+from pipelines.evaluation.reliability import MIN_SHOWN, draw_reliability
 from pipelines.ner.labels import OUTSIDE
 
 KIND_MEANINGS = {
@@ -58,6 +59,8 @@ def render_html(
         hues=hues,
         kinds=[(kind, KIND_MEANINGS[kind], result["errors"][kind]) for kind in KINDS],
         confusion=_shade_confusion(result["confusion"], [*labels, OUTSIDE]),
+        min_shown=MIN_SHOWN,
+        reliability=Markup(draw_reliability(result["calibration"])),
         notes=[*list_notes(result), *list_unannotated(result)],
         examples=shown,
         shown_sentence=describe_examples(result["examples"]),
@@ -99,6 +102,15 @@ def render_markdown(result: Mapping[str, Any], title: str, facts: Mapping[str, A
         [gold, *(format_number(result["confusion"].get(gold, {}).get(name, 0)) for name in names)] for gold in names
     ]
     parts += ["## Gold (rows) against predicted (columns)", render_markdown_table(["", *names], body)]
+    body = [
+        [f"{row['min_score']:g}", format_number(row["num_predicted"]), *(format_percent(row[rate]) for rate in RATES)]
+        for row in result["calibration"]["thresholds"]
+    ]
+    parts += [
+        f"## Strict scores, in percent, of mentions with at least `min_score`\n\nExpected calibration error: "
+        f"{result['calibration']['error']:.3f}",
+        render_markdown_table(["min_score", "predicted", "P", "R", "F1"], body),
+    ]
     for group, pairs in group_facts(facts):
         parts += [f"## {_flatten(group or 'Run')}", render_markdown_table(["", ""], pairs, num_text=2)]
     parts.append(f"Examples are in `report.html`: {describe_examples(result['examples'])}")

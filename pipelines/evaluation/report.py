@@ -11,6 +11,7 @@ from pipelines.evaluation.bootstrap import bootstrap_intervals
 from pipelines.evaluation.examples import Reservoir
 from pipelines.evaluation.matching import CORRECT, match_spans
 from pipelines.evaluation.metrics import Counts, Scored, Seen, Tallies, add_tallies, count_record, scores
+from pipelines.evaluation.reliability import Reliability
 from pipelines.evaluation.rendering import render_html, render_markdown
 
 
@@ -40,6 +41,7 @@ class EvaluationReport:
         self.counts = Counts()
         self.documents: dict[str, Tallies] = {}
         """`doc_id` → tallies, for the bootstrap."""
+        self.reliability = Reliability()
         self.erroneous, self.correct = Reservoir(num_erroneous, seed), Reservoir(num_correct, seed)
 
     def add(self, scored: Scored) -> None:
@@ -47,6 +49,7 @@ class EvaluationReport:
         matches = match_spans(scored.gold, scored.predicted)
         counts = count_record(scored, self.seen, matches)
         self.counts += counts
+        self.reliability.add(scored)
         add_tallies(self.documents.setdefault(scored.doc_id, {}), counts.labels)
         if any(match.kind != CORRECT for match in matches):
             self.erroneous.add(scored)
@@ -61,6 +64,7 @@ class EvaluationReport:
     def merge(self, other: "EvaluationReport") -> None:
         """Add everything that another report holds."""
         self.counts += other.counts
+        self.reliability.merge(other.reliability)
         for doc_id, tallies in other.documents.items():
             add_tallies(self.documents.setdefault(doc_id, {}), tallies)
         self.erroneous.merge(other.erroneous)
@@ -77,6 +81,7 @@ class EvaluationReport:
             "num_predicted": counts.num_predicted,
             **scores(counts),
             "intervals": bootstrap_intervals(self.documents, self.num_samples, self.seed),
+            "calibration": self.reliability.to_dict(counts.num_gold_strict),
             "bootstrap": {"num_samples": self.num_samples, "seed": self.seed},
             "examples": {
                 "num_erroneous_records": self.erroneous.total,
