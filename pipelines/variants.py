@@ -29,7 +29,7 @@ from pipelines.corpus.inference import (
 from pipelines.corpus.raw_text import read_texts
 from pipelines.corpus.shards import ShardsInfo, read_rows, read_split
 from pipelines.corpus.targets import Lesson, read_targets, write_targets
-from pipelines.evaluation.calibration import fit_temperatures, gather_scores, join_scores
+from pipelines.evaluation.calibration import cross_fit_error, fit_temperatures, gather_scores, join_scores
 from pipelines.evaluation.metrics import Scored, Tallies
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import write_json
@@ -188,12 +188,13 @@ class Bench:
         temperatures = {} if bundle == self.start else fit_temperatures(given)
         if temperatures:
             annotate_bundle(bundle, {}, temperatures=temperatures)
+        error = join_scores(given).error
         found = {
             "f1": scores["strict"]["micro"]["f1"],
             "f1_interval": scores["intervals"]["strict"]["micro"]["f1"],
             "documents": report.documents,
             "temperatures": temperatures,
-            "calibration_error": [join_scores(given).error, join_scores(given, temperatures).error],
+            "calibration_error": [error, cross_fit_error(records) if temperatures else error],
         }
         write_json(path, found)
         return found

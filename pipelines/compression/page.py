@@ -177,7 +177,7 @@ def table_labels(variants: Sequence[Variant]) -> Table:
 
 
 def _list_errors(variant: Variant) -> list[float]:
-    """The expected calibration error on dev, and what it is once scores are calibrated there, if they are."""
+    """The expected calibration error on dev, and of scores calibrated on the other half of it, if they are."""
     before, after = variant["calibration_error"]
     return [before] if before == after else [before, after]
 

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from pipelines.evaluation.calibration import MIN_ENTITIES, Scores, fit_temperatures, gather_scores, join_scores
+from pipelines.evaluation.calibration import (
+    MIN_ENTITIES,
+    Scores,
+    cross_fit_error,
+    fit_temperatures,
+    gather_scores,
+    join_scores,
+)
 from pipelines.evaluation.metrics import Scored
 from pipelines.ner.decoding import scale_scores
 from pipelines.ner.entities import Span
@@ -53,3 +60,33 @@ def test_scores_are_compared_strictly_with_gold_and_one_kind_alone_says_nothing(
     assert (found["PER"].is_right_E.tolist(), found["LOC"].is_right_E.tolist()) == ([1], [0])
     assert found["PER"].fit() == 1
     assert fit_temperatures({}) == {}
+
+
+def make_documents(temperatures, label="PER"):
+    """A document of many mentions for each temperature."""
+    records = []
+    for number, temperature in enumerate(temperatures):
+        drawn = draw(temperature, 3000, seed=number)
+        predicted = [Span(at, at + 1, label, score) for at, score in enumerate(drawn.scores_E)]
+        gold = [span for span, is_right in zip(predicted, drawn.is_right_E, strict=True) if is_right]
+        records.append(Scored.from_text(f"d{number}", f"f:{number}", "x" * 3000, gold, predicted))
+    return records
+
+
+def test_cross_fitted_error_is_measured_on_documents_that_were_not_fitted_on():
+    like, unlike = make_documents([2.0, 2.0]), make_documents([3.0, 0.4])
+    assert cross_fit_error(like) < 0.03 < join_scores(gather_scores(like)).error
+    found = gather_scores(unlike)
+    assert join_scores(found, fit_temperatures(found)).error < 0.1 < cross_fit_error(unlike)
+    assert cross_fit_error(like[::-1]) == pytest.approx(cross_fit_error(like))
+
+
+def test_label_of_one_half_alone_takes_the_temperature_of_all_of_the_other():
+    first, second = make_documents([2.0], "PER")[0], make_documents([2.0, 2.0], "LOC")[1]
+    assert cross_fit_error([first, second]) < 0.03
+
+
+def test_one_document_has_no_other_half_to_be_fitted_on():
+    record = make_documents([2.0])
+    assert cross_fit_error(record) == join_scores(gather_scores(record)).error
+    assert cross_fit_error([]) == 0
