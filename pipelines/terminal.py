@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.corpus.shards import AugmentationInfo, ShardsInfo
+from pipelines.evaluation.comparison import HEADER, list_comparison_rows
 from pipelines.evaluation.examples import make_visible
 from pipelines.evaluation.rendering import list_unannotated
 from pipelines.job import console, progress_console
@@ -86,6 +87,18 @@ def print_scores(result: dict[str, Any], title: str) -> None:
     console.print(f"test strict F1 {f1}, 95 % interval {low:.3f} to {high:.3f} over documents")
     for warning in list_unannotated(result):
         console.print(f"[yellow]![/] {_show(warning)}")
+
+
+def print_comparison(comparison: Mapping[str, Any]) -> None:
+    """How far a model is from another one."""
+    title = f"compared to {_show(comparison['compared_to'])}, in points"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for name in HEADER:
+        table.add_column(name, justify="right" if name else "left")
+    for name, *cells in list_comparison_rows(comparison):
+        table.add_row(_show(name), *cells)
+    console.print()
+    console.print(table)
 
 
 def print_scaling(scaling: dict[str, Any]) -> None:

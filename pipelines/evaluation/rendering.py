@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from pipelines.evaluation.comparison import HEADER, list_comparison_rows
 from pipelines.evaluation.examples import Segment, make_example
 from pipelines.evaluation.matching import ERROR_KINDS, KINDS
 from pipelines.evaluation.metrics import RATES, READINGS, Scored
@@ -59,6 +60,8 @@ def render_html(
         hues=hues,
         kinds=[(kind, KIND_MEANINGS[kind], result["errors"][kind]) for kind in KINDS],
         confusion=_shade_confusion(result["confusion"], [*labels, OUTSIDE]),
+        comparison_header=HEADER,
+        comparison=list_comparison_rows(result["comparison"]) if result["comparison"] else [],
         min_shown=MIN_SHOWN,
         reliability=Markup(draw_reliability(result["calibration"])),
         notes=[*list_notes(result), *list_unannotated(result)],
@@ -80,6 +83,11 @@ def render_markdown(result: Mapping[str, Any], title: str, facts: Mapping[str, A
         for row in list_score_rows(result)
     ]
     parts += ["## Scores, in percent", render_markdown_table(header, body)]
+    if result["comparison"]:
+        parts += [
+            f"## Compared to {_flatten(result['comparison']['compared_to'])}",
+            render_markdown_table(HEADER, list_comparison_rows(result["comparison"])),
+        ]
     if result["seen"]:
         body = [
             [

@@ -42,6 +42,8 @@ class EvaluationReport:
         self.documents: dict[str, Tallies] = {}
         """`doc_id` → tallies, for the bootstrap."""
         self.reliability = Reliability()
+        self.comparison: Mapping[str, Any] | None = None
+        """With another model (`compare`), if there is one; it does not merge."""
         self.erroneous, self.correct = Reservoir(num_erroneous, seed), Reservoir(num_correct, seed)
 
     def add(self, scored: Scored) -> None:
@@ -82,6 +84,7 @@ class EvaluationReport:
             **scores(counts),
             "intervals": bootstrap_intervals(self.documents, self.num_samples, self.seed),
             "calibration": self.reliability.to_dict(counts.num_gold_strict),
+            "comparison": self.comparison,
             "bootstrap": {"num_samples": self.num_samples, "seed": self.seed},
             "examples": {
                 "num_erroneous_records": self.erroneous.total,

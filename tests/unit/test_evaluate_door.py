@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from pipelines import evaluate, predict
 from pipelines.ner.encoders import locate_model
+from pipelines.ner.errors import UserError
 
 
 def evaluate_into(folder) -> int:
@@ -63,34 +64,27 @@ def test_scheme_is_told_to_have_no_effect_on_a_bundle(door, is_bundle, tmp_path,
     assert ("`inference.scheme` has no effect" in told) == is_bundle
 
 
-class Reached(Exception):
-    """The model is about to be given away."""
-
-
-def test_actors_get_the_whole_path_of_a_model_that_is_there(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "bundle").mkdir()
-    assert locate_model("bundle") == str(tmp_path / "bundle")
-    assert locate_model("someone/hub-id") == "someone/hub-id"
-    table = pa.table({"text": ["x"]})
+def stand_in(monkeypatch, table, predict, labels=(), known=None):
+    """For the cluster, the corpus (a table, of these labels) and the models (which know what `known` says)."""
     finished = SimpleNamespace(iter_batches=lambda **settings: iter([table]))
     corpus = SimpleNamespace(
-        labels={},
+        labels={"test": set(labels)},
         scheme="BIO",
-        num_records={"test": 1},
+        num_records={"test": table.num_rows},
         records=SimpleNamespace(map_batches=lambda *args, **settings: finished),
-        summary=SimpleNamespace(ledger=SimpleNamespace(write_parquet=lambda path: None)),
+        summary=SimpleNamespace(
+            ledger=SimpleNamespace(write_parquet=lambda path: None, counts=lambda: SimpleNamespace(rejected=0))
+        ),
     )
-    model = SimpleNamespace(scheme=SimpleNamespace(labels=()))
-    given = []
 
-    def predict(records, *settings):
-        given.append(settings[0])
-        raise Reached
+    def load(name, scheme):
+        knows = tuple(labels) if known is None else known[name]
+        model = SimpleNamespace(scheme=SimpleNamespace(labels=knows))
+        return SimpleNamespace(model=model, seen_mentions=frozenset(), info=SimpleNamespace(fingerprint="f"))
 
-    for name, stand_in in {
+    for name, one in {
         "find_all_files": lambda patterns: None,
-        "load_bundle": lambda name, scheme: SimpleNamespace(model=model, seen_mentions=frozenset()),
+        "load_bundle": load,
         "connect": lambda config: nullcontext(),
         "read_corpus": lambda *args, **settings: corpus,
         "list_node_cpus": lambda nodes: [1],
@@ -98,7 +92,82 @@ def test_actors_get_the_whole_path_of_a_model_that_is_there(tmp_path, monkeypatc
         "predict_table": predict,
         "ray": SimpleNamespace(nodes=list, cluster_resources=dict),
     }.items():
-        monkeypatch.setattr(evaluate, name, stand_in)
+        monkeypatch.setattr(evaluate, name, one)
+
+
+class Reached(Exception):
+    """The model is about to be given away."""
+
+
+def test_actors_get_the_whole_path_of_a_model_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundle").mkdir()
+    given = []
+
+    def predict(records, *settings):
+        given.append(settings[0])
+        raise Reached
+
+    stand_in(monkeypatch, pa.table({"text": ["x"]}), predict)
+    assert locate_model("bundle") == str(tmp_path / "bundle")
+    assert locate_model("someone/hub-id") == "someone/hub-id"
     with pytest.raises(Reached):
         evaluate.run(evaluate.EvaluateConfig(model="bundle", corpus=["c.conll"], output_dir=str(tmp_path / "out")))
     assert given == [str(tmp_path / "bundle")]
+
+
+def make_gold(num_records):
+    """A table of records, each a document with one mention of each of two labels."""
+    spans = [{"start": 0, "end": 1, "label": "PER"}, {"start": 2, "end": 3, "label": "LOC"}]
+    rows = [
+        {"doc_id": f"d{at}", "source": f"f:{at}", "text": "abc", "words": None, "tags": None, "spans": spans}
+        for at in range(num_records)
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def predict_parts(records, name, *settings):
+    """The gold; of the model `worse` without the places in every other record."""
+    rows = records.to_pylist()
+    for at, row in enumerate(rows):
+        row["predicted"] = [span for span in row["spans"] if name != "worse" or at % 2 or span["label"] == "PER"]
+    return pa.Table.from_pylist(rows)
+
+
+def test_two_models_are_compared_on_the_same_documents(tmp_path, monkeypatch, capsys):
+    stand_in(monkeypatch, make_gold(40), predict_parts, ["PER", "LOC"])
+    config = evaluate.EvaluateConfig(model="better", compare_to="worse", corpus=["c"], output_dir=str(tmp_path))
+    evaluate.run(config)
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["strict"]["micro"]["f1"] == 1
+    comparison = found["comparison"]
+    assert comparison["compared_to"] == "worse"
+    assert comparison["overall"]["difference"] == pytest.approx(1 - 120 / 140)
+    assert comparison["overall"]["low"] > 0
+    assert comparison["overall"]["p_value"] < 0.05
+    assert comparison["labels"]["PER"]["difference"] == 0
+    assert comparison["labels"]["PER"]["p_value"] == 1
+    row = "| LOC | 100.0 | 66.7 | +33.3 |"
+    assert row in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Compared to <bdi>worse</bdi>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    printed = capsys.readouterr().out
+    assert "compared to worse" in printed
+    assert "LOC 100.0 66.7 +33.3" in " ".join(printed.split())
+
+
+def test_one_model_alone_is_compared_to_nothing(tmp_path, monkeypatch, capsys):
+    stand_in(monkeypatch, make_gold(2), predict_parts, ["PER", "LOC"])
+    evaluate.run(evaluate.EvaluateConfig(model="better", corpus=["c"], output_dir=str(tmp_path)))
+    assert json.loads((tmp_path / "report.json").read_text())["comparison"] is None
+    assert "ompared to" not in capsys.readouterr().out + (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_other_model_that_knows_some_labels_or_none_is_told_as_such(tmp_path, monkeypatch, capsys):
+    config = evaluate.EvaluateConfig(model="better", compare_to="worse", corpus=["c"], output_dir=str(tmp_path))
+    known = {"better": ("PER", "LOC"), "worse": ("PER",)}
+    stand_in(monkeypatch, make_gold(4), predict_parts, ["PER", "LOC"], known)
+    evaluate.run(config)
+    assert "`worse` does not know LOC: all of them count as missed" in capsys.readouterr().out
+    stand_in(monkeypatch, make_gold(4), predict_parts, ["PER", "LOC"], known | {"worse": ("CAT",)})
+    with pytest.raises(UserError, match="the model `worse` knows none"):
+        evaluate.run(config)
