@@ -1,12 +1,13 @@
 """Which of the encoder's layers train, and from which epoch on."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from pipelines.ner.errors import UserError
 from pipelines.ner.model import TokenClassifier
-from pipelines.training.optimizer import find_layer
+from pipelines.training.depths import find_depths, has_own_layers
 
 
 class FreezingError(UserError):
@@ -30,15 +31,7 @@ class Freezing:
 
     def __init__(self, model: TokenClassifier, config: FreezingConfig) -> None:
         self.config = config
-        self.depths = _find_depths(model) if config.layers is not None else {}
-        num_layers = max(self.depths.values(), default=0)
-        if config.layers is not None and config.layers > num_layers:
-            raise FreezingError(
-                "more layers to freeze than the encoder has",
-                where="`training.freezing.layers`",
-                rule=f"0 to {num_layers}",
-                value=config.layers,
-            )
+        self.depths = find_layers_to_freeze(model.network, config) if config.layers is not None else {}
 
     def begin_epoch(self, epoch: int) -> bool:
         """Freeze what does not train in an epoch (from 0); returns whether another set trains than before."""
@@ -51,24 +44,21 @@ class Freezing:
         return bool(changed)
 
 
-def _find_depths(model: TokenClassifier) -> dict[nn.Parameter, int]:
-    """0 for the parameters of the embeddings, 1 for those of the lowest layer, and so on; none for what is above."""
-    encoder = model.network.base_model
-    tables = {one for module in encoder.modules() if isinstance(module, nn.Embedding) for one in module.parameters()}
-    depths: dict[nn.Parameter, int] = {}
-    layers: set[int] = set()
-    for name, parameter in encoder.named_parameters():
-        layer = find_layer(f".{name}")
-        if layer is not None:
-            depths[parameter] = layer + 1
-            layers.add(layer)
-        elif parameter in tables or not layers:
-            depths[parameter] = 0
-    if layers != set(range(model.network.config.num_hidden_layers)):
+def find_layers_to_freeze(network: Any, config: FreezingConfig) -> dict[nn.Parameter, int]:
+    """The depths of all that may be frozen. Raises FreezingError for an encoder without the layers that are to be."""
+    depths, num_layers = find_depths(network), network.config.num_hidden_layers
+    if not has_own_layers(network, depths):
         raise FreezingError(
-            f"the layers of `{model.network.config.model_type}` cannot be told apart",
+            f"the layers of `{network.config.model_type}` cannot be told apart",
             where="`training.freezing.layers`",
             rule="an encoder whose layers have weights of their own",
             remedy="leave it out",
+        )
+    if config.layers is not None and config.layers > num_layers:
+        raise FreezingError(
+            "more layers to freeze than the encoder has",
+            where="`training.freezing.layers`",
+            rule=f"0 to {num_layers}",
+            value=config.layers,
         )
     return depths

@@ -1,7 +1,6 @@
 """AdamW in parameter groups, and the learning rate as a function of the step."""
 
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from pipelines.ner.errors import UserError
 from pipelines.ner.model import TokenClassifier
+from pipelines.training.depths import find_depths, has_own_layers
 from pipelines.training.parallel import Strategy
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 LEAST_SCALE = 2.0**-16
 """A loss scale far below any that gradients need, and far above what they cannot be divided by."""
 SCHEDULES = ("linear", "cosine", "constant")
-_LAYER = re.compile(r"\.layers?\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -171,33 +170,30 @@ def find_rate_factor(step: int, num_steps: int, warmup_fraction: float, schedule
     return max(0.0, (step + 1) / warmup if step < warmup else after)
 
 
-def find_layer(name: str) -> int | None:
-    """Which of the encoder's layers a parameter belongs to, from 0, by its name."""
-    found = _LAYER.search(name)
-    return int(found[1]) if found else None
+def check_layer_rates(network: Any, config: OptimizerConfig) -> None:
+    """Raise OptimizerError for an encoder whose layers cannot have the rates that they are to have."""
+    if config.layer_decay != 1 and not has_own_layers(network, find_depths(network)):
+        raise OptimizerError(
+            "layers that learn at rates of their own",
+            where="`training.optimizer.layer_decay`",
+            rule="an encoder whose layers have weights and numbers of their own",
+            value=network.config.model_type,
+            remedy="leave it at 1",
+        )
 
 
 def _group_parameters(model: TokenClassifier, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Groups of parameters with one peak learning rate, kept as `peak_lr`, and one decay."""
     rate = config.learning_rate or choose_learning_rate(model.network.config.hidden_size)
     head_rate = config.head_learning_rate or max(rate, min(10 * rate, 2e-3))
-    num_layers = model.network.config.num_hidden_layers
-    known = {find_layer(name) for name, _ in model.named_parameters()} - {None}
-    if config.layer_decay != 1 and known != set(range(num_layers)):
-        raise OptimizerError(
-            "layers that learn at rates of their own",
-            where="`training.optimizer.layer_decay`",
-            rule="an encoder whose layers have weights and numbers of their own",
-            value=model.network.config.model_type,
-            remedy="leave it at 1",
-        )
+    check_layer_rates(model.network, config)
+    depths, num_layers = find_depths(model.network), model.network.config.num_hidden_layers
     encoder_prefix = f"network.{model.network.base_model_prefix}."
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not parameter.is_meta:
-            layer = find_layer(name)
-            depth = num_layers if layer is None else num_layers - 1 - layer
-            peak = rate * config.layer_decay**depth if name.startswith(encoder_prefix) else head_rate
+            num_above = num_layers - depths.get(parameter, num_layers)
+            peak = rate * config.layer_decay**num_above if name.startswith(encoder_prefix) else head_rate
             decay = config.weight_decay if parameter.ndim > 1 and not name.startswith("crf.") else 0.0
             groups.setdefault((peak, decay, is_sliced(parameter)), []).append(parameter)
     return [

@@ -2,13 +2,18 @@
 
 import pytest
 import torch
-from transformers import AlbertConfig, DebertaV2Config, ModernBertConfig
+from transformers import AlbertConfig, DebertaV2Config, ModernBertConfig, T5Config
 
 from pipelines.training.config import TrainingConfig
 from pipelines.training.forward import build_forward
 from pipelines.training.freezing import Freezing, FreezingConfig, FreezingError
 from tests.unit.ner.runtimes.test_runtimes import CONFIGS, SIZES, build
 from tests.unit.training.test_forward import make_batch
+
+DEBERTA = DebertaV2Config(
+    **SIZES, relative_attention=True, norm_rel_ebd="layer_norm", pos_att_type=["p2c", "c2p"], conv_kernel_size=3
+)
+T5 = T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_heads=4)
 
 
 def list_trained(model):
@@ -54,7 +59,9 @@ def test_a_run_that_begins_in_a_later_epoch_freezes_what_is_frozen_then(training
     assert list_trained(model) == {1, "head"}
 
 
-@pytest.mark.parametrize("config", [*CONFIGS.values(), DebertaV2Config(**SIZES)], ids=[*CONFIGS, "deberta"])
+@pytest.mark.parametrize(
+    "config", [*CONFIGS.values(), DebertaV2Config(**SIZES), DEBERTA], ids=[*CONFIGS, "deberta", "deberta as in xlarge"]
+)
 def test_every_architecture_has_its_parts_found(config):
     model = build(config)
     assert Freezing(model, FreezingConfig(2)).begin_epoch(0)
@@ -69,6 +76,22 @@ def test_what_is_above_the_layers_trains():
     trained = {name for name, one in model.named_parameters() if one.requires_grad}
     assert "network.model.final_norm.weight" in trained
     assert not [name for name in trained if ".layers." in name or "embeddings" in name]
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "expected"),
+    [
+        (DEBERTA, 0, {"encoder.LayerNorm": False, "encoder.rel_embeddings": False, "encoder.conv": True}),
+        (DEBERTA, 1, {"encoder.LayerNorm": False, "encoder.conv": False, "encoder.layer.1": True}),
+        (T5, 2, {"shared": False, "encoder.block.1": False, "encoder.block.2": True, "final_layer_norm": True}),
+    ],
+)
+def test_what_stands_beside_the_layers_freezes_with_what_it_belongs_to(config, layers, expected):
+    model = build(config)
+    Freezing(model, FreezingConfig(layers)).begin_epoch(0)
+    for part, trains in expected.items():
+        found = {one.requires_grad for name, one in model.named_parameters() if f"{part}." in name}
+        assert found == {trains}, part
 
 
 @pytest.mark.parametrize(

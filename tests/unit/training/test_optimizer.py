@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AlbertConfig, AutoModelForTokenClassification
+from transformers import AlbertConfig, AutoModelForTokenClassification, ModernBertConfig, Qwen2Config
 
 from pipelines.ner.model import TokenClassifier
 from pipelines.training.optimizer import (
@@ -15,7 +15,9 @@ from pipelines.training.optimizer import (
     find_rate_factor,
 )
 from pipelines.training.parallel import ParallelConfig, Strategy
+from tests.unit.ner.runtimes.test_runtimes import SIZES, build
 from tests.unit.training.conftest import SCHEME
+from tests.unit.training.test_freezing import DEBERTA, T5
 
 
 def build_optimizer(model, config, *, sparse=False, precision="fp32"):
@@ -71,6 +73,25 @@ def test_layer_decay_slows_each_layer_more_than_the_one_above(training_room, tin
     assert peaks == pytest.approx([5e-4, 1e-3])
     assert group_of(optimizer, bert.embeddings.word_embeddings.weight)["peak_lr"] == pytest.approx(2.5e-4)
     assert group_of(optimizer, model.network.classifier.weight)["peak_lr"] == pytest.approx(2e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (ModernBertConfig(**SIZES, pad_token_id=1), {"model.final_norm": 1, "model.embeddings": 0.25}),
+        (Qwen2Config(**SIZES, num_key_value_heads=2), {"model.norm": 1, "model.embed_tokens": 0.25}),
+        (T5, {"final_layer_norm": 1, "block.2": 1, "block.0": 0.25, "shared": 0.125}),
+        (DEBERTA, {"encoder.conv": 0.5, "encoder.layer.0": 0.5, "encoder.LayerNorm": 0.25, "rel_embeddings": 0.25}),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_what_stands_beside_the_layers_decays_with_what_it_belongs_to(config, expected):
+    model = build(config)
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3, layer_decay=0.5))
+    for part, factor in expected.items():
+        parameters = [one for name, one in model.named_parameters() if f"{part}." in name]
+        [peak] = {group_of(optimizer, one)["peak_lr"] for one in parameters}
+        assert peak == pytest.approx(factor * 1e-3), part
 
 
 def test_a_step_scales_every_group_by_its_own_peak_and_forgets_the_gradients(training_room, tiny_encoder):
