@@ -46,6 +46,14 @@ def has_cases(network: Any) -> bool:
     return bool(getattr(network.config, "casing", False))
 
 
+def get_case_table(network: Any) -> nn.Parameter | None:
+    """The embeddings of the cases, of a network that has them."""
+    if not has_cases(network):
+        return None
+    table: nn.Parameter = network.base_model.embeddings.token_type_embeddings.weight
+    return table
+
+
 def add_cases(network: Any) -> None:
     """Give a network a token type for each case."""
     embeddings = network.base_model.embeddings

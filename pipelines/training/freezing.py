@@ -16,7 +16,10 @@ class FreezingError(UserError):
 
 @dataclass(frozen=True)
 class FreezingConfig:
-    """Layers that keep their weights; nothing is computed backward below the lowest that trains."""
+    """Layers that keep their weights; nothing is computed backward below the lowest that trains.
+
+    An uncased encoder's embeddings of case, which are new, always train: `model.casing` false spares their time, too.
+    """
 
     layers: int | None = None
     """So many of the encoder's lowest layers do not train, nor do its embeddings; 0: the embeddings alone; default: all

@@ -1,9 +1,12 @@
 """Frozen layers keep their weights and cost no backward pass; unfreezing goes from the top, layer by layer."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from transformers import AlbertConfig, DebertaV2Config, ModernBertConfig, T5Config
 
+from pipelines.ner.casing import add_cases
 from pipelines.training.config import TrainingConfig
 from pipelines.training.forward import build_forward
 from pipelines.training.freezing import Freezing, FreezingConfig, FreezingError
@@ -105,6 +108,19 @@ def test_layers_that_are_not_there_are_refused(config, layers, what):
     with pytest.raises(FreezingError, match=what) as caught:
         Freezing(build(config), FreezingConfig(layers))
     assert caught.value.where == "`training.freezing.layers`"
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_the_new_embeddings_of_case_are_never_frozen(layers):
+    model = build(deepcopy(CONFIGS["bert"]))
+    add_cases(model.network)
+    freezing = Freezing(model, FreezingConfig(layers, 1))
+    for epoch in range(2):
+        freezing.begin_epoch(epoch)
+        embeddings = model.network.bert.embeddings
+        assert embeddings.token_type_embeddings.weight.requires_grad
+        assert embeddings.word_embeddings.weight.requires_grad == embeddings.LayerNorm.weight.requires_grad
+        assert embeddings.word_embeddings.weight.requires_grad == (epoch > layers)
 
 
 def test_nothing_is_computed_backward_below_the_lowest_layer_that_trains():

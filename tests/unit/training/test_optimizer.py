@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AlbertConfig, AutoModelForTokenClassification, ModernBertConfig, Qwen2Config
 
+from pipelines.ner.casing import add_cases
 from pipelines.ner.model import TokenClassifier
 from pipelines.training.optimizer import (
     SCHEDULES,
@@ -92,6 +93,15 @@ def test_what_stands_beside_the_layers_decays_with_what_it_belongs_to(config, ex
         parameters = [one for name, one in model.named_parameters() if f"{part}." in name]
         [peak] = {group_of(optimizer, one)["peak_lr"] for one in parameters}
         assert peak == pytest.approx(factor * 1e-3), part
+
+
+def test_the_new_embeddings_of_case_have_the_whole_rate_of_the_encoder(training_room, tiny_encoder):
+    model = training_room.build_model(tiny_encoder, "linear")
+    add_cases(model.network)
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3, layer_decay=0.5))
+    embeddings = model.network.bert.embeddings
+    assert group_of(optimizer, embeddings.token_type_embeddings.weight)["peak_lr"] == 1e-3
+    assert group_of(optimizer, embeddings.word_embeddings.weight)["peak_lr"] == 2.5e-4
 
 
 def test_a_step_scales_every_group_by_its_own_peak_and_forgets_the_gradients(training_room, tiny_encoder):
