@@ -73,6 +73,9 @@ class TokenClassifier(nn.Module):
         self.crf = LinearChainCRF(scheme) if head == "crf" else None
         self.exits: Exits | None = None
         """By which windows may leave early; training has them only to teach them."""
+        self.pretrained_head: Collection[str] = ()
+        """The network's parameters above its encoder that came with the checkpoint, as ModernBERT's last dense layer
+        does; by name."""
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, word_starts_BW: Tensor) -> Tensor:
         """Emissions `[B, W, K]`: the tag scores at each word's first sub-token, in nats (logits)."""
@@ -100,8 +103,7 @@ def build_token_classifier(
             rule="a network of a shape that transformers knows",
             remedy="train the model that it was made of, and make that one smaller",
         )
-    if config.dropout is not None:
-        settings |= {name: config.dropout for name in vars(encoder_config) if "dropout" in name}
+    settings |= find_dropouts(encoder_config, config.dropout)
     try:
         network, loading = AutoModelForTokenClassification.from_pretrained(
             encoder,
@@ -127,20 +129,34 @@ def build_token_classifier(
             value=", ".join(sorted(wrong)[:3]),
             remedy="mend its config.json, or choose another encoder",
         )
-    _renew_head(network, loading["missing_keys"])
+    new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    new |= _renew_head(network, loading["missing_keys"])
     if casing and not has_cases(network):
         add_cases(network)
-    return TokenClassifier(network, scheme, config.head)
+    model = TokenClassifier(network, scheme, config.head)
+    model.pretrained_head = {name for name, _ in network.named_parameters() if not name.startswith(base)} - new
+    return model
 
 
-def _renew_head(network: Any, new: Collection[str]) -> None:
-    """Give a head that came with the checkpoint new weights, for it knows other tags, or these in another order."""
+def find_dropouts(network_config: Any, dropout: float | None) -> dict[str, float]:
+    """What a network's configuration is to have for a dropout in encoder and head; nothing where it keeps its own."""
+    return {} if dropout is None else {name: dropout for name in vars(network_config) if "dropout" in name}
+
+
+def _renew_head(network: Any, new: Collection[str]) -> set[str]:
+    """Give a head that came with the checkpoint new weights, for it knows other tags, or these in another order.
+
+    Returns the names of its parameters.
+    """
+    renewed: set[str] = set()
     for name, module in network.named_modules():
         is_head = isinstance(module, nn.Linear) and module.out_features == network.config.num_labels
         if is_head and not name.startswith(f"{network.base_model_prefix}.") and f"{name}.weight" not in new:
             nn.init.normal_(module.weight, std=getattr(network.config, "initializer_range", 0.02))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+            renewed |= {f"{name}.{part}" for part, _ in module.named_parameters()}
+    return renewed
 
 
 def get_max_window(network_config: Any, tokenizer: Any) -> int:

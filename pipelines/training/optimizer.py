@@ -34,7 +34,8 @@ class OptimizerConfig:
     """Peak learning rate of the encoder; default by its hidden size: 1e-3 up to 256, 2e-4 up to 512, 5e-5 up to 768,
     2e-5 above."""
     head_learning_rate: float | None = None
-    """Peak learning rate of the head, which begins at nothing; default: 10 times the encoder's, up to 2e-3."""
+    """Peak learning rate of the head, which begins at nothing; default: 10 times the encoder's, up to 2e-3. What of it
+    comes with the encoder, as ModernBERT's last dense layer, has the encoder's."""
     sparse_embeddings: bool = True
     """Move only the embeddings of words that a batch has, where the way of training allows: less time and memory.
     False moves all, by their running means."""
@@ -188,12 +189,14 @@ def _group_parameters(model: TokenClassifier, config: OptimizerConfig) -> list[d
     head_rate = config.head_learning_rate or max(rate, min(10 * rate, 2e-3))
     check_layer_rates(model.network, config)
     depths, num_layers = find_depths(model.network), model.network.config.num_hidden_layers
-    encoder_prefix = f"network.{model.network.base_model_prefix}."
+    prefix = f"network.{model.network.base_model_prefix}."
+    pretrained_head = {f"network.{name}" for name in getattr(model, "pretrained_head", ())}
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not parameter.is_meta:
             num_above = num_layers - depths.get(parameter, num_layers)
-            peak = rate * config.layer_decay**num_above if name.startswith(encoder_prefix) else head_rate
+            is_pretrained = name.startswith(prefix) or name in pretrained_head
+            peak = rate * config.layer_decay**num_above if is_pretrained else head_rate
             decay = config.weight_decay if parameter.ndim > 1 and not name.startswith("crf.") else 0.0
             groups.setdefault((peak, decay, is_sliced(parameter)), []).append(parameter)
     return [

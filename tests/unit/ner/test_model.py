@@ -145,3 +145,10 @@ def test_what_an_encoder_has_learned_before_its_tags_is_kept(tmp_path):
     network.save_pretrained(tmp_path)
     model = build_token_classifier(str(tmp_path), BIO, ModelConfig())
     assert (model.network.head.dense.weight == 0.5).all()
+    assert model.pretrained_head == {"head.dense.weight", "head.norm.weight"}
+    for labels in (["LOC", "PER"], ["A"]):  # of a checkpoint with tags of its own, the layer of tags is made anew
+        build_token_classifier(str(tmp_path), LabelScheme.from_labels(labels), ModelConfig()).network.save_pretrained(
+            tmp_path / "tags"
+        )
+        again = build_token_classifier(str(tmp_path / "tags"), BIO, ModelConfig())
+        assert again.pretrained_head == model.pretrained_head

@@ -217,6 +217,17 @@ def test_head_and_crf_have_the_heads_learning_rate_and_the_encoder_its_own(train
         assert group_of(optimizer, parameter)["peak_lr"] == expected, name
 
 
+def test_what_of_the_head_comes_with_the_encoder_has_the_encoders_learning_rate():
+    model = build(ModernBertConfig(**SIZES, pad_token_id=1))
+    model.pretrained_head = {"head.dense.weight", "head.norm.weight"}
+    config = OptimizerConfig(learning_rate=1e-4, head_learning_rate=5e-3, layer_decay=0.5)
+    optimizer = build_optimizer(model, config)
+    for name, parameter in model.network.named_parameters():
+        if not name.startswith("model."):
+            expected = 5e-3 if name.startswith("classifier.") else 1e-4
+            assert group_of(optimizer, parameter)["peak_lr"] == expected, name
+
+
 @pytest.mark.parametrize(("rate", "head_rate"), [(None, 2e-3), (2e-5, 2e-4), (1e-4, 1e-3), (5e-3, 5e-3)])
 def test_default_head_rate_is_tenfold_up_to_a_limit(training_room, tiny_encoder, head, rate, head_rate):
     model = training_room.build_model(tiny_encoder, head)
