@@ -45,7 +45,7 @@ from pipelines.training.pretraining import PretrainingJob, to_perplexity
 from pipelines.training.pretraining_rules import find_setting_problems, find_tokenizer_problems, with_own_loss
 from pipelines.training.recorder import METRICS_FILE
 from pipelines.training.resources import ResourcesConfig, plan_workers
-from pipelines.training.strategies import find_idle_alone, find_misfits
+from pipelines.training.strategies import find_encoder_misfits, find_idle_alone, find_misfits
 from pipelines.training.trainer import fit
 
 IDENTITY = ("corpus", "model", "encoding", "masking", "objective", "training")
@@ -127,7 +127,8 @@ def _run(config: PretrainConfig, mentions: MentionSources, folder: Path) -> None
                 print_text(info, folder / TEXT_FOLDER)
             is_scratch = config.model.encoder == SCRATCH
             encoder = str(folder / TEXT_FOLDER / SCRATCH) if is_scratch else find_encoder(config.model.encoder)
-            raise_all(find_misfits(config.parallel, scaling.max_workers, scaling.use_gpu, encoder))
+            workers = scaling.max_workers
+            raise_all(find_misfits(config.parallel, workers, scaling.use_gpu, encoder, config.training))
             warn_of_idle(find_idle_alone(config.parallel, scaling.max_workers))
         has_head = has_masked_head(encoder)
         job = _build_job(config, encoder, folder / TEXT_FOLDER, has_head)
@@ -246,6 +247,7 @@ def _find_encoder_problems(config: PretrainConfig) -> list[UserError]:
         encoder = find_encoder(config.model.encoder)
         tokenizer = load_tokenizer(encoder)
         problems = find_model_problems(encoder) + find_tokenizer_problems(tokenizer, config.objective)
+        problems += find_encoder_misfits(config.parallel, encoder, config.training)
         longest = _find_longest(encoder)
         if window is not None and window <= longest:
             Encoder(tokenizer, window=window, stride=0, splitter="whitespace")

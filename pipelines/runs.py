@@ -29,6 +29,7 @@ from pipelines.corpus.summary import SPLITS
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.folders import leave_no_trace_of_mistakes
 from pipelines.ner.bundle import Bundle, BundleInfo, hash_mention, save_bundle
+from pipelines.ner.encoders import SCRATCH, find_encoder
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import raise_all
 from pipelines.ner.model import ModelConfig
@@ -38,6 +39,7 @@ from pipelines.training.history import read_metrics
 from pipelines.training.job import TrainingJob, TrainingResult
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.recorder import METRICS_FILE
+from pipelines.training.strategies import find_encoder_misfits
 
 NUM_EXAMPLES = 20
 SHARDS_FOLDER = "shards"
@@ -56,6 +58,12 @@ def build_guard(folder: Path) -> Callable[[], AbstractContextManager[None]]:
         return told or any(next(folder.glob(pattern), None) for pattern in WORK)
 
     return partial(leave_no_trace_of_mistakes, folder, has_begun)
+
+
+def check_encoder(corpus: CorpusConfig, model: ModelConfig, training: TrainingConfig, parallel: ParallelConfig) -> None:
+    """Raise UserError for an encoder that cannot do what is asked of it; nothing of one that only shards will tell."""
+    if model.encoder != SCRATCH and not corpus.shards:
+        raise_all(find_encoder_misfits(parallel, find_encoder(model.encoder), training, model.dropout))
 
 
 def get_shards(

@@ -31,7 +31,7 @@ from pipelines.ner.errors import UserError, UserErrors, raise_all
 from pipelines.ner.model import ModelConfig
 from pipelines.replacement import check_inputs_stay, discard
 from pipelines.run_record import RunRecord
-from pipelines.runs import SHARDS_FOLDER, build_guard, build_job, get_shards
+from pipelines.runs import SHARDS_FOLDER, build_guard, build_job, check_encoder, get_shards
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_scaling
 from pipelines.training.config import TrainingConfig, find_contradictions
@@ -101,6 +101,7 @@ def _run(config: ScaleConfig, folder: Path) -> None:
     can_forget = build_guard(folder)
     with can_forget():
         find_all_files(config.corpus.list_patterns())
+        check_encoder(config.corpus, _fix_model(config), config.training, config.parallel)
     left_out: dict[Case, str] = {}
     with connect(config.cluster):
         with can_forget():
@@ -188,7 +189,7 @@ def _leave_out_misfits(
         found = [
             *parallel.find_problems(),
             *find_contradictions(_fix_model(config), _fix_training(config, case), parallel),
-            *find_misfits(parallel, case.num_workers, bool(needs.use_gpu), encoder),
+            *find_misfits(parallel, case.num_workers, bool(needs.use_gpu), encoder, config.training, dropout=0.0),
         ]
         if found:
             del resources[case]

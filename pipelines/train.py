@@ -34,7 +34,16 @@ from pipelines.planning.running_cluster import read_running_cluster
 from pipelines.replacement import check_inputs_stay, discard_with_rows
 from pipelines.resources import TrainSettings, apply_training_plan, plan_run
 from pipelines.run_record import RunRecord
-from pipelines.runs import FREE, SHARDS_FOLDER, build_guard, build_job, get_shards, score_test_split, write_bundle
+from pipelines.runs import (
+    FREE,
+    SHARDS_FOLDER,
+    build_guard,
+    build_job,
+    check_encoder,
+    get_shards,
+    score_test_split,
+    write_bundle,
+)
 from pipelines.terminal import describe_siblings, print_examples, print_scores, print_shards, watch_training
 from pipelines.tracking import Tracking, TrackingConfig
 from pipelines.training.config import TrainingConfig, find_contradictions, find_idle
@@ -100,6 +109,7 @@ def _run(config: TrainConfig, folder: Path) -> None:
     can_forget = build_guard(folder)
     with can_forget():  # what needs no cluster is told before one is started
         find_all_files(config.corpus.list_patterns())
+        check_encoder(config.corpus, config.model, config.training, config.parallel)
         config.tracking.check_servers()
     with connect(config.cluster), Tracking(config.tracking, folder, asdict(config)) as tracking:
         record.data["inventory"] = ray.cluster_resources()
@@ -116,7 +126,8 @@ def _run(config: TrainConfig, folder: Path) -> None:
             plan = plan_run(given, encoder, info, inventory) if config.resources.auto else None
             training, parallel, resources = apply_training_plan(plan, given)
             scaling = plan_workers(resources, may_grow=inventory.may_grow)
-            raise_all(find_misfits(parallel, scaling.max_workers, scaling.use_gpu, encoder))
+            workers, dropout = scaling.max_workers, config.model.dropout
+            raise_all(find_misfits(parallel, workers, scaling.use_gpu, encoder, training, dropout))
             warn_of_idle(find_idle_alone(parallel, scaling.max_workers))
         job = build_job(shards, info, encoder, config.model, training, parallel)
         read_rows = discard_with_rows(folder, MetricsTail(folder / METRICS_FILE).read)

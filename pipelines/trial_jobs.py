@@ -85,7 +85,8 @@ class TrialJobs:
         recipe = self.apply(settings, seed)
         raise_all(recipe.find_problems())
         prepared = self.find_prepared(recipe)
-        raise_all(find_misfits(recipe.parallel, self.num_workers, self.use_gpu, prepared.encoder))
+        training, dropout = recipe.training, recipe.model.dropout
+        raise_all(find_misfits(recipe.parallel, self.num_workers, self.use_gpu, prepared.encoder, training, dropout))
         return build_job(
             prepared.shards, prepared.info, prepared.encoder, recipe.model, recipe.training, recipe.parallel
         )

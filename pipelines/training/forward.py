@@ -64,16 +64,9 @@ class Forward(nn.Module):
         Emissions are `[S × B, W, K]` then: all windows with the first mask, all with the second, and so on. Raises
         ForwardError for a network that does not drop out right before its classifier.
         """
-        last = [child for child in self.model.network.children() if isinstance(child, nn.Dropout)]
-        if len(last) != 1 or not last[0].p:
-            raise ForwardError(
-                f"no dropout before the classifier of `{self.model.network.config.model_type}` to draw samples of",
-                where="`training.dropout_samples`",
-                rule="a network with one dropout, above 0, right before its classifier",
-                remedy="leave it out, or set `--model.dropout`",
-            )
+        last = find_last_dropout(self.model.network)
         self.dropout_samples = count
-        self._sample_before(last[0])
+        self._sample_before(last)
 
     def _sample_before(self, dropout: nn.Dropout) -> None:
         """Prepare the network's own dropout."""
@@ -98,6 +91,19 @@ def build_forward(
     if found is None or rounds_to_int8(model.network):
         return PaddedForward(model, precision, gradient_checkpointing)
     return PackedForward(model, found, precision, gradient_checkpointing)
+
+
+def find_last_dropout(network: Any) -> nn.Dropout:
+    """The dropout before the classifier. Raises ForwardError for a network without one there."""
+    last = [child for child in network.children() if isinstance(child, nn.Dropout)]
+    if len(last) != 1 or not last[0].p:
+        raise ForwardError(
+            f"no dropout before the classifier of `{network.config.model_type}` to draw samples of",
+            where="`training.dropout_samples`",
+            rule="a network with one dropout, above 0, right before its classifier",
+            remedy="leave it out, or set `--model.dropout`",
+        )
+    return last[0]
 
 
 def check_passes_differ(network: Any, *, remedy: str = "leave it out, or set `--model.dropout`") -> None:

@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from pipelines.ner.casing import split_cases
 from pipelines.ner.encoders import EncoderError
 from pipelines.ner.errors import UserError
+from pipelines.ner.model import find_dropouts
 from pipelines.ner.shapes import FIELD
 
 IN_SWAPPED_ORDER, IN_ORDER = 0, 1
@@ -127,7 +128,7 @@ def _find_weight_problems(folder: Path) -> list[UserError]:
 
 def _load(encoder: str, dropout: float | None) -> tuple[Any, set[str]]:
     config = AutoConfig.from_pretrained(encoder, trust_remote_code=False)
-    settings = {} if dropout is None else {name: dropout for name in vars(config) if "dropout" in name}
+    settings = find_dropouts(config, dropout)
     try:
         network, told = AutoModelForMaskedLM.from_pretrained(
             encoder,

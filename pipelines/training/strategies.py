@@ -1,15 +1,22 @@
 """Which strategy a run takes, and whether its workers and its model can do it."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import AutoConfig, AutoModelForTokenClassification
+from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 
 from pipelines.ner.errors import UserError
-from pipelines.ner.model import TokenClassifier
+from pipelines.ner.model import TokenClassifier, find_dropouts
 from pipelines.ner.runtimes.architectures import read_architecture
+from pipelines.training.config import TrainingConfig
+from pipelines.training.forward import check_passes_differ, find_last_dropout
+from pipelines.training.freezing import find_layers_to_freeze
+from pipelines.training.optimizer import check_layer_rates
 from pipelines.training.parallel import DataParallel, LocalSGD, ParallelConfig, ParallelError, Strategy
 
 ELASTIC = ("ddp", "fsdp", "local_sgd")
@@ -40,25 +47,25 @@ def find_strategy(name: str) -> type[Strategy]:
     return {"fsdp": slices.FullySharded, "tensor": slices.TensorParallel, "hybrid": slices.Hybrid}[name]
 
 
-def find_misfits(config: ParallelConfig, num_workers: int, use_gpu: bool, encoder: str) -> list[UserError]:
-    """What the workers or the encoder (a resolved path or hub id) cannot do; told before any worker starts."""
+def find_misfits(
+    config: ParallelConfig,
+    num_workers: int,
+    use_gpu: bool,
+    encoder: str,
+    training: TrainingConfig | None = None,
+    dropout: float | None = None,
+) -> list[UserError]:
+    """What the workers or the encoder (a resolved path or hub id) cannot do; told before any worker starts.
+
+    Args:
+        dropout: of the model; default: the encoder's own.
+    """
     problems: list[UserError] = [
         ParallelError("a strategy that the workers cannot do", where=f"`parallel.{name}`", rule=rule, value=value)
         for name, rule, value, holds in _list_needs(config, num_workers, use_gpu)
         if not holds
     ]
-    if config.gradient_checkpointing and not getattr(
-        _outline_network(encoder), "supports_gradient_checkpointing", False
-    ):
-        problems.append(
-            ParallelError(
-                "an encoder that cannot compute its activations again",
-                where="`parallel.gradient_checkpointing`",
-                rule="one for which transformers has gradient checkpointing",
-                value=encoder,
-                remedy="leave it out; fewer `--training.device_batch_tokens` take less memory too",
-            )
-        )
+    problems += find_encoder_misfits(config, encoder, training or TrainingConfig(), dropout)
     slices_products = config.strategy == "tensor" or (config.strategy == "hybrid" and config.inside == "tensor")
     if problems or not (slices_products or config.strategy == "pipeline"):
         return problems
@@ -104,10 +111,47 @@ def _list_needs(config: ParallelConfig, num_workers: int, use_gpu: bool) -> list
     return needs
 
 
-def _outline_network(encoder: str) -> nn.Module:
-    """The network's modules without weights."""
+def find_encoder_misfits(
+    config: ParallelConfig, encoder: str, training: TrainingConfig, dropout: float | None = None
+) -> list[UserError]:
+    """What the encoder cannot do, whatever the workers; see `find_misfits`."""
+    problems: list[UserError] = []
+    if config.gradient_checkpointing and not getattr(
+        _outline_network(encoder), "supports_gradient_checkpointing", False
+    ):
+        problems.append(
+            ParallelError(
+                "an encoder that cannot compute its activations again",
+                where="`parallel.gradient_checkpointing`",
+                rule="one for which transformers has gradient checkpointing",
+                value=encoder,
+                remedy="leave it out; fewer `--training.device_batch_tokens` take less memory too",
+            )
+        )
+    checks: list[tuple[bool, Callable[[nn.Module], object]]] = [
+        (training.freezing.layers is not None, partial(find_layers_to_freeze, config=training.freezing)),
+        (training.optimizer.layer_decay != 1, partial(check_layer_rates, config=training.optimizer)),
+        (training.dropout_samples > 1, find_last_dropout),
+        (training.r_drop > 0, check_passes_differ),
+    ]
+    asked = [check for is_asked, check in checks if is_asked]
+    network = _outline_network(encoder, dropout) if asked else nn.Module()
+    for check in asked:
+        try:
+            check(network)
+        except UserError as error:
+            problems.append(error)
+    return problems
+
+
+def _outline_network(encoder: str, dropout: float | None = None) -> nn.Module:
+    """The network's modules without weights; an encoder alone where it has no token classifier, to be pretrained."""
+    config = AutoConfig.from_pretrained(encoder, trust_remote_code=False)
+    for name, share in find_dropouts(config, dropout).items():
+        setattr(config, name, share)
+    is_classifier = type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
     with torch.device("meta"):
-        network: nn.Module = AutoModelForTokenClassification.from_config(
-            AutoConfig.from_pretrained(encoder, trust_remote_code=False), trust_remote_code=False
+        network: nn.Module = (AutoModelForTokenClassification if is_classifier else AutoModel).from_config(
+            config, trust_remote_code=False
         )
     return network

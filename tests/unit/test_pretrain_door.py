@@ -130,3 +130,7 @@ def test_tokenizer_without_a_mask_token_is_refused(refuse, tmp_path, tiny_encode
 
 def test_encoder_that_is_not_there_is_refused(refuse):
     assert "no encoder `./missing`" in refuse(encoder="./missing")
+
+
+def test_layers_that_the_encoder_does_not_have_cannot_be_frozen(refuse):
+    assert "more layers to freeze than the encoder has" in refuse("--training.freezing.layers", 9)

@@ -9,7 +9,15 @@ import ray
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from transformers import AlbertConfig, AutoModelForTokenClassification, MPNetConfig, XLNetConfig
+from transformers import (
+    AlbertConfig,
+    AutoModelForTokenClassification,
+    BertConfig,
+    GPT2Config,
+    MPNetConfig,
+    TapasConfig,
+    XLNetConfig,
+)
 
 from pipelines.ner.encoders import EncoderError
 from pipelines.ner.model import TokenClassifier
@@ -19,6 +27,7 @@ from pipelines.training.averaging import AveragingConfig
 from pipelines.training.batches import TrainingWindows
 from pipelines.training.config import TrainingConfig, TrainingError, find_idle
 from pipelines.training.forward import ForwardError, check_passes_differ
+from pipelines.training.freezing import FreezingConfig
 from pipelines.training.optimizer import OptimizerConfig
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.pipeline import KEPT_SCHEDULES, Pipeline
@@ -232,6 +241,44 @@ def test_an_architecture_that_cannot_be_sliced_is_refused(tmp_path):
         [problem] = find_misfits(ParallelConfig(strategy=strategy), 2, False, str(tmp_path))
         assert "knows only some architectures" in str(problem)
         assert "take ddp or fsdp" in str(problem)
+
+
+GPT2 = GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4)
+STILL_BERT = BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "dropout", "where"),
+    [
+        (BertConfig(), {"freezing": FreezingConfig(13)}, None, "training.freezing.layers"),
+        (AlbertConfig(), {"freezing": FreezingConfig(1)}, None, "training.freezing.layers"),
+        (AlbertConfig(), {"optimizer": OptimizerConfig(layer_decay=0.9)}, None, "training.optimizer.layer_decay"),
+        (GPT2, {"optimizer": OptimizerConfig(layer_decay=0.9)}, None, "training.optimizer.layer_decay"),
+        (XLNetConfig(), {"dropout_samples": 2}, None, "training.dropout_samples"),
+        (STILL_BERT, {"dropout_samples": 2}, None, "training.dropout_samples"),
+        (STILL_BERT, {"r_drop": 1.0}, None, "training.r_drop"),
+    ],
+)
+def test_an_option_that_the_encoder_cannot_have_is_refused_before_anything_starts(
+    tmp_path, config, changes, dropout, where
+):
+    config.save_pretrained(tmp_path)
+    [problem] = find_misfits(ParallelConfig(), 1, False, str(tmp_path), TrainingConfig(**changes), dropout)
+    assert problem.where == f"`{where}`"
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "dropout"),
+    [
+        (BertConfig(), {"freezing": FreezingConfig(12), "optimizer": OptimizerConfig(layer_decay=0.9)}, None),
+        (STILL_BERT, {"dropout_samples": 2, "r_drop": 1.0}, 0.1),
+        (TapasConfig(), {"freezing": FreezingConfig(2)}, None),
+    ],
+    ids=["layers", "dropout given", "without a token classifier"],
+)
+def test_an_option_that_the_encoder_can_have_is_not_refused(tmp_path, config, changes, dropout):
+    config.save_pretrained(tmp_path)
+    assert find_misfits(ParallelConfig(), 1, False, str(tmp_path), TrainingConfig(**changes), dropout) == []
 
 
 def test_find_problems_lists_every_bad_value_at_once():
