@@ -168,8 +168,10 @@ def find_contradictions(model: ModelConfig, training: TrainingConfig, parallel: 
     words = "fgm and pgd follow the gradient of the embeddings, which frozen ones do not have"
     powersgd = "`parallel.gradient_compression` powersgd"
     kept = "powersgd adds to each step what the last one left out, and fp16's first overflow would stay in it for ever"
+    own = "workers of local_sgd decide alone which steps overflow, and their running means no longer match"
     rules = [
         ("precision", powersgd, parallel.gradient_compression == "powersgd", kept),
+        ("precision", strategy, parallel.strategy == "local_sgd", own),
         ("label_smoothing", crf, model.head == "crf", loss),
         ("r_drop", crf, model.head == "crf", tags),
         ("r_drop", no_dropout, model.dropout == 0, same),

@@ -384,6 +384,13 @@ def test_fp16_is_refused_with_powersgd_which_remembers_an_overflow():
         assert find_contradictions(ModelConfig(), training, parallel) == []
 
 
+def test_fp16_is_refused_with_local_sgd_whose_workers_overflow_alone():
+    [problem] = find_contradictions(ModelConfig(), TrainingConfig(precision="fp16"), ParallelConfig("local_sgd"))
+    assert problem.value == "`training.precision`, `parallel.strategy` local_sgd"
+    for precision, strategy in (("bf16", "local_sgd"), ("fp16", "fsdp")):
+        assert find_contradictions(ModelConfig(), TrainingConfig(precision=precision), ParallelConfig(strategy)) == []
+
+
 def test_find_problems_refuses_numbers_that_are_not_finite():
     config = TrainingConfig(
         optimizer=OptimizerConfig(learning_rate=math.nan, weight_decay=math.inf, max_grad_norm=math.nan)
