@@ -61,7 +61,8 @@ def train(
         The final state, with the best epoch's weights in `best_model`.
 
     Raises:
-        TrainingError: nothing to train on, a loss that is not a number, or gradients that never fit into fp16.
+        TrainingError: nothing to train on, a loss or a gradient that is not a number, or gradients that never fit into
+            fp16.
     """
     parallel, state = parallel or ParallelConfig(), state or TrainingState()
     run = _Run(model, windows, config, parallel, imitation, pad_id, device, listener, state)
@@ -229,8 +230,10 @@ class _Run:
             dist.all_reduce(shared_SX)
             told_SX = shared_SX.cpu()
         for (row, step, _), (loss, norm, *worker_s) in zip(self.untold, told_SX.tolist(), strict=True):
-            if not math.isfinite(loss) or (not math.isfinite(norm) and self.precision != "fp16"):
-                self.refuse_step(row, step)
+            if not math.isfinite(loss):
+                self.refuse_step("the loss is not a number", row, step)
+            if not math.isfinite(norm) and self.precision != "fp16":
+                self.refuse_step("the norm of the gradients is not a number, though the loss is one", row, step)
             self.num_overflows = 0 if math.isfinite(norm) else self.num_overflows + 1
             if self.num_overflows == MOST_OVERFLOWS:
                 self.refuse_overflows(row)
@@ -260,10 +263,10 @@ class _Run:
             self.adversary.add_gradients(compute)
         return loss
 
-    def refuse_step(self, row: dict[str, Any], step: np.ndarray) -> None:
+    def refuse_step(self, what: str, row: dict[str, Any], step: np.ndarray) -> None:
         """Raise TrainingError, with the records of the step, for a loss or a gradient that is not a number."""
         raise TrainingError(
-            "the loss is not a number",
+            what,
             where=f"step {row['step']}, epoch {row['epoch'] + 1}",
             value=f"records {', '.join(self.windows.record_ids[int(i)].as_py() for i in step[:10])}",
             remedy="lower `--training.optimizer.learning_rate`, or set `--training.precision fp32`",

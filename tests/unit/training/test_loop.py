@@ -253,11 +253,19 @@ def test_loss_that_is_not_a_number_names_the_place_and_the_records(training_room
     with torch.no_grad():
         model.network.classifier.bias.fill_(math.nan)
     table = training_room.make_table(4)
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(TrainingError, match="^the loss is not a number") as caught:
         training_room.run_loop(model, table, configure(batch_tokens=1000))
     assert caught.value.where == "step 1, epoch 1"
     for record in set(table["record_id"].to_pylist()):
         assert record in str(caught.value)
+
+
+def test_a_gradient_that_is_not_finite_is_told_as_one(training_room, tiny_encoder):
+    model = training_room.build_model(tiny_encoder, "linear")
+    next(model.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(TrainingError, match="^the norm of the gradients is not a number") as caught:
+        training_room.run_loop(model, training_room.make_table(4), configure(batch_tokens=1000))
+    assert caught.value.where == "step 1, epoch 1"
 
 
 def test_windows_without_any_word_are_refused(training_room, tiny_encoder):
