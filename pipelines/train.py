@@ -121,6 +121,7 @@ def _run(config: TrainConfig, folder: Path) -> None:
             )
             if is_new:
                 print_shards(info, shards)
+            warn_of_idle(info.describe_lack_of_gold())
             encoder = find_shards_encoder(shards, info)
             given = TrainSettings(config.model, config.training, config.parallel, config.resources)
             plan = plan_run(given, encoder, info, inventory) if config.resources.auto else None

@@ -154,6 +154,7 @@ def _begin(
     check_ends(space, recipe, Recipe.find_problems)
     if is_new:
         print_shards(base.info, base.shards)
+    warn_of_idle(base.info.describe_lack_of_gold())
     if config.resources.auto:
         slots = _follow_plan(config, list(prepared.values()), inventory, growth) or slots
     if config.search.sampler == "pbt" and slots.must_count and slots.concurrent < config.search.num_trials:

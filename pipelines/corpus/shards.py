@@ -91,6 +91,14 @@ class ShardsInfo:
         """The model's tags with their scheme."""
         return LabelScheme(self.scheme, tuple(self.tags))
 
+    def describe_lack_of_gold(self) -> list[str]:
+        """What a dev split without entities means for training; nothing of another."""
+        dev = self.splits.get("dev")
+        told = (
+            "the dev split has no entity: F1 is 0 after every epoch, and the last one's weights are kept, good or bad"
+        )
+        return [told] if dev is not None and not dev.entities else []
+
     def to_dict(self) -> dict[str, Any]:
         """As in the sidecar, which does not speak of what there is not."""
         spared = ("augmentation", "encoder_folder")

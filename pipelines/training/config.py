@@ -37,7 +37,7 @@ class TrainingConfig:
     """bf16, fp16 (with scaled gradients), fp32, or auto: bf16 where the hardware computes it faster. Weights stay in
     fp32."""
     patience: int | None = None
-    """Stop after so many epochs without a better dev F1; default: never."""
+    """Stop after so many epochs without a better dev F1, where one was above 0; default: never."""
     checkpoint_every_steps: int = 200
     """A checkpoint every so many steps, besides one after every epoch."""
     label_smoothing: float = 0.0

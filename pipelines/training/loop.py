@@ -150,7 +150,7 @@ class _Run:
             with self.average.in_place():
                 scored = self.strategy.open_model()
                 f1 = evaluate(scored)
-                if f1 > state.best_f1:
+                if f1 > state.best_f1 or f1 == state.best_f1 == 0:  # of those that find nothing, the last knows most
                     state.best_f1, state.best_epoch = f1, state.epoch
                     weights = scored.state_dict()
                     state.best_model = {name: value.detach().cpu().clone() for name, value in weights.items()}

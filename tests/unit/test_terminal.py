@@ -57,6 +57,12 @@ def make_info(**changes):
     return ShardsInfo(**(settings | changes))
 
 
+def test_a_dev_split_without_entities_is_told():
+    [told] = make_info().describe_lack_of_gold()
+    assert "the dev split has no entity" in told
+    assert make_info(splits={"dev": SplitInfo(5, 5, 60, 5, {"PER": 1})}).describe_lack_of_gold() == []
+
+
 def test_ledger_of_raw_text_is_told_and_stored(capsys, tmp_path):
     ledger = {"kept": 1200, "rejected": 3, "reasons": {"invalid_utf8": 2, "empty": 1}}
     counts = {"train": 1200}

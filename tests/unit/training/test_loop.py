@@ -244,8 +244,21 @@ def test_a_model_that_finds_nothing_is_still_kept(training_room, tiny_encoder):
         configure(checkpoint_every_steps=1000),
         f1s=[0.0, 0.0],
     )
-    assert told.final.best_epoch == 1
-    assert are_equal(told.final.best_model, told.states[0].model)
+    assert (told.final.best_epoch, told.final.best_f1) == (2, 0.0)
+    assert are_equal(told.final.best_model, told.states[1].model)
+    assert not are_equal(told.final.best_model, told.states[0].model)
+
+
+def test_epochs_that_find_nothing_yet_do_not_count_against_patience(training_room, tiny_encoder):
+    told = training_room.run_loop(
+        training_room.build_model(tiny_encoder, "linear"),
+        training_room.make_table(8),
+        configure(num_epochs=9, patience=2, checkpoint_every_steps=1000),
+        f1s=[0.0, 0.0, 0.0, 0.3, 0.0, 0.0, 0.9],
+    )
+    assert [row["dev_f1"] for row in told.epochs] == [0.0, 0.0, 0.0, 0.3, 0.0, 0.0]
+    assert (told.final.best_epoch, told.final.best_f1) == (4, 0.3)
+    assert are_equal(told.final.best_model, told.states[3].model)
 
 
 def test_loss_that_is_not_a_number_names_the_place_and_the_records(training_room, tiny_encoder, head):
@@ -253,7 +266,7 @@ def test_loss_that_is_not_a_number_names_the_place_and_the_records(training_room
     with torch.no_grad():
         model.network.classifier.bias.fill_(math.nan)
     table = training_room.make_table(4)
-    with pytest.raises(TrainingError, match="^the loss is not a number") as caught:
+    with pytest.raises(TrainingError, match=r"^the loss is not a number") as caught:
         training_room.run_loop(model, table, configure(batch_tokens=1000))
     assert caught.value.where == "step 1, epoch 1"
     for record in set(table["record_id"].to_pylist()):
@@ -263,7 +276,7 @@ def test_loss_that_is_not_a_number_names_the_place_and_the_records(training_room
 def test_a_gradient_that_is_not_finite_is_told_as_one(training_room, tiny_encoder):
     model = training_room.build_model(tiny_encoder, "linear")
     next(model.parameters()).register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(TrainingError, match="^the norm of the gradients is not a number") as caught:
+    with pytest.raises(TrainingError, match=r"^the norm of the gradients is not a number") as caught:
         training_room.run_loop(model, training_room.make_table(4), configure(batch_tokens=1000))
     assert caught.value.where == "step 1, epoch 1"
 
