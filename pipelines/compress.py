@@ -369,7 +369,7 @@ def _find_idle(config: CompressConfig, bundle: Bundle) -> list[str]:
     if config.distillation.unlabelled and corpus.shards:  # it is read so
         plain = CorpusConfig()
         corpus = replace(corpus, reader=plain.reader, max_bad_fraction=plain.max_bad_fraction)
-    told = corpus.find_idle() + config.inference.find_idle(str(config.model))
+    told = corpus.find_idle() + config.inference.find_idle(str(config.model)) + config.resources.find_idle()
     if config.resources.auto:
         told.append("`resources.auto` has no effect: variants are trained with the workers that are given")
     if config.corpus.test:

@@ -276,7 +276,7 @@ def _find_longest(encoder: str) -> int:
 def _find_idle(config: PretrainConfig) -> list[str]:
     """Settings given that change nothing in this run, each with its reason."""
     plain, masking = MaskingConfig(), config.masking
-    told = config.corpus.reader.find_idle("corpus.reader")
+    told = config.corpus.reader.find_idle("corpus.reader") + config.resources.find_idle()
     if masking.entity_weight != plain.entity_weight and not masking.gazetteer and not masking.bundle:
         told.append("`masking.entity_weight` has no effect: neither a gazetteer nor a bundle tells mentions")
     if masking.rare_count != plain.rare_count and masking.rare_weight == 1:

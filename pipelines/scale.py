@@ -34,7 +34,7 @@ from pipelines.run_record import RunRecord
 from pipelines.runs import SHARDS_FOLDER, build_guard, build_job, check_encoder, get_shards
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_scaling
-from pipelines.training.config import TrainingConfig, find_contradictions
+from pipelines.training.config import TrainingConfig, find_contradictions, find_idle
 from pipelines.training.history import read_metrics
 from pipelines.training.job import TrainingJob
 from pipelines.training.parallel import STRATEGIES, ParallelConfig
@@ -295,7 +295,10 @@ def _find_idle(config: ScaleConfig) -> list[str]:
             for name in ("num_epochs", "patience", "checkpoint_every_steps")
         },
     }
-    return [f"`{name}` has no effect: {why}" for name, (given, default, why) in idle.items() if given != default]
+    told = [f"`{name}` has no effect: {why}" for name, (given, default, why) in idle.items() if given != default]
+    training = _fix_training(config, Case(ALONE, 1))
+    by_case = [find_idle(training, _choose_parallel(config, case)) for case in _list_cases(config)]
+    return told + [one for one in by_case[0] if all(one in others for others in by_case)]
 
 
 def _find_problems(config: ScaleConfig) -> list[UserError]:

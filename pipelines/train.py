@@ -103,7 +103,7 @@ def _run(config: TrainConfig, folder: Path) -> None:
         console.print(f"this run is finished: {escape(str(folder / 'bundle'))}; [bold]--fresh[/] starts it over")
         _push(config, folder / "bundle")
         return
-    idle = config.inference.find_idle() + find_idle(config.training, config.parallel)
+    idle = find_idle(config.training, config.parallel) + config.resources.find_idle() + config.inference.find_idle()
     warn_of_idle(config.corpus.find_idle() + config.tracking.find_idle() + idle)
     record = RunRecord("train", config)
     can_forget = build_guard(folder)

@@ -232,7 +232,7 @@ def _check(config: TuneConfig, recipe: Recipe) -> Space:
 
 def _find_idle(config: TuneConfig) -> list[str]:
     resources, search = config.resources, config.search
-    idle = config.inference.find_idle()
+    idle = config.inference.find_idle() + resources.find_idle()
     low, high = resources.read_num_workers() or (1, 1)
     if low != high:
         idle.append(

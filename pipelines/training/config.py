@@ -138,12 +138,24 @@ def find_idle(training: TrainingConfig, parallel: ParallelConfig) -> list[str]:
         ("adversarial", hurt, ("epsilon", "first_epoch"), "an `adversarial.method`", hurt.method != "none"),
         ("adversarial", hurt, ("steps",), "`adversarial.method` pgd", hurt.method == "pgd"),
     ]
-    return [
+    idle = [
         f"`training.{part}.{name}` has no effect without {what}"
         for part, config, names, what, holds in needs
         for name in names
         if not holds and getattr(config, name) != getattr(type(config)(), name)
-    ] + parallel.find_idle()
+    ]
+    epochs = f"training has {training.num_epochs} epoch{'s' if training.num_epochs > 1 else ''}"
+    ends = [
+        ("adversarial", hurt.method != "none" and hurt.first_epoch > training.num_epochs, "begins later"),
+        ("patience", training.patience is not None and training.patience >= training.num_epochs - 1, "never ends it"),
+        (
+            "averaging",
+            averaged.method == "swa" and averaged.every_steps is None and training.num_epochs == 1,
+            "averages the weights after each",
+        ),
+    ]
+    idle += [f"`training.{name}` has no effect: {epochs}, and it {why}" for name, is_idle, why in ends if is_idle]
+    return idle + parallel.find_idle()
 
 
 def find_contradictions(model: ModelConfig, training: TrainingConfig, parallel: ParallelConfig) -> list[UserError]:

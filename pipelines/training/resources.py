@@ -45,6 +45,16 @@ class ResourcesConfig:
         match = _RANGE.fullmatch(str(self.num_workers))
         return (int(match[1]), int(match[2] or match[1])) if match else None
 
+    def find_idle(self) -> list[str]:
+        """Settings given that change nothing in this run, each with its reason."""
+        low, high = self.read_num_workers() or (1, 1)
+        idle = []
+        if self.accelerator is not None and self.use_gpu is False:
+            idle.append("`resources.accelerator` has no effect: `resources.use_gpu` is false")
+        if self.resize_interval_s != ResourcesConfig.resize_interval_s and low == high:
+            idle.append("`resources.resize_interval_s` has no effect: `resources.num_workers` is not `MIN..MAX`")
+        return idle
+
     def find_problems(self, strategy: str = "ddp") -> list[UserError]:
         """Every mistake in these settings, for workers that train by a strategy."""
         bounds = self.read_num_workers()

@@ -393,6 +393,31 @@ def test_settings_without_effect_are_told():
     assert find_idle(used, ParallelConfig()) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"num_epochs": 4, "adversarial": AdversarialConfig("fgm", first_epoch=5)}, "training.adversarial"),
+        ({"num_epochs": 4, "patience": 3}, "training.patience"),
+        ({"num_epochs": 1, "averaging": AveragingConfig("swa")}, "training.averaging"),
+    ],
+)
+def test_what_the_run_is_too_short_for_is_told(changes, name):
+    [told] = find_idle(TrainingConfig(**changes), ParallelConfig())
+    assert told.startswith(f"`{name}` has no effect: training has {changes['num_epochs']} epoch")
+    longer = changes | {"num_epochs": changes["num_epochs"] + 1}
+    assert find_idle(TrainingConfig(**longer), ParallelConfig()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"use_gpu": False, "accelerator": "L4"}, "accelerator"), ({"resize_interval_s": 9.0}, "resize")],
+)
+def test_resources_without_effect_are_told(changes, name):
+    [told] = ResourcesConfig(num_workers=2, **changes).find_idle()
+    assert f"`resources.{name}" in told
+    assert ResourcesConfig(num_workers="2..4", **(changes | {"use_gpu": True})).find_idle() == []
+
+
 def test_sharing_that_one_worker_does_not_do_is_told():
     assert find_idle_alone(ParallelConfig(), 1) == find_idle_alone(ParallelConfig("local_sgd"), 2) == []
     told = find_idle_alone(ParallelConfig("local_sgd"), 1) + find_idle_alone(ParallelConfig("ddp", "powersgd"), 1)
