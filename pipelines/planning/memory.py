@@ -37,7 +37,8 @@ class Memory:
     activations: float
     """What the backward pass needs, scratch, and what the allocator holds beyond that."""
     validation: float
-    """The engine that scores dev between epochs: its own form of the weights, and scratch."""
+    """The engine that scores dev between epochs: its own form of the weights, and scratch. On a GPU the whole model,
+    where workers hold parts of it, as far as it is more than the gradients and activations in whose place it lies."""
     context: float
     """The process or the GPU's context before there is a model."""
 
@@ -76,14 +77,19 @@ def estimate_training_memory(
     if not on_gpu:
         copies += (setup.num_epochs > 1) * (1 if setup.num_slices == 1 else setup.num_slices)  # the best epoch's
         copies += setup.num_slices if setup.num_slices > 1 else 0  # the whole model, to be scored
+    whole = 4 * count_parameters(architecture, setup.num_tags, setup.head) * (setup.num_slices > 1)
+    gathered = 0.0 if on_gpu else whole * (3 + setup.has_average)  # by the first worker, at each checkpoint
     share = GPU_CACHE_SHARE if on_gpu else _find_heap_share(architecture, setup, lengths)
-    offloaded = setup.cpu_offload and setup.slices_weights
+    activations *= 1 + share
+    if setup.cpu_offload and setup.slices_weights:
+        parameters = gradients = 0.0
+    scored = max(0.0, whole - gradients - activations)
     return Memory(
-        weights=0.0 if offloaded else 4 * parameters * copies,
-        gradients=0.0 if offloaded else gradients,
-        optimizer=0.0 if offloaded else 8 * parameters,
-        activations=activations * (1 + share),
-        validation=0.0 if on_gpu else _count_validation(architecture, setup, lengths),
+        weights=4 * parameters * copies + gathered,
+        gradients=gradients,
+        optimizer=8 * parameters,
+        activations=activations,
+        validation=scored if on_gpu else _count_validation(architecture, setup, lengths),
         context=GPU_CONTEXT_BYTES if on_gpu else process_bytes,
     )
 

@@ -58,7 +58,7 @@ def train(
         state: resume from here.
 
     Returns:
-        The final state, with the best epoch's weights in `best_model`.
+        The final state, on the first worker with the best epoch's weights in `best_model`.
 
     Raises:
         TrainingError: nothing to train on, a loss or a gradient that is not a number, or gradients that never fit into
@@ -99,10 +99,10 @@ class _Run:
             device_batch_tokens=config.device_batch_tokens // (2 if config.r_drop else 1),
             seed=config.seed,
         )
-        self.model = model.to(device)
         if state.model:
-            self.model.load_state_dict(state.model)
-        self.strategy = build_strategy(self.model, parallel, device)
+            model.load_state_dict(state.model)
+        self.strategy = build_strategy(model, parallel, device)
+        self.model = self.strategy.model
         self.strategy.prepare(
             self.precision,
             config.label_smoothing,
@@ -116,6 +116,8 @@ class _Run:
             self.optimizer.load_state_dict(state.optimizer)
         self.average = Average(self.strategy, config.averaging)
         self.average.load_state_dict(state.average)
+        if self.strategy.rank:  # the first worker writes checkpoints
+            state.model, state.optimizer, state.average, state.best_model = {}, {}, {}, {}
         self.freezing = Freezing(self.model, config.freezing)
         is_adversarial = config.adversarial.method != "none"
         self.adversary = Adversary(self.model, config.adversarial) if is_adversarial else None
@@ -147,13 +149,11 @@ class _Run:
             self.settle()
             self.average.end_epoch(state.step, self.num_steps)
             state.epoch, state.epoch_step = state.epoch + 1, 0
-            with self.average.in_place():
-                scored = self.strategy.open_model()
+            with self.average.in_place(), self.strategy.open_model() as scored:
                 f1 = evaluate(scored)
                 if f1 > state.best_f1 or f1 == state.best_f1 == 0:  # of those that find nothing, the last knows most
                     state.best_f1, state.best_epoch = f1, state.epoch
-                    weights = scored.state_dict()
-                    state.best_model = {name: value.detach().cpu().clone() for name, value in weights.items()}
+                    self.keep_best(scored)
             self.model.train()
             waited = state.epoch - state.best_epoch
             state.done = state.epoch == config.num_epochs or (config.patience is not None and waited >= config.patience)
@@ -286,8 +286,14 @@ class _Run:
         self.tell_steps()
         self.strategy.settle([*self.optimizer.list_moments(), *self.average.weights.values()])
 
+    def keep_best(self, scored: TokenClassifier) -> None:
+        """Keep the weights of the best epoch, on the worker that writes checkpoints."""
+        if self.strategy.rank == 0:
+            weights = scored.state_dict()
+            self.state.best_model = {name: value.detach().cpu().clone() for name, value in weights.items()}
+
     def capture_state(self) -> TrainingState:
-        """The state with the present weights, whole; tensors may be shared with the running model."""
+        """The state with the present weights, whole on the first worker; tensors may be the running model's own."""
         self.state.model = self.strategy.gather_model()
         self.state.optimizer = self.optimizer.state_dict()
         self.state.average = self.average.state_dict()

@@ -13,8 +13,9 @@ plain model's names, so that a checkpoint of one strategy resumes with another, 
 | local_sgd | the whole model, alone for some steps (Stich 2019; Lin et al. 2020) | its share | weights, rarely |
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,7 +132,11 @@ class Strategy:
     may_be_sparse = True
 
     def __init__(self, model: TokenClassifier, config: ParallelConfig, device: torch.device) -> None:
-        self.model, self.config, self.device = model, config, device
+        self.whole = self.model = model
+        if not self.holds_all:  # copied before the device has it
+            self.whole = deepcopy(model.cpu())
+        model.to(device)
+        self.config, self.device = config, device
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
 
@@ -203,21 +208,32 @@ class Strategy:
     def settle(self, moments: Iterable[Tensor]) -> None:
         """Bring all workers to one state, before it is scored or kept."""
 
-    def gather(self, values: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """Whole tensors of slices and parts, by name. Every worker takes part, and gets them."""
+    def gather(self, values: Iterable[tuple[str, Tensor]], *, for_all: bool = False) -> dict[str, Tensor]:
+        """Whole tensors of slices and parts, by name. Every worker takes part; all get them, or the first alone, who
+        writes checkpoints: the others may get nothing."""
         return dict(values)
 
-    def gather_model(self) -> dict[str, Tensor]:
-        """The plain model's state."""
-        return self.gather((name, value.detach()) for name, value in self.model.state_dict().items())
+    def gather_model(self, *, for_all: bool = False) -> dict[str, Tensor]:
+        """The plain model's state, as `gather` gives it."""
+        return self.gather(((name, value.detach()) for name, value in self.model.state_dict().items()), for_all=for_all)
 
     def take_part(self, whole: Tensor, like: nn.Parameter) -> Tensor:
         """What this worker holds of a whole tensor that lies as a parameter does."""
         return whole.to(like.device)
 
-    def open_model(self) -> TokenClassifier:
-        """The whole model with the present weights, to be scored. Every worker takes part."""
-        return self.model
+    @contextmanager
+    def open_model(self) -> Iterator[TokenClassifier]:
+        """The whole model with the present weights, to be scored within the block. Every worker takes part.
+
+        Where workers hold parts, it is a second copy, on the device no longer than it is scored.
+        """
+        if not self.holds_all:
+            self.whole.load_state_dict(self.gather_model(for_all=True))
+        try:
+            yield self.whole
+        finally:
+            if not self.holds_all:
+                self.whole.cpu()
 
 
 class DataParallel(Strategy):

@@ -7,7 +7,6 @@ Shapes: M micro-batches of B windows, T sub-tokens, W words, H hidden size, h he
 """
 
 from collections.abc import Iterable, Sequence
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ class Pipeline(Strategy):
         found = read_architecture(model.network)
         if found is None:
             raise ParallelError(f"no pipeline parallelism for `{model.network.config.model_type}`")
-        self.found, self.whole = found, deepcopy(model).cpu()
+        self.found = found
         self.seed_index = self.rank
         self.layers = np.array_split(np.arange(len(found.layers)), self.world_size)[self.rank].tolist()
         self._forget_others()
@@ -156,7 +155,7 @@ class Pipeline(Strategy):
         dist.all_reduce(squares)
         return squares.sqrt()
 
-    def gather(self, values: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    def gather(self, values: Iterable[tuple[str, Tensor]], *, for_all: bool = False) -> dict[str, Tensor]:
         """See `Strategy`."""
         held = {name: value for name, value in values if not value.is_meta}
         outlines: list[Any] = [None] * self.world_size
@@ -168,13 +167,9 @@ class Pipeline(Strategy):
                 if rank == self.rank:
                     tensor.copy_(held[name])
                 dist.broadcast(tensor, rank)
-                whole[name] = tensor.cpu()
+                if for_all or self.rank == 0:
+                    whole[name] = tensor.cpu()
         return whole
-
-    def open_model(self) -> TokenClassifier:
-        """See `Strategy`; a second copy, on the CPU."""
-        self.whole.load_state_dict(self.gather_model())
-        return self.whole
 
 
 class _Stage(nn.Module):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -26,10 +25,6 @@ class Sliced(Strategy):
     holds_all = False
     may_pack = False
 
-    def __init__(self, model: TokenClassifier, config: ParallelConfig, device: torch.device) -> None:
-        super().__init__(model, config, device)
-        self.whole = deepcopy(model).cpu()
-
     def _shard(self, module: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh) -> None:
         offload = CPUOffloadPolicy() if self.config.cpu_offload else OffloadPolicy()
         for block in blocks:
@@ -49,11 +44,14 @@ class Sliced(Strategy):
         dist.all_reduce(squares)
         return squares.sqrt()
 
-    def gather(self, values: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    def gather(self, values: Iterable[tuple[str, Tensor]], *, for_all: bool = False) -> dict[str, Tensor]:
         """See `Strategy`."""
-        return {
-            name: value.full_tensor().cpu() if isinstance(value, DTensor) else value.cpu() for name, value in values
-        }
+        gathered = {}
+        for name, value in values:
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            if for_all or self.rank == 0:
+                gathered[name] = whole.cpu()
+        return gathered
 
     def take_part(self, whole: Tensor, like: nn.Parameter) -> Tensor:
         """See `Strategy`."""
@@ -63,11 +61,6 @@ class Sliced(Strategy):
         mine = torch.empty_like(like.data)  # lies where the parameter lies; the other on the mesh's device
         get_local(mine).copy_(get_local(given))
         return mine
-
-    def open_model(self) -> TokenClassifier:
-        """See `Strategy`; a second copy, on the CPU until it is scored."""
-        self.whole.load_state_dict(self.gather_model())
-        return self.whole
 
 
 class FullySharded(Sliced):

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from transformers import BertConfig
 
-from pipelines.planning.architecture import read_architecture
+from pipelines.planning.architecture import convert_config, read_architecture
 from pipelines.planning.cost import TrainingSetup, count_parameters
 from pipelines.planning.lengths import Lengths
 from pipelines.planning.memory import MIB, estimate_inference_memory, estimate_training_memory
@@ -78,6 +79,22 @@ def test_offloaded_slices_leave_the_gpu(scratch):
     setup = TrainingSetup(device="cuda", strategy="fsdp", num_workers=2, cpu_offload=True)
     memory = estimate_training_memory(scratch, setup, LENGTHS)
     assert memory.weights == memory.optimizer == memory.gradients == 0 < memory.activations
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "tensor", "pipeline", "hybrid"])
+def test_who_holds_a_part_needs_room_for_the_whole_model_to_be_scored(strategy):
+    bert = convert_config(BertConfig())
+    sliced = TrainingSetup(batch_tokens=1, strategy=strategy, num_workers=4)
+    whole = 4 * count_parameters(bert, 9)
+    memory = estimate_training_memory(bert, replace(sliced, device="cuda"), LENGTHS)
+    assert memory.gradients + memory.activations + memory.validation == pytest.approx(whole)
+    large = replace(sliced, device="cuda", batch_tokens=2**20)  # whose activations make room for it
+    assert estimate_training_memory(bert, large, Lengths.from_counts({400: 99_999})).validation == 0
+    on_cpus, with_average = (
+        estimate_training_memory(bert, replace(sliced, has_average=has), LENGTHS).weights for has in (False, True)
+    )
+    assert on_cpus > 5 * whole  # to be scored, the best epoch's, and of the checkpoint weights and moments
+    assert with_average > on_cpus + whole
 
 
 def test_the_longest_windows_decide(scratch):

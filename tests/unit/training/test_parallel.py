@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import ray
@@ -29,9 +30,10 @@ from pipelines.training.config import TrainingConfig, TrainingError, find_idle
 from pipelines.training.forward import ForwardError, check_passes_differ
 from pipelines.training.freezing import FreezingConfig
 from pipelines.training.optimizer import OptimizerConfig
-from pipelines.training.parallel import ParallelConfig
+from pipelines.training.parallel import ParallelConfig, Strategy
 from pipelines.training.pipeline import KEPT_SCHEDULES, Pipeline
 from pipelines.training.resources import ResourcesConfig, choose_cpus, count_places, plan_workers
+from pipelines.training.slices import Sliced
 from pipelines.training.strategies import find_idle_alone, find_misfits
 from pipelines.training.worker import Group
 from tests.unit.training.conftest import SCHEME
@@ -76,12 +78,16 @@ def run_rank(rank, world_size, room, encoder, cases, folder):
     for case, parallel in cases.items():
         for head in ("linear", "crf") if case in WITH_CRF else ("linear",):
             whole = run_one(room, encoder, head, parallel)
-            middle = next(state for state in whole.states if state.epoch_step and state.epoch)
+            held = sum(len(state.optimizer["moments"]) + len(state.best_model) for state in whole.states)
+            dist.broadcast_object_list(written := [whole.states])  # as checkpoints of the first worker
+            [states] = written
+            middle = next(state for state in states if state.epoch_step and state.epoch)
             at = middle.step
             again = run_one(room, encoder, head, parallel, state=middle)
             found[case, head] = {
                 "losses": whole.losses,
-                "weights": whole.states[-1].model,
+                "weights": states[-1].model,
+                "num_gathered": len(whole.states[-1].model) + held,
                 "best": whole.final.best_model,
                 "resumed": again.losses,
                 "resumed at": at,
@@ -124,6 +130,49 @@ def test_losses_and_weights_are_those_of_one_process(ranks, alone, head, case):
             assert found["weights"][name].shape == weight.shape
             if case not in TOLERANCES:
                 torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=1e-3, msg=name)
+
+
+@each_case
+def test_only_the_worker_that_writes_checkpoints_keeps_what_is_gathered(ranks, alone, head, case):
+    first, *others = ranks[case, head]
+    assert first["best"].keys() == first["weights"].keys()
+    assert [found["best"] for found in others] == [{}] * len(others)
+    if not case.startswith(("ddp", "local_sgd")):  # where nothing is gathered, each has its own
+        assert [found["num_gathered"] for found in others] == [0] * len(others)
+        assert first["num_gathered"] > 0
+
+
+class Located(TokenClassifier):
+    """Knows where it was moved to, without moving, and where it was copied."""
+
+    place = "cpu"
+    copied: ClassVar[list[str]] = []
+
+    def to(self, device):
+        self.place = str(device)
+        return self
+
+    def cpu(self):
+        return self.to("cpu")
+
+    def __reduce_ex__(self, protocol):
+        """Called where it is copied."""
+        self.copied.append(self.place)
+        return super().__reduce_ex__(protocol)
+
+
+@pytest.mark.parametrize("start", ["cpu", "cuda"])
+def test_the_whole_model_is_on_the_gpu_only_while_it_is_scored(training_room, tiny_encoder, monkeypatch, start):
+    monkeypatch.setattr(Located, "copied", [])
+    model = training_room.build_model(tiny_encoder, "linear")
+    strategy = Sliced(Located(model.network, SCHEME).to(start), ParallelConfig("fsdp"), torch.device("cuda"))
+    assert (strategy.model.place, strategy.whole.place, Located.copied) == ("cuda", "cpu", ["cpu"])
+    with strategy.open_model() as scored:
+        assert scored is strategy.whole
+        scored.to("cuda")
+    assert (strategy.model.place, strategy.whole.place) == ("cuda", "cpu")
+    with Strategy(model, ParallelConfig(), torch.device("cpu")).open_model() as scored:
+        assert scored is model
 
 
 def test_a_pipeline_keeps_the_buffers_of_few_shapes(training_room, tiny_encoder, tmp_path):
