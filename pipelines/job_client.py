@@ -171,9 +171,7 @@ class JobClient:
     def follow(self, job_id: str) -> int:
         """Show the job's log on stdout until it ends; returns its exit code, and what ended it on stderr."""
         try:
-            self._show_log(job_id)
-            while not (info := self.client.get_job_info(job_id)).status.is_terminal():
-                time.sleep(POLL_S)
+            info = self._show_log(job_id)
         except KeyboardInterrupt:
             tell(escape(f"\nthe job goes on: {job_id}\n{self.render_ways(job_id)}"))
             return EXIT_STOPPED
@@ -198,8 +196,8 @@ class JobClient:
         mode = " RAY_AUTH_MODE=token" if self.has_token else ""
         return f"{ADDRESS_VARIABLE}={self.address}{mode} ray job {command} {job_id}"
 
-    def _show_log(self, job_id: str) -> None:
-        """Write the log from its beginning; after a lost connection, from where it was."""
+    def _show_log(self, job_id: str) -> Any:
+        """Write the log from its beginning; after a lost connection, from where it was. Returns what ended."""
         import aiohttp
 
         num_shown = 0
@@ -220,7 +218,10 @@ class JobClient:
         while True:
             try:
                 asyncio.run(tail())
-                return
+                while not (info := self.client.get_job_info(job_id)).status.is_terminal():
+                    lost_at = None
+                    time.sleep(POLL_S)
+                return info
             except (RuntimeError, OSError, aiohttp.ClientError) as error:
                 if isinstance(error, BrokenPipeError):  # whoever read our output has gone
                     raise

@@ -2,14 +2,16 @@
 
 import importlib
 import json
+from collections.abc import AsyncIterator
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import requests
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from pipelines import submit
+from pipelines import job_client, submit
 from pipelines.cluster import ClusterError
 from pipelines.folders import prepare_output_dir
 from pipelines.job_client import Attempt, JobClient, find_dashboard, read_exit_code, read_token
@@ -229,6 +231,28 @@ def test_attempt_is_the_one_that_is_not_over_in_failure(statuses, again, attempt
     jobs = [describe(status, name) for status, name in zip(statuses, names, strict=False)]
     client = JobClient("http://x:1", SimpleNamespace(list_jobs=lambda: [*jobs, describe("RUNNING", "other")]))
     assert client.find_attempt("job", again) == attempt
+
+
+class RestartedDashboard:
+    """Tells a job's log, and then does not answer for a while."""
+
+    def __init__(self, num_failures: int) -> None:
+        self.num_failures = num_failures
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        yield "one line\n"
+
+    def get_job_info(self, job_id: str) -> JobDetails:
+        self.num_failures -= 1
+        if self.num_failures >= 0:
+            raise requests.ConnectionError("refused")
+        return describe("FAILED", job_id, 3)
+
+
+def test_dashboard_that_restarts_when_the_log_has_ended_is_waited_for(monkeypatch, capfd):
+    monkeypatch.setattr(job_client, "RETRY_EVERY_S", 0.0)
+    assert JobClient("http://x:1", RestartedDashboard(3)).follow("job") == 3
+    assert capfd.readouterr().out == "one line\n"
 
 
 def test_output_into_the_copy_of_a_job_is_warned_of(tmp_path, monkeypatch, capfd):
