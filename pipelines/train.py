@@ -217,17 +217,15 @@ def _describe_plan(plan: Plan | None, compared: dict[str, dict[str, float]]) -> 
 
 def _describe_sharing(usage: dict[str, Any]) -> dict[str, str]:
     """How several workers shared the work; nothing for one."""
-    if usage["straggling"] is None:
+    if (usage["num_workers"] or 1) == 1:
         return {}
     held, sent = (
         ", ".join(f"{name} {mib:,.1f} MiB" for name, mib in usage[part].items()) for part in ("state_mib", "sent_mib")
     )
-    return {
-        "strategy": usage["strategy"],
-        "a worker holds": held,
-        "a worker sends in a step": sent or "nothing",
-        "slowest worker": f"{usage['straggling']:.2f} times the median one",
-    }
+    told = {"strategy": usage["strategy"], "a worker holds": held, "a worker sends in a step": sent or "nothing"}
+    if usage["straggling"] is not None:
+        told["slowest worker"] = f"{usage['straggling']:.2f} times the median one"
+    return told
 
 
 def _render_curves(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
