@@ -6,8 +6,8 @@
 | pgd | the same, in several steps (Madry et al. 2018) | 2.5 ε / steps each time, within ε of where they were |
 | awp | matrices of the encoder, embeddings aside (Wu et al. 2020) | ε times its own norm, along its gradient |
 
-A gradient is that of the whole global batch, so that workers move alike. Embeddings with sparse gradients are moved
-where the batch has words.
+A gradient is that of the whole global batch, so that workers move alike; with local_sgd each follows its own share's.
+Embeddings with sparse gradients are moved where the batch has words.
 """
 
 from collections.abc import Callable

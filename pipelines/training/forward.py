@@ -301,7 +301,7 @@ def _join(tensors: list[Tensor]) -> Tensor:
 
 
 class _Dropout(torch.autograd.Function):
-    """Dropout (Srivastava et al. 2014) with a byte of randomness an element: its probability is a multiple of 1/256."""
+    """Dropout (Srivastava et al. 2014) with 16 bits of randomness an element: see `draw_mask`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:

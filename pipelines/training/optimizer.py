@@ -45,7 +45,7 @@ class OptimizerConfig:
     schedule: str = "linear"
     """The learning rate after the warm-up: linear or cosine to zero (Loshchilov and Hutter 2017), or constant."""
     weight_decay: float = 0.01
-    """AdamW's decay; not applied to biases and norms."""
+    """AdamW's decay; not applied to biases, norms and a CRF, nor to embeddings of words with sparse gradients."""
     warmup_fraction: float = 0.1
     """Share of all steps in which the learning rate rises from zero."""
     max_grad_norm: float = 1.0

@@ -57,7 +57,8 @@ def fit_here(
     What it writes, and goes on from, is what `fit` does; `load_result` reads it.
 
     Args:
-        on_epoch: told after every epoch, once its checkpoint is on the disk: its metrics, and whether it is the last.
+        on_epoch: told after every epoch, once its checkpoint is written or could not be: its metrics, and whether it is
+            the last, whose checkpoint is on the disk.
         use_gpu: default: if the machine has one.
 
     Raises:
