@@ -111,20 +111,8 @@ def _run(config: ScaleConfig, folder: Path) -> None:
             )
             encoder = find_shards_encoder(shards, info)
             _leave_out_misfits(config, resources, encoder, left_out)
-        runs: dict[Case, list[dict[str, Any]]] = {}
-        for number, (case, needs) in enumerate(resources.items(), 1):
-            job = _plan_job(config, case, shards, info, encoder)
-            message = f"case {number} of {len(resources)}: {case.describe()}"
-            try:
-                runs[case] = _measure(
-                    job, needs, folder / "cases" / _name_folder(case, needs, job.training), record, message
-                )
-                discard(folder)
-            except ray.train.TrainingFailedError as error:
-                left_out[case] = str(error).strip().splitlines()[-1]
-                progress_console.print(f"[yellow]![/] {escape(case.describe())}: {escape(left_out[case])}")
-                if number == len(resources) and not runs:
-                    raise
+        jobs = {case: _plan_job(config, case, shards, info, encoder) for case in resources}
+        runs = _measure_all(jobs, resources, folder / "cases", record, left_out)
         num_cores = sum(list_cores())
     results = compare_cases(runs, config.price_per_hour)
     scaling = {
@@ -195,7 +183,7 @@ def _leave_out_misfits(
             del resources[case]
             left_out[case] = " ".join(_tell(problem) for problem in found)
             problems += [problem for problem in found if str(problem) not in map(str, problems)]
-    if not resources:
+    if not any(case.growth == 1 for case in resources):
         raise_all(problems)
 
 
@@ -251,6 +239,32 @@ def _name_folder(case: Case, needs: ResourcesConfig, training: TrainingConfig) -
     grown = f"-batch-{case.growth}" if case.growth > 1 else ""
     gradients = "sparse" if training.optimizer.sparse_embeddings else "dense"
     return f"{case.strategy}-{case.num_workers}-workers-{needs.cpus_per_worker}-cpus{grown}-{gradients}"
+
+
+def _measure_all(
+    jobs: dict[Case, TrainingJob],
+    resources: dict[Case, ResourcesConfig],
+    folder: Path,
+    record: RunRecord,
+    left_out: dict[Case, str],
+) -> dict[Case, list[dict[str, Any]]]:
+    """The rows of every case; those that fail are left out. Raises what failed if nothing is left to compare with."""
+    runs: dict[Case, list[dict[str, Any]]] = {}
+    failed: list[ray.train.TrainingFailedError] = []
+    for number, (case, job) in enumerate(jobs.items(), 1):
+        needs, message = resources[case], f"case {number} of {len(jobs)}: {case.describe()}"
+        if case.growth > 1 and not runs:
+            break
+        try:
+            runs[case] = _measure(job, needs, folder / _name_folder(case, needs, job.training), record, message)
+            discard(folder.parent)
+        except ray.train.TrainingFailedError as error:
+            failed.append(error)
+            left_out[case] = str(error).strip().splitlines()[-1]
+            progress_console.print(f"[yellow]![/] {escape(case.describe())}: {escape(left_out[case])}")
+    if not runs:
+        raise failed[-1]
+    return runs
 
 
 def _measure(

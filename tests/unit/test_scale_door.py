@@ -1,7 +1,15 @@
-"""What `rayner scale` takes for the same case."""
+"""What `rayner scale` takes for the same case, what it refuses, and what it does where cases fail."""
 
-from pipelines.evaluation.scaling import Case
-from pipelines.scale import ScaleConfig, _find_idle, _fix_training, _name_folder
+from types import SimpleNamespace
+
+import pytest
+import ray.train
+from ray.train import WorkerGroupError
+
+from pipelines import scale
+from pipelines.evaluation.scaling import ALONE, Case
+from pipelines.run_record import RunRecord
+from pipelines.scale import ScaleConfig, _find_idle, _fix_training, _measure_all, _name_folder
 from pipelines.training.adversarial import AdversarialConfig
 from pipelines.training.config import TrainingConfig
 from pipelines.training.parallel import ParallelConfig
@@ -22,3 +30,25 @@ def test_settings_without_effect_in_any_case_are_told():
     assert [told.split("`")[1] for told in _find_idle(config)] == ["training.adversarial", "parallel.sync_every"]
     used = ScaleConfig(parallel=ParallelConfig(sync_every=2), strategies=["ddp", "local_sgd"])
     assert _find_idle(used) == []
+
+
+@pytest.mark.parametrize("failing", [(1,), (1, 2)])
+def test_cases_that_fail_are_left_out_unless_nothing_is_left_to_compare_with(monkeypatch, tmp_path, failing):
+    def measure(job, needs, *_):
+        if needs.num_workers in failing and job.training.batch_tokens == batch_tokens:
+            raise WorkerGroupError("too little memory", {})
+        return [{"kind": "start"}]
+
+    config, batch_tokens = ScaleConfig(), TrainingConfig().batch_tokens
+    cases = [Case(ALONE, 1), Case("ddp", 2), Case("ddp", 2, 2)]
+    jobs = {case: SimpleNamespace(training=_fix_training(config, case)) for case in cases}
+    resources = {case: ResourcesConfig(case.num_workers, 1, False) for case in cases}
+    monkeypatch.setattr(scale, "_measure", measure)
+    left_out: dict[Case, str] = {}
+    if len(failing) == 2:
+        with pytest.raises(ray.train.TrainingFailedError, match="too little memory"):
+            _measure_all(jobs, resources, tmp_path, RunRecord("scale", config), left_out)
+    else:
+        runs = _measure_all(jobs, resources, tmp_path, RunRecord("scale", config), left_out)
+        assert list(runs) == cases[1:]
+    assert list(left_out) == cases[: len(failing)]
