@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
+from pipelines.evaluation.scaling import list_rounds
 from pipelines.planning.errors import PlanError
 from pipelines.planning.plans import Plan, render_seconds
 from pipelines.planning.speeds import is_here, record_run
@@ -15,11 +16,11 @@ MIB = 2**20
 def compare_training(
     plan: Plan, usage: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, float]]:
-    """Predicted against measured: seconds of the median step and of all, memory of a worker in MiB.
+    """Predicted against measured: seconds of the median step (or round of steps) and of all, memory of a worker in MiB.
 
     On a GPU that is what PyTorch's allocator holds, which is without CUDA's context.
     """
-    steps = [row["seconds"] for row in history if row["kind"] == "step"]
+    steps = [fmean(row["seconds"] for row in one) for one in list_rounds(history)]
     on_gpu = plan.settings["use_gpu"]
     memory = plan.memory and plan.memory.total - (plan.memory.context if on_gpu else 0.0)
     pairs = {

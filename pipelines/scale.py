@@ -46,6 +46,8 @@ from pipelines.training.trainer import fit
 IDENTITY = ("corpus", "model", "encoding", "training", "parallel", "num_steps", "use_gpu")
 """The settings that make cases comparable; the others may change from one call to the next."""
 MIN_STEPS = 3 * WARMUP_STEPS
+MIN_ROUNDS = 3
+"""Of local_sgd, from one exchange to the next: the first one, in which workers are also measured, does not count."""
 
 
 @dataclass(frozen=True)
@@ -317,11 +319,14 @@ def _find_idle(config: ScaleConfig) -> list[str]:
 
 def _find_problems(config: ScaleConfig) -> list[UserError]:
     known, cpus, price = f"one or more of {', '.join(STRATEGIES)}", config.cpus_per_worker, config.price_per_hour
-    steps, given = f"at least {MIN_STEPS}, for the first do not count", config.parallel.strategy
+    given = config.parallel.strategy
+    rounds = MIN_ROUNDS * config.parallel.sync_every * ("local_sgd" in config.strategies)
+    steps = f"at least {max(MIN_STEPS, rounds)}, for the first do not count"
+    steps += f"; local_sgd needs {MIN_ROUNDS} rounds of `parallel.sync_every`" if rounds > MIN_STEPS else ""
     checks = [
         ("workers", config.workers, "one number or more, each at least 1", min(config.workers, default=0) >= 1),
         ("strategies", config.strategies, known, bool(config.strategies) and {*config.strategies} <= {*STRATEGIES}),
-        ("num_steps", config.num_steps, steps, config.num_steps >= MIN_STEPS),
+        ("num_steps", config.num_steps, steps, config.num_steps >= max(MIN_STEPS, rounds)),
         ("cpus_per_worker", cpus, "at least 1", cpus is None or cpus >= 1),
         ("price_per_hour", price, "0 ≤ price < ∞", price is None or 0 <= price < math.inf),
         ("parallel.strategy", given, "left out, for `strategies` says which", given == "ddp"),

@@ -39,12 +39,14 @@ class Case:
 def measure_case(rows: Sequence[Row]) -> dict[str, Any]:
     """Figures of one run; None for what was not measured.
 
-    Rates and times are medians over the steps that count, so that a step which something else held up changes nothing.
+    Rates and times are medians over the steps that count, so that a step which something else held up changes nothing:
+    over rounds, where workers exchange what they know once in several steps.
     """
     start = next(row for row in reversed(rows) if row["kind"] == "start")
     steps = [row for row in rows if row["kind"] == "step"]
     measured = next((row for row in reversed(steps) if "state_mib" in row), {})
-    timed = [row for row in steps[WARMUP_STEPS:] if "state_mib" not in row]
+    rounds = list_rounds([start, *(row for row in steps[WARMUP_STEPS:] if "state_mib" not in row)])
+    timed = [row for one in rounds for row in one]
     names = dict.fromkeys(name for row in timed for name in row["parts_s"])
     ratios = [max(times) / statistics.median(times) for row in timed if all(times := row.get("worker_s", [0.0]))]
     epochs = [row for row in rows if row["kind"] == "epoch"]
@@ -52,15 +54,31 @@ def measure_case(rows: Sequence[Row]) -> dict[str, Any]:
     peak = "gpu_peak_memory_mib" if on_gpu else "peak_memory_mib"
     return {
         "num_steps": len(steps),
-        "tokens_per_s": statistics.median(row["num_tokens"] / row["seconds"] for row in timed),
-        "step_s": statistics.median(row["seconds"] for row in timed),
-        "parts_s": {name: statistics.median(row["parts_s"].get(name, 0.0) for row in timed) for name in names},
+        "tokens_per_s": statistics.median(_average(one, "num_tokens") / _average(one, "seconds") for one in rounds),
+        "step_s": statistics.median(_average(one, "seconds") for one in rounds),
+        "parts_s": {
+            name: statistics.median(_average([row["parts_s"] for row in one], name) for one in rounds) for name in names
+        },
         "slowest_to_median_worker": statistics.median(ratios) if ratios else None,
         "state_mib": measured.get("state_mib"),
         "sent_mib": measured.get("sent_mib", {}),
         "peak_memory_mib": max((row[peak] for row in epochs), default=None),
         **{name: start[name] for name in ("device", "precision", "threads")},
     }
+
+
+def list_rounds(rows: Sequence[Row]) -> list[list[Row]]:
+    """The steps among the rows, round by round: a whole round ends with an exchange between workers (`sync_every`)."""
+    every = next((row.get("sync_every", 1) for row in reversed(rows) if row["kind"] == "start"), 1)
+    rounds: dict[int, list[Row]] = {}
+    for row in rows:
+        if row["kind"] == "step":
+            rounds.setdefault((row["step"] - 1) // every, []).append(row)
+    return [one for one in rounds.values() if len(one) == every]
+
+
+def _average(rows: Sequence[Row], name: str) -> float:
+    return statistics.fmean(row.get(name, 0.0) for row in rows)
 
 
 def compare_cases(runs: Mapping[Case, Sequence[Row]], price_per_hour: float | None = None) -> list[dict[str, Any]]:
@@ -145,8 +163,8 @@ def list_notes(results: Sequence[Mapping[str, Any]], num_cores: int, *, is_dense
     dense = ", and with dense gradients of the embeddings, which all strategies can do" if is_dense else ""
     notes = [
         "Every case trains on the same windows from the same weights, without dropout, whose masks would differ from "
-        f"worker to worker{dense}: so losses have to agree, up to rounding. Medians over steps; the first "
-        f"{WARMUP_STEPS} do not count."
+        f"worker to worker{dense}: so losses have to agree, up to rounding. Medians over steps, of local_sgd over "
+        f"rounds from one exchange to the next; the first {WARMUP_STEPS} steps do not count."
     ]
     for result in results:
         if result["growth"] > 1:

@@ -138,6 +138,7 @@ class _Run:
                 "num_epochs": config.num_epochs,
                 "num_workers": self.strategy.world_size,
                 "strategy": self.strategy.config.strategy if self.strategy.world_size > 1 else "none",
+                "sync_every": self.strategy.sync_every,
                 "precision": self.precision,
                 "device": describe_device(self.device),
                 "threads": torch.get_num_threads(),

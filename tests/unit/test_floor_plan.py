@@ -76,7 +76,7 @@ FRAME = {
         "pipelines.job",
         "pipelines.trackers",
     },
-    "pipelines.comparison": {"pipelines.planning"},
+    "pipelines.comparison": {"pipelines.evaluation", "pipelines.planning"},
     "pipelines.endpoint_checks": {
         "pipelines.ner",
         "pipelines.planning",

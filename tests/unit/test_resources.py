@@ -84,10 +84,19 @@ def test_gpu_of_unknown_speed_is_used_without_a_plan(encoder, capsys, cluster):
     assert "no plan: the speed of this kind of GPU is not known" in capsys.readouterr().err
 
 
+def test_step_of_workers_that_exchange_in_one_of_several_is_measured_with_its_share_of_that(encoder):
+    plan = plan_run(SETTINGS, encoder, INFO, HERE)
+    usage = {"worker_peak_memory_mib": 0, "gpu_peak_memory_mib": 0, "step_s": 9.0}
+    steps = [{"kind": "step", "step": at, "seconds": 5.0 if at % 4 == 0 else 1.0} for at in range(1, 11)]
+    compared = compare_training(plan, usage, [{"kind": "start", "step": 0, "sync_every": 4}, *steps])
+    assert compared["step_s"]["measured"] == 2.0
+    assert compare_training(plan, usage, steps)["step_s"]["measured"] == 1.0
+
+
 def test_measured_runs_correct_the_next_plan_of_this_machine_and_of_no_other(encoder):
     first = plan_run(SETTINGS, encoder, INFO, HERE)
     usage = {"worker_peak_memory_mib": 1.2 * first.memory.total / 2**20, "gpu_peak_memory_mib": 0, "step_s": 9.0}
-    history = [{"kind": "step", "seconds": 1.5 * first.predicted["step_s"]}] * 3
+    history = [{"kind": "step", "step": at, "seconds": 1.5 * first.predicted["step_s"]} for at in (1, 2, 3)]
     compared = compare_training(first, usage, history)
     assert compared["step_s"]["ratio"] == pytest.approx(1.5, rel=0.01)
     assert compared["memory_mib"]["ratio"] == pytest.approx(1.2, rel=0.01)

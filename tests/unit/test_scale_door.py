@@ -7,13 +7,16 @@ import ray.train
 from ray.train import WorkerGroupError
 
 from pipelines import scale
+from pipelines.corpus.config import CorpusConfig
 from pipelines.evaluation.scaling import ALONE, Case
 from pipelines.run_record import RunRecord
-from pipelines.scale import ScaleConfig, _find_idle, _fix_training, _measure_all, _name_folder
+from pipelines.scale import ScaleConfig, _find_idle, _find_problems, _fix_training, _measure_all, _name_folder
 from pipelines.training.adversarial import AdversarialConfig
 from pipelines.training.config import TrainingConfig
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.resources import ResourcesConfig
+
+CORPUS = CorpusConfig(train=["sample:en-dev.jsonl"])
 
 
 def test_a_case_with_sparse_gradients_is_not_the_one_with_dense_ones():
@@ -30,6 +33,15 @@ def test_settings_without_effect_in_any_case_are_told():
     assert [told.split("`")[1] for told in _find_idle(config)] == ["training.adversarial", "parallel.sync_every"]
     used = ScaleConfig(parallel=ParallelConfig(sync_every=2), strategies=["ddp", "local_sgd"])
     assert _find_idle(used) == []
+
+
+def test_local_sgd_needs_steps_in_which_it_exchanges():
+    few = ScaleConfig(corpus=CORPUS, strategies=["local_sgd"], num_steps=40, parallel=ParallelConfig(sync_every=20))
+    [problem] = _find_problems(few)
+    assert (problem.where, problem.value) == ("`num_steps`", 40)
+    assert "at least 60" in problem.rule
+    assert "local_sgd needs 3 rounds of `parallel.sync_every`" in problem.rule
+    assert _find_problems(ScaleConfig(corpus=CORPUS, num_steps=40, parallel=ParallelConfig(sync_every=20))) == []
 
 
 @pytest.mark.parametrize("failing", [(1,), (1, 2)])

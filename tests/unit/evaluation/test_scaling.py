@@ -47,6 +47,19 @@ def test_first_measured_and_held_up_steps_do_not_count(runs):
     assert alone["parts_s"] == {"forward": pytest.approx(0.04), "backward": pytest.approx(0.06)}
 
 
+def test_exchange_that_one_of_several_steps_has_counts_with_its_share():
+    run = make_run(0.1, workers=2)
+    for row in run:
+        if row["kind"] == "start":
+            row["sync_every"] = 4
+        elif row["kind"] == "step" and row["step"] % 4 == 0:
+            row["seconds"] += 0.4
+    local = find(compare_cases({ONE: make_run(0.1), Case("local_sgd", 2): run}), Case("local_sgd", 2))
+    assert local["step_s"] == pytest.approx(0.2)
+    assert local["tokens_per_s"] == pytest.approx(5_000)
+    assert local["parts_s"]["forward"] == pytest.approx(0.04)
+
+
 def test_speed_up_efficiency_and_cost_are_against_one_worker(runs):
     ddp = find(compare_cases(runs, price_per_hour=3.6), Case("ddp", 2))
     assert ddp["speed_up"] == pytest.approx(1.6)

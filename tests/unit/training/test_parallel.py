@@ -92,6 +92,7 @@ def run_rank(rank, world_size, room, encoder, cases, folder):
                 "resumed": again.losses,
                 "resumed at": at,
                 "rows": whole.steps,
+                "start": whole.starts[0],
             }
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -238,6 +239,7 @@ def test_every_step_tells_each_workers_own_time(ranks, head, case):
 def test_local_sgd_averages_weights_only_now_and_then(ranks):
     rows = ranks["local_sgd", "linear"][0]["rows"]
     assert len({row["gradient_norm"] for row in rows}) == len(rows)
+    assert [ranks[case, "linear"][0]["start"]["sync_every"] for case in ("local_sgd", "ddp")] == [2, 1]
     losses = [found["losses"] for found in ranks["local_sgd", "linear"]]
     assert losses[0] == losses[1]
 
