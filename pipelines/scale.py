@@ -222,6 +222,8 @@ def _fix_training(config: ScaleConfig, case: Case) -> TrainingConfig:
         patience=None,
         checkpoint_every_steps=sys.maxsize,
         batch_tokens=config.training.batch_tokens * case.growth,
+        r_drop=0.0,  # refused before, as is the next
+        dropout_samples=1,
         optimizer=replace(config.training.optimizer, sparse_embeddings=not _is_dense(config)),
     )
 
@@ -319,7 +321,7 @@ def _find_idle(config: ScaleConfig) -> list[str]:
 
 def _find_problems(config: ScaleConfig) -> list[UserError]:
     known, cpus, price = f"one or more of {', '.join(STRATEGIES)}", config.cpus_per_worker, config.price_per_hour
-    given = config.parallel.strategy
+    given, training, plain = config.parallel.strategy, config.training, "scale trains without dropout: leave it out"
     rounds = MIN_ROUNDS * config.parallel.sync_every * ("local_sgd" in config.strategies)
     steps = f"at least {max(MIN_STEPS, rounds)}, for the first do not count"
     steps += f"; local_sgd needs {MIN_ROUNDS} rounds of `parallel.sync_every`" if rounds > MIN_STEPS else ""
@@ -329,6 +331,8 @@ def _find_problems(config: ScaleConfig) -> list[UserError]:
         ("num_steps", config.num_steps, steps, config.num_steps >= max(MIN_STEPS, rounds)),
         ("cpus_per_worker", cpus, "at least 1", cpus is None or cpus >= 1),
         ("price_per_hour", price, "0 ≤ price < ∞", price is None or 0 <= price < math.inf),
+        ("training.r_drop", training.r_drop, plain, training.r_drop <= 0),
+        ("training.dropout_samples", training.dropout_samples, plain, training.dropout_samples <= 1),
         ("parallel.strategy", given, "left out, for `strategies` says which", given == "ddp"),
     ]
     problems: list[UserError] = [

@@ -35,6 +35,13 @@ def test_settings_without_effect_in_any_case_are_told():
     assert _find_idle(used) == []
 
 
+def test_what_needs_dropout_is_refused_because_there_is_none():
+    problems = _find_problems(ScaleConfig(corpus=CORPUS, training=TrainingConfig(r_drop=0.5, dropout_samples=3)))
+    assert [problem.where for problem in problems] == ["`training.r_drop`", "`training.dropout_samples`"]
+    assert all("scale trains without dropout" in problem.rule for problem in problems)
+    assert _find_problems(ScaleConfig(corpus=CORPUS)) == []
+
+
 def test_local_sgd_needs_steps_in_which_it_exchanges():
     few = ScaleConfig(corpus=CORPUS, strategies=["local_sgd"], num_steps=40, parallel=ParallelConfig(sync_every=20))
     [problem] = _find_problems(few)
