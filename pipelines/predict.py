@@ -131,7 +131,8 @@ def run(config: PredictConfig, load: LoadEngine = load_engine) -> None:
             with leave_no_trace_of_mistakes(folder, job.keep_what_is_done), record.phase("label", "labelling"):
                 plan = _label(config, reader, job, load)
             with record.phase("finish", "writing the output"):
-                files = job.finish(_build_spec(config), lambda counts: bill.add(asdict(counts)))
+                spec, limit = _build_spec(config), config.max_bad_fraction
+                files = job.finish(spec, limit, lambda counts: bill.add(asdict(counts)))
         _close(config, settings, job, bill, record, files, plan)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -102,33 +103,32 @@ class OfflineJob:
             file, number = parse_chunk(counts.chunk)
             done[file].append(number)
             num_bad += counts.num_quarantined
+        self._check_bad(num_bad, max_bad_fraction)  # of an earlier run, which may have left nothing to label
         for counts in label_chunks(settings, self.census, done, load):
             tell(counts)
             num_bad += counts.num_quarantined
-            if num_bad > max_bad_fraction * self.census.num_documents:
-                entries = [f"{row['source']}: {row['reason']}: {row['detail']}" for row in self._read_bad(counts)]
-                check_bad_fraction(
-                    num_bad, self.census.num_documents, "documents", entries[:SHOWN_ENTRIES], max_bad_fraction
-                )
+            self._check_bad(num_bad, max_bad_fraction)
 
-    def finish(self, spec: OutputSpec, add: Callable[[ChunkCounts], None]) -> list[str]:
+    def finish(self, spec: OutputSpec, max_bad_fraction: float, add: Callable[[ChunkCounts], None]) -> list[str]:
         """Make the output of the parts, in the order of the input; returns its files.
 
         Args:
             add: is given the counts of each chunk, once.
 
         Raises:
+            CorpusError: more documents than allowed are quarantined.
             RuntimeError: documents that were counted are neither labelled nor quarantined.
         """
         files: list[PartFile] = []
         quarantines: list[PartFile] = []
         schemas: dict[str, pa.Schema] = {}
-        num_chunks = num_documents = 0
+        num_chunks = num_documents = num_bad = 0
         for part in self.work.list_parts():
             counts = part.counts
             add(counts)
             num_chunks += 1
             num_documents += counts.num_documents + counts.num_quarantined
+            num_bad += counts.num_quarantined
             schemas.setdefault(str(part.schema), part.schema)
             files.append(PartFile.of(self.work.find_part(counts.chunk)))
             if counts.num_quarantined:
@@ -137,6 +137,7 @@ class OfflineJob:
         if (num_chunks, num_documents) != counted:
             told = "{} chunks with {} documents".format
             raise RuntimeError(f"{told(*counted)} were counted, {told(num_chunks, num_documents)} are done")
+        self._check_bad(num_bad, max_bad_fraction)
         assemble_output(self.work, files, unify_schemas(list(schemas.values())), spec)
         assemble_quarantine(self.work, quarantines, QUARANTINE_SCHEMA, spec.file_bytes)
         return move_output(self.work, self.folder)
@@ -145,5 +146,16 @@ class OfflineJob:
         """Remove the work folder."""
         shutil.rmtree(self.work.root, ignore_errors=True)
 
-    def _read_bad(self, counts: ChunkCounts) -> list[dict[str, str]]:
-        return read_quarantine(self.work.find_quarantine(counts.chunk)) if counts.num_quarantined else []
+    def _check_bad(self, num_bad: int, max_bad_fraction: float) -> None:
+        """Raise CorpusError if so many quarantined documents are more than allowed."""
+        total = self.census.num_documents
+        if num_bad > max_bad_fraction * total:
+            entries = list(islice(self._iterate_bad(), SHOWN_ENTRIES))
+            check_bad_fraction(num_bad, total, "documents", entries, max_bad_fraction)
+
+    def _iterate_bad(self) -> Iterator[str]:
+        """What the ledger tells of each quarantined document, in the order of the input."""
+        for counts in self.list_done():
+            if counts.num_quarantined:
+                for row in read_quarantine(self.work.find_quarantine(counts.chunk)):
+                    yield f"{row['source']}: {row['reason']}: {row['detail']}"

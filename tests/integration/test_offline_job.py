@@ -303,6 +303,9 @@ def test_too_many_documents_that_cannot_be_labelled_end_the_job(bundle, tmp_path
     assert "1 of 20 documents cannot be used" in told
     assert f"{source}:4: cannot_label: ValueError: this text cannot be" in told
     assert "max_bad_fraction" in told
+    assert run_with(load_touchy, bundle, source, tmp_path / "out", *SMALL) == 2
+    assert f"{source}:4: cannot_label" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
     assert run_with(load_touchy, bundle, source, tmp_path / "out", *SMALL, "--max_bad_fraction", 0.1) == 0
     assert read_success(tmp_path / "out")["num_documents"] == 19
 
