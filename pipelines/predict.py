@@ -21,7 +21,7 @@ from pipelines.corpus.agreement import LoadEngine, read_agreements
 from pipelines.corpus.assembly import FORMATS, QUARANTINE_FOLDER, OutputSpec
 from pipelines.corpus.census import take_census
 from pipelines.corpus.formats.options import NO_COLUMN, FormatOptions
-from pipelines.corpus.identity import fingerprint, identify_input, identify_model
+from pipelines.corpus.identity import check_unchanged, fingerprint, identify_input, identify_model
 from pipelines.corpus.inference import ActorResources, InferenceConfig, load_engine, plan_actors
 from pipelines.corpus.labeller import LabellingJob
 from pipelines.corpus.offline import OfflineJob
@@ -130,6 +130,7 @@ def run(config: PredictConfig, load: LoadEngine = load_engine) -> None:
             bill = Bill(job.note_session(started))
             with leave_no_trace_of_mistakes(folder, job.keep_what_is_done), record.phase("label", "labelling"):
                 plan = _label(config, reader, job, load)
+            check_unchanged(settings["input"])
             with record.phase("finish", "writing the output"):
                 spec, limit = _build_spec(config), config.max_bad_fraction
                 files = job.finish(spec, limit, lambda counts: bill.add(asdict(counts)))

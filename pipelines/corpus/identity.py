@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,20 @@ def identify_input(paths: Sequence[str]) -> dict[str, str]:
     with ThreadPoolExecutor(STORE_REQUESTS if any(map(is_uri, paths)) else 1) as pool:
         found = list(pool.map(_identify_file, paths))
     return {path: f"file {number}, {one}" for number, (path, one) in enumerate(zip(paths, found, strict=True), 1)}
+
+
+def check_unchanged(before: Mapping[str, str]) -> None:
+    """Raise CorpusError for files that are no longer as `identify_input` found them."""
+    now = identify_input(list(before))
+    changed = [path for path in before if now[path] != before[path]]
+    if changed:
+        raise CorpusError(
+            f"{len(changed)} of {len(before)} files were changed while the job ran",
+            where=changed[0],
+            rule="the input stays as it is until the job is done",
+            value=f"{before[changed[0]]} then; {now[changed[0]]} now",
+            remedy="start over with `--fresh`",
+        )
 
 
 def identify_corpus(corpus: CorpusConfig | TextConfig, more: Sequence[str] = ()) -> str | None:

@@ -10,7 +10,7 @@ import ray.data
 
 from pipelines.corpus.agreement import LoadEngine
 from pipelines.corpus.census import Census
-from pipelines.corpus.chunks import cut_chunks, name_chunk, pack_chunk, read_items
+from pipelines.corpus.chunks import count_characters, cut_chunks, name_chunk, pack_chunk, read_items
 from pipelines.corpus.inference import ActorPlan, load_engine
 from pipelines.corpus.labeller import ChunkLabeller, LabellingJob
 from pipelines.corpus.ledger import LedgerEntry
@@ -48,6 +48,7 @@ def label_chunks(
             "path": file.path,
             "num_chunks": file.num_chunks,
             "num_documents": file.num_records + file.num_rejected,
+            "num_characters": file.num_characters,
             "is_damaged": file.is_damaged,
             "done": numbers,
         }
@@ -118,7 +119,7 @@ def _read_chunks(batch: pa.Table, job: LabellingJob) -> Iterator[pa.Table]:
 def _read_file(row: Mapping[str, Any], job: LabellingJob) -> Iterator[tuple[int, bytes]]:
     """The chunks of a file that are not done. Raises CorpusError where it is no longer as it was counted."""
     path, num_chunks, done = row["path"], row["num_chunks"], set(row["done"])
-    number, num_documents, is_damaged = -1, 0, False
+    number, num_documents, num_characters, is_damaged = -1, 0, 0, False
     last_chunk: tuple[int, bytes] | None = None  # held back until the file has shown to be the one that was counted
     for number, items in enumerate(cut_chunks(read_items(path, job.reader), job.chunk_characters)):
         last = items[-1]
@@ -127,6 +128,7 @@ def _read_file(row: Mapping[str, Any], job: LabellingJob) -> Iterator[tuple[int,
             if not row["is_damaged"]:
                 raise _changed(path, last.detail)
         num_documents += len(items)
+        num_characters += sum(map(count_characters, items))
         if number >= num_chunks:
             raise _changed(path, "it is longer now")
         if last_chunk is not None:
@@ -136,8 +138,9 @@ def _read_file(row: Mapping[str, Any], job: LabellingJob) -> Iterator[tuple[int,
         raise _changed(path, "it is shorter now")
     if row["is_damaged"] and not is_damaged:
         raise _changed(path, "it could not be read to its end before, and can be now")
-    if num_documents != row["num_documents"]:
-        raise _changed(path, f"{row['num_documents']:,} documents before, {num_documents:,} now")
+    for noun, found in (("documents", num_documents), ("characters", num_characters)):
+        if found != row[f"num_{noun}"]:
+            raise _changed(path, f"{row[f'num_{noun}']:,} {noun} before, {found:,} now")
     if last_chunk is not None:
         yield last_chunk
 

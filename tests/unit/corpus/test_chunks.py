@@ -175,6 +175,7 @@ def begin_reading(path, chunk_characters=40):
     counted = count_file(str(path), FormatOptions(), chunk_characters)
     row = {"path": str(path), "num_chunks": counted.num_chunks, "is_damaged": counted.is_damaged, "done": []}
     row["num_documents"] = counted.num_records + counted.num_rejected
+    row["num_characters"] = counted.num_characters
     return row, SimpleNamespace(reader=FormatOptions(), chunk_characters=chunk_characters)
 
 
@@ -188,6 +189,10 @@ def test_file_that_changed_is_told_before_its_last_chunk_is_labelled(tmp_path):
     with pytest.raises(CorpusError, match="a file was changed") as caught:
         list(_read_file(*one_chunk))
     assert "3 documents before, 4 now" in str(caught.value)
+    path.write_text(line * 2)
+    path.write_text(line * 2 + '{"text": "Angela D. Merkel"}\n')
+    with pytest.raises(CorpusError, match="39 characters before, 42 now"):
+        list(_read_file(*one_chunk))
     path.write_text(line * 2)
     found = []
     with pytest.raises(CorpusError, match="it is shorter now"):
