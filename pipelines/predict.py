@@ -20,6 +20,7 @@ from pipelines.cluster import ClusterConfig, connect, find_address, list_node_cp
 from pipelines.corpus.agreement import LoadEngine, read_agreements
 from pipelines.corpus.assembly import FORMATS, QUARANTINE_FOLDER, OutputSpec
 from pipelines.corpus.census import take_census
+from pipelines.corpus.chunks import RECORD_COLUMNS
 from pipelines.corpus.formats.options import NO_COLUMN, FormatOptions
 from pipelines.corpus.identity import check_unchanged, fingerprint, identify_input, identify_model
 from pipelines.corpus.inference import ActorResources, InferenceConfig, load_engine, plan_actors
@@ -49,8 +50,6 @@ from pipelines.settings import ConfigError
 from pipelines.terminal import LabellingView
 
 REPORT_FILE = "report.html"
-RECORD_COLUMNS = ("text", "source")
-"""Columns that every document has, whatever the file calls them."""
 OWN_COLUMNS = ("doc_id", "entities", "coverage")
 MIB = 1 << 20
 IDENTITY = ("reader", "inference", "keep", "format", "compression", "partition_by", "output_file_mib")
@@ -73,7 +72,8 @@ class PredictConfig:
     id_column: str | None = None
     """Column with the document's id; by default `doc_id` or `id`, else file and position. As `--reader.id_column`."""
     keep: list[str] = field(default_factory=list)
-    """Columns of the input to keep beside the entities, e.g. `text`."""
+    """Columns of the input to keep beside the entities. Where the input has no such column, `text` is what was labelled
+    and `source` the file and line of the document."""
     format: str = "parquet"
     """parquet or jsonl."""
     compression: str | None = None
@@ -151,7 +151,7 @@ def _label(config: PredictConfig, reader: FormatOptions, job: OfflineJob, load: 
         model=locate_model(str(config.model)),
         inference=config.inference,
         plan=pool,
-        reader=reader,
+        reader=replace(reader, extra_columns=job.census.list_columns()),
         keep=_list_kept(config),
         chunk_characters=config.chunk_characters,
         work=job.work.root,
@@ -240,14 +240,16 @@ def _identify(config: PredictConfig, reader: FormatOptions, paths: Sequence[str]
 
 
 def _build_reader(config: PredictConfig) -> FormatOptions:
+    text_column = config.text_column or config.reader.text_column
+    labelled = ("text",) if text_column in (None, "text") else ()
     return replace(
         config.reader,
-        text_column=config.text_column or config.reader.text_column,
+        text_column=text_column,
         id_column=config.id_column or config.reader.id_column,
         spans_column=NO_COLUMN,  # gold, if there is any, is none of this job's business
         tags_column=NO_COLUMN,
         bad_encoding="reject_record",
-        extra_columns=tuple(name for name in _list_kept(config) if name not in RECORD_COLUMNS),
+        extra_columns=tuple(name for name in _list_kept(config) if name not in labelled),
     )
 
 

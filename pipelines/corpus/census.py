@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray.data
 
 from pipelines.corpus.assembly import name_partition
-from pipelines.corpus.chunks import count_characters, cut_chunks, read_items
+from pipelines.corpus.chunks import RECORD_COLUMNS, count_characters, cut_chunks, read_items
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.ledger import LedgerEntry, check_bad_fraction
 from pipelines.corpus.reading import MAX_BLOCKS, UNREADABLE, stand_in
@@ -76,6 +76,11 @@ class Census:
         """Characters to label."""
         return sum(file.num_characters for file in self.files)
 
+    def list_columns(self) -> tuple[str, ...]:
+        """Columns to keep that some document has."""
+        found = {name for file in self.files for name in file.kept}
+        return tuple(name for name in self.keep if name in found)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
         return asdict(self)
@@ -91,7 +96,7 @@ class Census:
         errors: list[UserError] = []
         if not self.num_records:
             errors.append(CorpusError("the input holds no documents", where=_show_files(self.files)))
-        found = {name for file in self.files for name in file.kept}
+        found = {*self.list_columns(), *RECORD_COLUMNS}
         for name in self.keep if self.num_records else ():
             if name not in found:
                 rule = "`keep` names columns that some document has"

@@ -19,6 +19,8 @@ from pipelines.corpus.records import CorpusError, EmptyFile, Record
 MAX_DOCUMENTS = 4096
 KEPT_PREFIX = "keep."
 """Before the names of columns that are kept: they may be called like ours."""
+RECORD_COLUMNS = ("text", "source")
+"""Columns to keep that every document has; where the input has one of that name, that is kept instead."""
 CHUNK_SCHEMA = pa.schema(
     [
         ("record_id", pa.string()),

@@ -218,9 +218,10 @@ def _build_labelled(table: pa.Table, outcomes: Sequence[Outcome], keep: Sequence
 
 
 def _find_kept(rows: pa.Table, name: str) -> Any:
-    if name == "text":
-        return pa.array(_list_texts(rows), pa.string())
-    return rows["source"] if name == "source" else rows[f"{KEPT_PREFIX}{name}"]
+    """A column of the input; the text or the place of each document, where the input has no column of that name."""
+    if f"{KEPT_PREFIX}{name}" in rows.column_names:
+        return rows[f"{KEPT_PREFIX}{name}"]
+    return pa.array(_list_texts(rows), pa.string()) if name == "text" else rows[name]
 
 
 def _list_texts(rows: pa.Table) -> list[str | None]:

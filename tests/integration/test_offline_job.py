@@ -234,12 +234,15 @@ def test_too_many_partitions_are_refused_before_labelling(bundle, tmp_path, caps
 
 @pytest.mark.long
 def test_text_and_id_columns_are_named_at_the_top(bundle, tmp_path):
-    rows = [{"body": "Ada in Oslo", "key": 7, "text": "not this", "id": "nor this"}]
+    rows = [{"body": "Ada in Oslo", "key": 7, "id": "nor this"}]
     source = write_rows(tmp_path / "a.jsonl", rows)
-    [row] = run_predict(
-        bundle, source, tmp_path / "out", "--text_column", "body", "--id_column", "key", "--keep", "text"
-    )
-    assert (row["doc_id"], row["text"]) == ("7", "Ada in Oslo")
+    columns = ("--text_column", "body", "--id_column", "key", "--keep", "text", "source")
+    [row] = run_predict(bundle, source, tmp_path / "out", *columns)
+    assert (row["doc_id"], row["text"], row["source"]) == ("7", "Ada in Oslo", f"{source}:1")
+    source = write_rows(tmp_path / "b.jsonl", [rows[0] | {"text": "a summary", "source": "the web"}])
+    [row] = run_predict(bundle, source, tmp_path / "own", *columns)
+    assert (row["doc_id"], row["text"], row["source"]) == ("7", "a summary", "the web")
+    assert row["coverage"]["num_characters"] == len("Ada in Oslo")
 
 
 @pytest.mark.long
