@@ -73,7 +73,7 @@ class PredictConfig:
     """Column with the document's id; by default `doc_id` or `id`, else file and position. As `--reader.id_column`."""
     keep: list[str] = field(default_factory=list)
     """Columns of the input to keep beside the entities. Where the input has no such column, `text` is what was labelled
-    and `source` the file and line of the document."""
+    and `source` the file and line of the document. Objects become structs if all have the same keys, else JSON."""
     format: str = "parquet"
     """parquet or jsonl."""
     compression: str | None = None

@@ -5,7 +5,7 @@ mark tells that a group is finished; then whole folders are moved to where the u
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from pipelines.corpus.chunks import to_text
+from pipelines.corpus.chunks import JSON_TYPE, to_text
 from pipelines.corpus.parts import PartFolder
 from pipelines.corpus.sinks import JSONL_COMPRESSIONS, PARQUET_COMPRESSIONS, FileSink, open_sink
 
 FORMATS = {"parquet": PARQUET_COMPRESSIONS, "jsonl": JSONL_COMPRESSIONS}
 ENTITIES_FOLDER, QUARANTINE_FOLDER = "entities", "quarantine"
+_TEXTS = (pa.string(), JSON_TYPE)
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 JSONL_GROWTH = {"none": 7, "gzip": 1.2, "zstd": 1.2}
 """About how much larger than a part its documents are as JSON lines."""
@@ -92,8 +93,23 @@ def plan_files(sizes: Sequence[float], file_bytes: int) -> list[tuple[int, int]]
     return [*groups, (start, len(sizes))] if sizes else []
 
 
+def unify_parts(parts: Mapping[pa.Schema, Sequence[str]]) -> pa.Schema:
+    """One schema for parts whose kept columns may differ in type: text where the cast of some value would change it.
+
+    Args:
+        parts: a schema → the files that have it.
+    """
+    schema = unify_schemas(list(parts))
+    for index, field in enumerate(schema):
+        others = [(own.field(field.name).type, paths) for own, paths in parts.items()]
+        cast = [path for kind, paths in others if kind != field.type for path in paths]
+        if field.type not in _TEXTS and not _can_cast(cast, field):
+            schema = schema.set(index, field.with_type(_choose_text([kind for kind, _ in others])))
+    return schema
+
+
 def unify_schemas(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """One schema for parts whose kept columns may differ in type; text where the types have nothing in common.
+    """One schema for all; text where types have nothing in common.
 
     Whole numbers become fractions where some file has fractions.
     """
@@ -102,14 +118,49 @@ def unify_schemas(schemas: Sequence[pa.Schema]) -> pa.Schema:
 
 
 def _unify_types(types: Sequence[pa.DataType]) -> pa.DataType:
+    kinds = set(types)
+    if len(kinds) > 1 and (JSON_TYPE in kinds or not _have_same_fields(types)):
+        return _choose_text(types)
     try:
         columns = [pa.schema([("column", one)]) for one in types]
         found = pa.unify_schemas(columns, promote_options="permissive").field("column").type
-        if _has_decimal(found) and len(set(types)) > 1:  # whole numbers that no such decimal holds
-            return pa.string()
+        if _has_decimal(found) and len(kinds) > 1:  # whole numbers that no such decimal holds
+            return _choose_text(types)
     except pa.ArrowException:
-        return pa.string()
+        return _choose_text(types)
     return pa.string() if pa.types.is_null(found) else found
+
+
+def _choose_text(types: Sequence[pa.DataType]) -> pa.DataType:
+    """Text for values of these types: JSON where all are objects or lists."""
+    is_json = all(one == JSON_TYPE or pa.types.is_nested(one) or pa.types.is_null(one) for one in types)
+    return JSON_TYPE if is_json else pa.string()
+
+
+def _have_same_fields(types: Sequence[pa.DataType]) -> bool:
+    """Whether structs in one place, at any depth, have the same fields: a cast would add what no object has."""
+    left = [types]
+    while left:
+        types = left.pop()
+        structs = [one for one in types if pa.types.is_struct(one)]
+        names = [{field.name for field in one} for one in structs]
+        if any(one != names[0] for one in names):
+            return False
+        left += [[one.field(name).type for one in structs] for name in (names[0] if names else ())]
+        items = [one.value_type for one in types if pa.types.is_list(one)]
+        if items:
+            left.append(items)
+    return True
+
+
+def _can_cast(paths: Sequence[str], field: pa.Field) -> bool:
+    """Whether a field holds every value that its column has in some parts."""
+    try:
+        for path in paths:
+            _cast(pq.ParquetFile(path).read([field.name], use_threads=False)[field.name], field.type)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _has_decimal(kind: pa.DataType) -> bool:
@@ -125,9 +176,9 @@ def cast_rows(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> Any:
     if column.type == kind:
         return column
-    if pa.types.is_string(kind):
+    if kind in _TEXTS:
         return pa.array([None if value is None else to_text(value) for value in column.to_pylist()], kind)
-    return column.cast(kind, safe=False)
+    return column.cast(kind)
 
 
 def _final(work: PartFolder) -> Path:

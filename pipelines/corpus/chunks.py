@@ -6,6 +6,7 @@ after a kill labels the same chunks as one that was left alone.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +22,8 @@ KEPT_PREFIX = "keep."
 """Before the names of columns that are kept: they may be called like ours."""
 RECORD_COLUMNS = ("text", "source")
 """Columns to keep that every document has; where the input has one of that name, that is kept instead."""
+JSON_TYPE = pa.large_string()
+"""Of columns whose text is JSON, of objects and lists; plain text is `string`."""
 CHUNK_SCHEMA = pa.schema(
     [
         ("record_id", pa.string()),
@@ -110,23 +113,34 @@ def unpack_chunk(packed: pa.Buffer) -> pa.Table:
 
 
 def build_column(values: Sequence[Any]) -> pa.Array:
-    """Values of any kind as an Arrow array; where they have no common type, or one that no file takes, as text."""
+    """Values of any kind as an Arrow array, which gives them back; as text where none does."""
     has_nanoseconds = any(getattr(value, "nanosecond", 0) for value in values)  # which pyarrow would not see
-    try:
-        column = pa.array(values)
-        if has_nanoseconds and pa.types.is_timestamp(column.type):
-            column = pa.array(values, pa.timestamp("ns", column.type.tz))
-    except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        column = None
-    if column is None or _has_empty_struct(column.type):
-        return pa.array([None if value is None else to_text(value) for value in values], pa.string())
-    return column
+    if _have_same_keys(values):
+        with suppress(pa.ArrowException, OverflowError, TypeError, ValueError):
+            column = pa.array(values)
+            if has_nanoseconds and pa.types.is_timestamp(column.type):
+                column = pa.array(values, pa.timestamp("ns", column.type.tz))
+            return column
+    is_json = all(isinstance(value, dict | list) for value in values if value is not None)
+    texts = [None if value is None else to_text(value) for value in values]
+    return pa.array(texts, JSON_TYPE if is_json else pa.string())
 
 
-def _has_empty_struct(kind: pa.DataType) -> bool:
-    """Whether a type holds, at any depth, a struct without fields (all objects were `{}`), which Parquet refuses."""
-    inside = [kind.field(index).type for index in range(kind.num_fields)]
-    return (pa.types.is_struct(kind) and not inside) or any(map(_has_empty_struct, inside))
+def _have_same_keys(values: Sequence[Any]) -> bool:
+    """Whether objects in one place, at any depth, have the same keys, and some: a struct has all of its fields."""
+    left = [values]
+    while left:
+        values = left.pop()
+        objects = [value for value in values if isinstance(value, dict)]
+        if objects:
+            names = objects[0].keys()
+            if not names or any(one.keys() != names for one in objects):
+                return False
+            left += [[one[name] for one in objects] for name in names]
+        items = [item for value in values if isinstance(value, list) for item in value]
+        if items:
+            left.append(items)
+    return True
 
 
 def to_text(value: Any) -> str:

@@ -16,7 +16,7 @@ from pipelines.corpus.assembly import (
     assemble_output,
     assemble_quarantine,
     move_output,
-    unify_schemas,
+    unify_parts,
 )
 from pipelines.corpus.census import SHOWN_ENTRIES, Census
 from pipelines.corpus.chunks import parse_chunk
@@ -121,7 +121,7 @@ class OfflineJob:
         """
         files: list[PartFile] = []
         quarantines: list[PartFile] = []
-        schemas: dict[str, pa.Schema] = {}
+        schemas: dict[pa.Schema, list[str]] = {}
         num_chunks = num_documents = num_bad = 0
         for part in self.work.list_parts():
             counts = part.counts
@@ -129,8 +129,8 @@ class OfflineJob:
             num_chunks += 1
             num_documents += counts.num_documents + counts.num_quarantined
             num_bad += counts.num_quarantined
-            schemas.setdefault(str(part.schema), part.schema)
             files.append(PartFile.of(self.work.find_part(counts.chunk)))
+            schemas.setdefault(part.schema, []).append(files[-1].path)
             if counts.num_quarantined:
                 quarantines.append(PartFile.of(self.work.find_quarantine(counts.chunk)))
         counted = (sum(file.num_chunks for file in self.census.files), self.census.num_documents)
@@ -138,7 +138,7 @@ class OfflineJob:
             told = "{} chunks with {} documents".format
             raise RuntimeError(f"{told(*counted)} were counted, {told(num_chunks, num_documents)} are done")
         self._check_bad(num_bad, max_bad_fraction)
-        assemble_output(self.work, files, unify_schemas(list(schemas.values())), spec)
+        assemble_output(self.work, files, unify_parts(schemas), spec)
         assemble_quarantine(self.work, quarantines, QUARANTINE_SCHEMA, spec.file_bytes)
         return move_output(self.work, self.folder)
 

@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.corpus.chunks import JSON_TYPE
+
 PARQUET_COMPRESSIONS = ("zstd", "gzip", "none")
 JSONL_COMPRESSIONS = ("none", "gzip", "zstd")
 ROW_GROUP_BYTES = 16 << 20
@@ -94,16 +96,21 @@ class JsonlSink(FileSink):
     def __init__(self, path: Path, schema: pa.Schema, compression: str) -> None:
         """As FileSink."""
         super().__init__(path, schema)
+        self.json_names = [field.name for field in schema if field.type == JSON_TYPE]
         self.compress = _COMPRESS[compression]
 
     def write(self, rows: pa.Table) -> None:
         """Write a line a row."""
         for batch in rows.to_batches(max_chunksize=1000):
-            lines = (_to_json(row) + "\n" for row in batch.to_pylist())
+            lines = (_to_json(row | self._parse(row)) + "\n" for row in batch.to_pylist())
             self.file.write(self.compress("".join(lines).encode("utf-8")))
 
     def finish(self) -> None:
         """Lines need no end."""
+
+    def _parse(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The columns of a row that hold JSON, as what they say."""
+        return {name: json.loads(row[name]) for name in self.json_names if row[name] is not None}
 
 
 def _to_json(row: dict[str, Any]) -> str:

@@ -17,9 +17,10 @@ from pipelines.corpus.assembly import (
     name_partition,
     plan_files,
     split_partitions,
+    unify_parts,
     unify_schemas,
 )
-from pipelines.corpus.chunks import to_text
+from pipelines.corpus.chunks import JSON_TYPE, to_text
 from pipelines.corpus.parts import PartFolder
 from pipelines.corpus.sinks import open_sink
 
@@ -51,8 +52,49 @@ def test_types_are_unified_over_parts():
             schema(a=pa.string(), b=pa.float64(), c=pa.bool_(), d=pa.null(), e=pa.struct([("y", pa.string())])),
         ]
     )
-    struct = pa.struct([("x", pa.int64()), ("y", pa.string())])
-    assert found == schema(a=pa.string(), b=pa.float64(), c=pa.bool_(), d=pa.string(), e=struct)
+    assert found == schema(a=pa.string(), b=pa.float64(), c=pa.bool_(), d=pa.string(), e=JSON_TYPE)
+
+
+STRUCT = pa.struct([("x", pa.int64())])
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ([STRUCT, STRUCT], STRUCT),
+        ([STRUCT, pa.struct([("x", pa.null())])], STRUCT),
+        ([STRUCT, pa.struct([("x", pa.float64())])], pa.struct([("x", pa.float64())])),
+        ([STRUCT, pa.struct([("x", pa.string())])], JSON_TYPE),
+        ([pa.list_(STRUCT), pa.list_(pa.null())], pa.list_(STRUCT)),
+        ([pa.list_(STRUCT), pa.list_(pa.struct([("y", pa.int64())]))], JSON_TYPE),
+        ([JSON_TYPE, STRUCT, pa.null(), pa.list_(pa.null())], JSON_TYPE),
+        ([JSON_TYPE, pa.string()], pa.string()),
+        ([STRUCT, pa.int64()], pa.string()),
+    ],
+)
+def test_objects_are_structs_where_all_have_the_same_fields_and_else_json(kinds, expected):
+    assert unify_schemas([schema(a=kind) for kind in kinds]) == schema(a=expected)
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "expected"),
+    [
+        ([[2**53], [0.5]], pa.float64(), [2.0**53, 0.5]),
+        ([[2**53 + 1], [0.5]], pa.string(), [str(2**53 + 1), "0.5"]),
+        ([[[2**53 + 1]], [[0.5]]], JSON_TYPE, [f"[{2**53 + 1}]", "[0.5]"]),
+        ([[{"x": 2**53 + 1}], [{"x": 0.5}]], JSON_TYPE, [f'{{"x": {2**53 + 1}}}', '{"x": 0.5}']),
+    ],
+)
+def test_whole_numbers_beside_fractions_lose_no_digit(columns, kind, expected, tmp_path):
+    parts = {}
+    for number, values in enumerate(columns):
+        table = pa.table({"id": [number], "a.b": values})
+        pq.write_table(table, tmp_path / str(number))
+        parts[table.schema] = [str(tmp_path / str(number))]
+    unified = unify_parts(parts)
+    assert unified == pa.schema([("id", pa.int64()), ("a.b", kind)])
+    rows = [cast_rows(pq.read_table(path), unified)["a.b"].to_pylist() for [path] in parts.values()]
+    assert [*rows[0], *rows[1]] == expected
 
 
 def test_rows_are_cast_to_the_unified_types():
@@ -171,3 +213,12 @@ def test_numbers_that_json_lacks_are_null_in_lines(tmp_path):
     rows = pa.table({"f": [1.5, float("nan")], "g": [[float("inf"), 2.0], [3.0]]})
     lines = write(tmp_path, "jsonl", "none", rows).read_text().splitlines()
     assert lines == ['{"f": 1.5, "g": [null, 2.0]}', '{"f": null, "g": [3.0]}']
+
+
+def test_json_of_kept_columns_is_objects_in_lines_and_text_in_parquet(tmp_path):
+    rows = pa.table({"meta": pa.array(['{"a": 1}', "{}", None], JSON_TYPE), "text": ["{}", "[", "1"]})
+    lines = write(tmp_path / "lines", "jsonl", "none", rows).read_text().splitlines()
+    assert [json.loads(line)["meta"] for line in lines] == [{"a": 1}, {}, None]
+    assert [json.loads(line)["text"] for line in lines] == ["{}", "[", "1"]
+    table = pq.read_table(write(tmp_path / "table", "parquet", "zstd", rows))
+    assert table["meta"].to_pylist() == ['{"a": 1}', "{}", None]

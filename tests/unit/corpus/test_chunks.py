@@ -3,6 +3,7 @@
 import gzip
 import io
 import itertools
+import json
 import random
 from types import SimpleNamespace
 
@@ -103,13 +104,24 @@ def test_chunk_arrives_as_it_was_sent():
         ([{}, None, {}], ["{}", None, "{}"]),
         ([{"tags": {}}], ['{"tags": {}}']),
         ([[{"meta": {"tags": {}}, "n": 1}]], ['[{"meta": {"tags": {}}, "n": 1}]']),
-        ([{}, {"a": {"b": 1}}], [{"a": None}, {"a": {"b": 1}}]),
+        ([{}, {"a": {"b": 1}}], ["{}", '{"a": {"b": 1}}']),
+        ([[{"a": 1}], [], [{"b": 1}]], ['[{"a": 1}]', "[]", '[{"b": 1}]']),
+        ([{"b": [{"a": 1}], "c": None}, None, {"c": {"d": 2}, "b": []}],) * 2,
     ],
 )
 def test_columns_take_values_of_any_kind(values, expected):
     column = build_column(values)
     assert column.to_pylist() == expected
     pq.write_table(pa.table({"column": column}), io.BytesIO())
+
+
+def test_objects_whose_keys_are_data_take_no_more_than_their_text():
+    values = [{f"user {number}": number} for number in range(chunks.MAX_DOCUMENTS)]
+    column = build_column(values)
+    assert column.type == chunks.JSON_TYPE
+    assert [json.loads(text) for text in column.to_pylist()] == values
+    assert column.nbytes < 1 << 18
+    assert build_column([1, {"a": 1}]).type == pa.string()
 
 
 def test_damage_to_a_file_is_its_last_item(tmp_path):
