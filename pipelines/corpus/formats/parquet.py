@@ -17,6 +17,7 @@ from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import CorpusError, EmptyFile, Record
 
 _BATCH_ROWS = 1024
+_BATCH_BYTES = 4 << 20
 _BUFFER_BYTES = 1 << 20
 _DAMAGE = (pa.ArrowException, OSError)
 
@@ -67,11 +68,21 @@ def _iterate_batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Re
     """Batches of all rows; where one cannot be read, its rows singly up to the one that cannot."""
     num_rows = 0
     try:
-        for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+        for batch in file.iter_batches(_count_batch_rows(file.metadata, columns), columns=columns):
             num_rows += batch.num_rows
             yield batch
     except _DAMAGE:
         yield from _iterate_singly(file, columns, num_rows)
+
+
+def _count_batch_rows(metadata: pq.FileMetaData, columns: list[str]) -> int:
+    """How many rows, of the row group with the largest ones, are held at once."""
+    num_rows = _BATCH_ROWS
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        chunks = map(group.column, range(group.num_columns))
+        sizes = [one.total_uncompressed_size for one in chunks if one.path_in_schema.split(".")[0] in columns]
+        num_rows = min(num_rows, _BATCH_BYTES * group.num_rows // max(1, sum(sizes)))
+    return max(1, num_rows)
 
 
 def _iterate_singly(file: pq.ParquetFile, columns: list[str], start: int) -> Iterator[pa.RecordBatch]:

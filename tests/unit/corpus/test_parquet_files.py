@@ -1,10 +1,13 @@
 """Parquet: every type of string, every row before a damage, and wrong types as rejected rows."""
 
+import random
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.corpus.formats.files import FormatOptions, read_records
+from pipelines.corpus.formats.parquet import _iterate_batches, _open
 from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import CorpusError, EmptyFile, Record
 
@@ -97,6 +100,17 @@ def test_a_file_without_its_footer_is_refused(tmp_path, kept):
 def test_a_missing_file_is_told_as_missing(tmp_path):
     with pytest.raises(CorpusError, match="No such file"):
         list(read_records(str(tmp_path / "a.parquet")))
+
+
+@pytest.mark.parametrize(("size", "most"), [(10, 1024), (100_000, 42), (5_000_000, 1)])
+def test_large_documents_are_held_a_few_at_a_time(tmp_path, size, most):
+    dice = random.Random(0)
+    texts = ["small", *(dice.randbytes(size // 2).hex() for _ in range(min(3000, 10_000_000 // size)))]
+    path = write(tmp_path / "a.parquet", texts, row_group_size=1500, compression="none")
+    with _open(path) as file:
+        batches = list(_iterate_batches(file, ["text"]))
+    assert max(batch.num_rows for batch in batches) == most
+    assert [text for batch in batches for text in batch["text"].to_pylist()] == texts
 
 
 def test_date_that_python_has_not_costs_its_row_alone(tmp_path):
