@@ -4,6 +4,7 @@ Where one chunk ends and the next begins depends on nothing but the files and th
 after a kill labels the same chunks as one that was left alone.
 """
 
+import base64
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -144,7 +145,12 @@ def _have_same_keys(values: Sequence[Any]) -> bool:
 
 
 def to_text(value: Any) -> str:
-    """A value as text: what JSON knows as JSON, but for strings, which are as they are; a date as it is written."""
+    """A value as text: what JSON knows as JSON, but for strings, which are as they are; others as `to_plain` does."""
     is_json = value is None or isinstance(value, bool | int | float | list | tuple | dict)
-    text = json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)
+    text = json.dumps(value, ensure_ascii=False, default=to_plain) if is_json else to_plain(value)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")  # a lone surrogate has no UTF-8
+
+
+def to_plain(value: Any) -> str:
+    """A value that JSON does not know as a string: bytes in base64, a date as it is written."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

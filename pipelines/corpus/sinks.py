@@ -13,13 +13,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.corpus.chunks import JSON_TYPE
+from pipelines.corpus.chunks import JSON_TYPE, to_plain
 
 PARQUET_COMPRESSIONS = ("zstd", "gzip", "none")
 JSONL_COMPRESSIONS = ("none", "gzip", "zstd")
 ROW_GROUP_BYTES = 16 << 20
 """Arrow memory of the rows that become a row group."""
 _EXTENSIONS = {"none": "", "gzip": ".gz", "zstd": ".zst"}
+_LINE_ENDS = (("\x85", "\\u0085"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029"))
+"""At which some readers end a line, and which JSON leaves as they are."""
 _COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "none": bytes,
     "gzip": partial(gzip.compress, mtime=0),
@@ -114,11 +116,14 @@ class JsonlSink(FileSink):
 
 
 def _to_json(row: dict[str, Any]) -> str:
-    """JSON knows no number that is none, or infinite: those of kept columns become null."""
+    """JSON that is one line to every reader; it knows no number that is none, or infinite: these become null."""
     try:
-        return json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
+        text = json.dumps(row, ensure_ascii=False, default=to_plain, allow_nan=False)
     except ValueError:
-        return json.dumps(_without_nan(row), ensure_ascii=False, default=str)
+        text = json.dumps(_without_nan(row), ensure_ascii=False, default=to_plain)
+    for mark, escaped in _LINE_ENDS:
+        text = text.replace(mark, escaped)
+    return text
 
 
 def _without_nan(value: Any) -> Any:

@@ -222,3 +222,16 @@ def test_json_of_kept_columns_is_objects_in_lines_and_text_in_parquet(tmp_path):
     assert [json.loads(line)["text"] for line in lines] == ["{}", "[", "1"]
     table = pq.read_table(write(tmp_path / "table", "parquet", "zstd", rows))
     assert table["meta"].to_pylist() == ['{"a": 1}', "{}", None]
+
+
+def test_lines_end_where_every_reader_ends_them(tmp_path):
+    rows = pa.table({"a\u2028b": ["c\u2029d", "e\x85f\r\n"]})
+    lines = write(tmp_path, "jsonl", "none", rows).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rows.to_pylist()
+
+
+def test_bytes_are_base64_in_lines_and_in_text(tmp_path):
+    rows = pa.table({"image": [b"\x00\xff", None], "pages": [[b"a"], []]})
+    lines = write(tmp_path, "jsonl", "none", rows).read_text().splitlines()
+    assert lines == ['{"image": "AP8=", "pages": ["YQ=="]}', '{"image": null, "pages": []}']
+    assert [to_text(b"\x00\xff"), to_text([b"a"])] == ["AP8=", '["YQ=="]']
