@@ -17,7 +17,7 @@ import ray
 
 from pipelines.corpus.chunks import JSON_TYPE, to_text
 from pipelines.corpus.parts import PartFolder
-from pipelines.corpus.sinks import JSONL_COMPRESSIONS, PARQUET_COMPRESSIONS, FileSink, open_sink
+from pipelines.corpus.sinks import JSONL_COMPRESSIONS, PARQUET_COMPRESSIONS, open_sink
 
 FORMATS = {"parquet": PARQUET_COMPRESSIONS, "jsonl": JSONL_COMPRESSIONS}
 ENTITIES_FOLDER, QUARANTINE_FOLDER = "entities", "quarantine"
@@ -25,6 +25,8 @@ _TEXTS = (pa.string(), JSON_TYPE)
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 JSONL_GROWTH = {"none": 7, "gzip": 1.2, "zstd": 1.2}
 """About how much larger than a part its documents are as JSON lines."""
+OPEN_FILES = 100
+"""Partitions of a group that are written at once: a process may have 1,024 files open, or 256."""
 BUFFERED_BYTES = 128 << 20
 """Arrow memory of the rows that wait to be written, over all partitions of a group."""
 
@@ -157,7 +159,7 @@ def _can_cast(paths: Sequence[str], field: pa.Field) -> bool:
     """Whether a field holds every value that its column has in some parts."""
     try:
         for path in paths:
-            _cast(pq.ParquetFile(path).read([field.name], use_threads=False)[field.name], field.type)
+            _cast(_read_columns(path, [field.name])[field.name], field.type)
     except pa.ArrowInvalid:
         return False
     return True
@@ -202,22 +204,36 @@ def _assemble(
 
 
 def _assemble_group(paths: Sequence[str], number: int, schema: pa.Schema, spec: OutputSpec, folder: Path) -> None:
-    """Write the files of one group: one, or one a partition."""
+    """Write the files of one group: one, or one a partition; the parts are read once for every `OPEN_FILES` of them."""
     inside = pa.schema([field for field in schema if field.name not in spec.partition_by])
-    sinks: dict[str, FileSink] = {}
-    if not spec.partition_by:
-        sinks[""] = open_sink(folder, number, inside, spec.format, spec.compression)
-    for path in paths:
-        table = cast_rows(pq.read_table(path, use_threads=False, partitioning=None), schema)
-        for place, rows in split_partitions(table, spec.partition_by):
-            if place not in sinks:
-                sinks[place] = open_sink(folder / place, number, inside, spec.format, spec.compression)
-            sinks[place].add(rows)
-        if sum(sink.num_buffered_bytes for sink in sinks.values()) > BUFFERED_BYTES:
-            for sink in sinks.values():
-                sink.flush()
-    for sink in sinks.values():
-        sink.close()
+    places = _list_places(paths, schema, spec.partition_by)
+    for start in range(0, len(places), OPEN_FILES):
+        names = places[start : start + OPEN_FILES]
+        sinks = {name: open_sink(folder / name, number, inside, spec.format, spec.compression) for name in names}
+        for path in paths:
+            table = cast_rows(pq.read_table(path, use_threads=False, partitioning=None), schema)
+            for place, rows in split_partitions(table, spec.partition_by):
+                if place in sinks:
+                    sinks[place].add(rows)
+            if sum(sink.num_buffered_bytes for sink in sinks.values()) > BUFFERED_BYTES:
+                for sink in sinks.values():
+                    sink.flush()
+        for sink in sinks.values():
+            sink.close()
+
+
+def _list_places(paths: Sequence[str], schema: pa.Schema, columns: Sequence[str]) -> list[str]:
+    """The partitions that some parts have rows for."""
+    if not columns:
+        return [""]
+    inside = pa.schema([schema.field(name) for name in columns])
+    tables = (cast_rows(_read_columns(path, columns), inside) for path in paths)
+    return sorted({place for table in tables for place, _ in split_partitions(table, columns)})
+
+
+def _read_columns(path: str, names: Sequence[str]) -> pa.Table:
+    """Some columns of a part, whatever their names: `read_table` takes a dot for a way into a struct."""
+    return pq.ParquetFile(path).read(list(names), use_threads=False)
 
 
 def split_partitions(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:

@@ -4,14 +4,18 @@ import datetime
 import decimal
 import gzip
 import json
+import os
+import resource
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.corpus import sinks
+from pipelines.corpus import assembly, sinks
 from pipelines.corpus.assembly import (
+    OutputSpec,
     PartFile,
+    _assemble_group,
     cast_rows,
     move_output,
     name_partition,
@@ -235,3 +239,22 @@ def test_bytes_are_base64_in_lines_and_in_text(tmp_path):
     lines = write(tmp_path, "jsonl", "none", rows).read_text().splitlines()
     assert lines == ['{"image": "AP8=", "pages": ["YQ=="]}', '{"image": null, "pages": []}']
     assert [to_text(b"\x00\xff"), to_text([b"a"])] == ["AP8=", '["YQ=="]']
+
+
+def test_partitions_are_written_with_few_files_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(assembly, "OPEN_FILES", 7)
+    table = pa.table({"doc_id": list(range(120)), "a.day": [f"d{number % 60}" for number in range(120)]})
+    paths = [str(tmp_path / name) for name in "ab"]
+    for start, path in zip((0, 60), paths, strict=True):
+        pq.write_table(table.slice(start, 60), path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 30, limits[1]))
+    try:
+        _assemble_group(paths, 0, table.schema, OutputSpec("parquet", "zstd", ("a.day",), 1 << 27), tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    files = list((tmp_path / "out").rglob("part-00000.parquet"))
+    assert len(files) == 60
+    for path in files:
+        day = int(path.parent.name.removeprefix("a.day=d"))
+        assert pq.read_table(path, partitioning=None).to_pylist() == [{"doc_id": day}, {"doc_id": day + 60}]
