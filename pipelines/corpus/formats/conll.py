@@ -1,6 +1,7 @@
 """CoNLL-style columns: one word a line, a blank line between sentences; also UD-style `.iob2`."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ from pipelines.corpus.records import CorpusError, Record
 _WHITE = " \t"
 _RUN_OF_WHITE = re.compile(r"[ \t]+")
 _TAG = re.compile(r"O|[BIESLUM]-\S+")
+_CAPITALS = re.compile(r".-(?!\d)[^a-z]+")
+_MOST = 0.6
 _DOCUMENT_MARKS = ("-DOCSTART-", "#begin document", "# newdoc")
 _IGNORED_LINES = ("#end document",)
 _UD_COMMENT = re.compile(r"# ?(sent_id|text|newdoc|newpar)\b")
@@ -41,10 +44,21 @@ def read_conll(
 
 
 def looks_like_conll(lines: Iterable[str]) -> bool:
-    """Whether most lines that hold anything are columns of which one is a tag."""
+    """Whether most lines that hold anything are columns of which one is a tag.
+
+    Words between blanks are columns only if these lines have equally many of them, and their tags are not such as
+    prose has (`Vitamin B-12`, `by E-mail`): one is `O`, or all labels are capitals.
+    """
     held = [line for line in lines if line.strip(_WHITE) and not line.startswith(("# ", *_DOCUMENT_MARKS))]
-    tagged = sum(_has_tag(_split(line, None)) for line in held)
-    return bool(held) and tagged >= 0.6 * len(held)
+    rows = [(line, _split(line, None)) for line in held]
+    tagged = [(line, row) for line, row in rows if _find_tag(row)]
+    if not held or len(tagged) < _MOST * len(held):
+        return False
+    if any("\t" in line for line, _ in tagged):
+        return True
+    [(_, num_alike)] = Counter(len(row) for _, row in tagged).most_common(1)
+    tags = {_find_tag(row) for _, row in tagged}
+    return num_alike >= _MOST * len(held) and ("O" in tags or all(map(_CAPITALS.fullmatch, tags)))
 
 
 def is_tag(column: str) -> bool:
@@ -261,5 +275,7 @@ def _check_line_ends(line: str, position: str) -> None:
         )
 
 
-def _has_tag(columns: Sequence[str]) -> bool:
-    return len(columns) > 1 and (is_tag(columns[-1]) or (len(columns) > 2 and is_tag(columns[2])))
+def _find_tag(columns: Sequence[str]) -> str:
+    """The last column or the third, if it is a tag; else nothing."""
+    candidates = [*columns[-1:], *columns[2:3]] if len(columns) > 1 else []
+    return next(filter(is_tag, candidates), "")

@@ -264,6 +264,38 @@ def test_looks_like_conll_tells_columns_from_prose():
     assert not looks_like_conll(["", " "])
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Vitamin B-12", "Vitamin B-6"],
+        ["See section B-12", "See section I-3"],
+        ["room B-2b"],
+        ["Send an E-mail to Bob"],
+        ["Nimm die U-Bahn", "Nimm die S-Bahn"],
+        ["Blood group O", "Vitamin B-12"],
+        ["Everybody has blood of the group O", "No group O", "Group B"],
+    ],
+)
+def test_prose_that_holds_what_looks_like_a_tag_is_no_conll(lines):
+    assert not looks_like_conll(lines)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["[ O", "a O"],
+        ["Angela B-PER", "Merkel I-PER"],
+        ["中 B-人名", "国 E-人名", "人 S-NN_2"],
+        ["vitamin B-0", "B I-0", "is O"],
+        ["Vitamin\tB-12", "Vitamin\tB-6"],
+        ["EU NNP B-NP B-Org", "rejects VBZ B-VP O", "one line too short O"],
+        ["1 EU B-org -", "2 rejects O -"],
+    ],
+)
+def test_columns_between_blanks_are_conll_where_their_tags_are_those_of_a_corpus(lines):
+    assert looks_like_conll(lines)
+
+
 words = st.text(st.characters(exclude_characters="\t\n\r ", exclude_categories=["Cs"]), min_size=1, max_size=8)
 tags = st.sampled_from(["O", "B-PER", "I-PER", "B-creative-work"])
 sentences = st.lists(st.lists(st.tuples(words, tags), min_size=1, max_size=6), min_size=1, max_size=5)
