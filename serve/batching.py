@@ -4,6 +4,9 @@ Nothing waits for a batch to fill: whenever a thread is free it takes what is th
 lanes, each of texts of like length, an equal part of it from each that has work: a long text advances in every batch
 and holds up no shorter one. All that touches the lanes runs on one event loop; threads see only the batches that they
 are handed.
+
+Patient texts, as those of streams, have lanes of their own, take a part of the queue alone, and are not even encoded
+before there is room for them: however many they are, they send no other text away.
 """
 
 import asyncio
@@ -16,10 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.ner.engine import NerEngine, PreparedText
 from pipelines.ner.entities import Prediction
-from serve.work import Answer, Done, Job, Work, compute, finish
+from serve.work import Answer, Done, Job, Load, Work, compute, finish
 
 LANES = (0.25, 1.0, 4.0, 16.0)
 """The longest texts of each lane, in batches; the last lane has those beyond."""
+PATIENT_SHARE = 0.5
+"""Of the queue, and of the longest waiting: patient texts come in where less than this waits."""
 MIN_BATCH_TOKENS = 64
 """Work is spread over free threads in batches of at least this."""
 RATE_MEMORY = 0.9
@@ -66,17 +71,17 @@ class Batcher:
         self.engine, self.observe = engine, observe
         self.max_batch_tokens, self.max_queued_tokens = max_batch_tokens, max_queued_tokens
         self.max_wait_s = max_wait_s
-        self.lanes: list[deque[Job]] = [deque() for _ in range(len(LANES) + 1)]
+        self.lanes: list[deque[Job]] = [deque() for _ in range(2 * (len(LANES) + 1))]
+        """Those of ordinary texts, then those of patient ones."""
         self.first_lane = 0
         """Each comes first in turn, for only the first one may take a window that is larger than its part."""
-        self.patient: deque[Job] = deque()
-        """That wait for room in the queue."""
+        self.patient: deque[tuple[asyncio.Future[None], int]] = deque()
+        """Texts that wait for room in the queue: what tells them that there is some, and about how many sub-tokens they
+        have."""
         self.num_inline_characters = 0
         """Encoded in this turn of the loop."""
-        self.num_queued_tokens = 0
-        """That no batch has taken yet."""
-        self.num_preparing_tokens = 0
-        """Of texts that are to be encoded: about as many as they will have."""
+        self.loads = {is_patient: Load() for is_patient in (False, True)}
+        """Of ordinary texts, and of patient ones that have come in."""
         self.prepared_per_s = FIRST_PREPARED_RATE
         self.num_running_tokens = 0
         self.num_running = 0
@@ -90,42 +95,50 @@ class Batcher:
         return not (self.num_waiting_tokens or self.num_running)
 
     @property
+    def num_queued_tokens(self) -> int:
+        """Sub-tokens that no batch has taken yet."""
+        return sum(load.num_queued for load in self.loads.values())
+
+    @property
+    def num_preparing_tokens(self) -> int:
+        """Of texts that are to be encoded: about as many as they will have."""
+        return sum(load.num_preparing for load in self.loads.values())
+
+    @property
     def num_waiting_tokens(self) -> int:
         """Sub-tokens of texts that no batch has taken yet, or that are not even encoded."""
         return self.num_queued_tokens + self.num_preparing_tokens
 
     @property
     def has_room(self) -> bool:
-        """Whether texts are still taken."""
-        return self.num_waiting_tokens < self.max_queued_tokens and self._expect_wait() <= self.max_wait_s
+        """Whether texts are still taken. Patient ones send nobody away."""
+        ordinary = self.loads[False]
+        return self._fits(ordinary.num_queued, ordinary.num_preparing, 1.0)
 
     def check_room(self) -> None:
         """Raise Overloaded where the queue is full."""
         if not self.has_room:
-            raise Overloaded(self._expect_wait())
+            raise Overloaded(self._expect_wait(self.loads[False].num_queued, self.loads[False].num_preparing))
 
     async def predict(self, text: str, *, is_patient: bool = False, timeout_s: float | None = None) -> Answer:
         """The entities of a text. Raises what the text itself causes, and TimeoutError.
 
         Args:
-            is_patient: wait until there is room; else it is taken whether there is some or not (`check_room`).
+            is_patient: wait until there is room for such; else it is taken whether there is some or not (`check_room`).
             timeout_s: for computing it: waiting does not count.
         """
         queued_at = time.monotonic()
-        prepared = await self._prepare(text)
+        prepared = await self._prepare(text, is_patient=is_patient)
         windows = prepared.document.windows
         if not windows:
             return Answer(self.engine.finish([prepared], [[]])[0], time.monotonic() - queued_at, 0.0)
         loop = asyncio.get_running_loop()
         job = Job(prepared, loop.create_future(), queued_at, [None] * len(windows), num_left=len(windows))
+        job.is_patient = is_patient
         async with asyncio.timeout(None) as deadline:
             if timeout_s is not None:
                 job.begin = lambda: deadline.reschedule(loop.time() + timeout_s)
-            if is_patient:
-                self.patient.append(job)
-                self._let_in()
-            else:
-                self._queue(job)
+            self._queue(job)
             try:
                 return await job.future
             finally:
@@ -133,30 +146,49 @@ class Batcher:
 
     def close(self) -> None:
         """Take nothing more. Jobs under way are cancelled."""
-        for job in [*self.patient, *(job for lane in self.lanes for job in lane)]:
-            job.future.cancel()
+        for future in [turn for turn, _ in self.patient] + [job.future for lane in self.lanes for job in lane]:
+            future.cancel()
         self.preparing.shutdown(wait=False)
 
-    async def _prepare(self, text: str) -> PreparedText:
-        loop = asyncio.get_running_loop()
-        num_characters = self.num_inline_characters + len(text)
-        if len(text) > INLINE_CHARACTERS or num_characters > INLINE_CHARACTERS_A_TURN:
-            return await self._prepare_elsewhere(text)
-        if not self.num_inline_characters:
-            loop.call_soon(self._begin_turn)
-        self.num_inline_characters = num_characters
-        return self.engine.prepare(text)
-
-    async def _prepare_elsewhere(self, text: str) -> PreparedText:
-        """In a thread, one text after the other: where the device is fast, this is what requests wait for."""
+    async def _prepare(self, text: str, *, is_patient: bool) -> PreparedText:
+        load = self.loads[is_patient]
         num_tokens = max(1, len(text) // CHARACTERS_PER_TOKEN)
-        self.num_preparing_tokens += num_tokens
+        if is_patient:
+            await self._wait_for_room(num_tokens)
+        else:
+            load.num_preparing += num_tokens
         try:
-            running = asyncio.get_running_loop().run_in_executor(self.preparing, _time_prepare, self.engine, text)
-            prepared, seconds = await running
+            num_characters = self.num_inline_characters + len(text)
+            if len(text) > INLINE_CHARACTERS or num_characters > INLINE_CHARACTERS_A_TURN:
+                return await self._prepare_elsewhere(text, num_tokens)
+            if not self.num_inline_characters:
+                asyncio.get_running_loop().call_soon(self._begin_turn)
+            self.num_inline_characters = num_characters
+            return self.engine.prepare(text)
         finally:
-            self.num_preparing_tokens -= num_tokens
-            self._let_in()
+            self._end_preparing(load, num_tokens)
+
+    async def _wait_for_room(self, num_tokens: int) -> None:
+        """Until a patient text is let in; from then on it counts as one that is being encoded."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.patient.append((turn, num_tokens))
+        self._let_in()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it had been let in
+                self._end_preparing(self.loads[True], num_tokens)
+            raise
+
+    def _end_preparing(self, load: Load, num_tokens: int) -> None:
+        load.num_preparing -= num_tokens
+        if self.patient:
+            asyncio.get_running_loop().call_soon(self._let_in)  # once the text itself is queued
+
+    async def _prepare_elsewhere(self, text: str, num_tokens: int) -> PreparedText:
+        """In a thread, one text after the other: where the device is fast, this is what requests wait for."""
+        running = asyncio.get_running_loop().run_in_executor(self.preparing, _time_prepare, self.engine, text)
+        prepared, seconds = await running
         rate = num_tokens / max(seconds, 1e-6)
         self.prepared_per_s = RATE_MEMORY * self.prepared_per_s + (1 - RATE_MEMORY) * rate
         return prepared
@@ -164,34 +196,43 @@ class Batcher:
     def _begin_turn(self) -> None:
         self.num_inline_characters = 0
 
-    def _expect_wait(self) -> float:
-        return self.num_queued_tokens / self.tokens_per_s + self.num_preparing_tokens / self.prepared_per_s
+    def _fits(self, num_queued: int, num_preparing: int, share: float) -> bool:
+        """Whether so much leaves room for more in this share of the queue and of the waiting."""
+        return (
+            num_queued + num_preparing < share * self.max_queued_tokens
+            and self._expect_wait(num_queued, num_preparing) <= share * self.max_wait_s
+        )
+
+    def _expect_wait(self, num_queued: int, num_preparing: int) -> float:
+        return num_queued / self.tokens_per_s + num_preparing / self.prepared_per_s
 
     def _queue(self, job: Job) -> None:
         waiting = job.count_waiting()
-        self.lanes[bisect_left(LANES, waiting / self.max_batch_tokens)].append(job)
-        self.num_queued_tokens += waiting
+        lane = bisect_left(LANES, waiting / self.max_batch_tokens) + job.is_patient * (len(LANES) + 1)
+        self.lanes[lane].append(job)
+        self.loads[job.is_patient].num_queued += waiting
         job.is_queued = True
         if self.num_running < self.num_streams:
             asyncio.get_running_loop().call_soon(self._start_batches)  # with what arrives in this turn of the loop
 
     def _let_in(self) -> None:
-        """Queue those that wait for room, in the order of their coming, as far as there is some."""
-        while self.patient and (self.has_room or self.patient[0].future.done()):
-            job = self.patient.popleft()
-            if not job.future.done():
-                self._queue(job)
+        """Let in those that wait for room, in the order of their coming, as far as there is some."""
+        while self.patient:
+            turn, num_tokens = self.patient[0]
+            if not turn.done():
+                if not self._fits(self.num_queued_tokens, self.num_preparing_tokens, PATIENT_SHARE):
+                    return
+                self.loads[True].num_preparing += num_tokens
+                turn.set_result(None)
+            self.patient.popleft()
 
     def _drop(self, job: Job) -> None:
         """Take no more windows of a job: it failed or was cancelled, or has none left."""
         waiting = job.count_waiting()
         job.num_taken = len(job.windows)
         if job.is_queued and waiting:
-            self._count_out(waiting)
-
-    def _count_out(self, num_tokens: int) -> None:
-        self.num_queued_tokens -= num_tokens
-        self._let_in()
+            self.loads[job.is_patient].num_queued -= waiting
+            self._let_in()
 
     def _start_batches(self) -> None:
         budget = int(min(self.max_batch_tokens, self.engine.streams.fitting_tokens))
@@ -225,10 +266,12 @@ class Batcher:
         limits = [budget * number // len(lanes) for number in range(1, len(lanes) + 1)]
         for lane, limit in [*zip(lanes, limits, strict=True), *((lane, budget) for lane in lanes)]:
             for job in self._iterate(lane):
-                if work.jobs and work.num_tokens + len(job.windows[job.num_taken].input_ids) > limit:
+                num_tokens = len(job.windows[job.num_taken].input_ids)
+                if work.jobs and work.num_tokens + num_tokens > limit:
                     break
                 work.add(job)
-        self._count_out(work.num_tokens)
+                self.loads[job.is_patient].num_queued -= num_tokens
+        self._let_in()
         return work
 
     def _iterate(self, lane: deque[Job]) -> Iterator[Job]:

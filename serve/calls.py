@@ -91,12 +91,13 @@ class GrpcCalls:
         with call.attend():
             call.check_key()
             call.timing = Timing()
-            answers = Stream(self.replica, call.request_id, call.timing).answer(request_stream)
-            try:
-                async for result in answers:
-                    yield result
-            finally:
-                await answers.aclose()
+            with self.replica.hold_stream():
+                answers = Stream(self.replica, call.request_id, call.timing).answer(request_stream)
+                try:
+                    async for result in answers:
+                        yield result
+                finally:
+                    await answers.aclose()
         if call.problem is not None:
             # Ray Serve takes the status and the trailing metadata from a message.
             yield messages.StreamResult(problem=describe(call.problem, call.request_id))

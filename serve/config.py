@@ -76,3 +76,5 @@ class LimitsConfig:
     """Of a request."""
     max_characters: int = 500_000
     """Of a text."""
+    max_streams: int = 64
+    """At once in a replica, before it answers 429."""

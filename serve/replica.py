@@ -2,7 +2,8 @@
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from serve.work import Answer
 
 CANARY = "Angela Merkel visited Utrecht in 2019. 中文"
 CANARY_TIMEOUT_S = 10.0
+STREAM_RETRY_S = 5
+"""When a client may come again where there are as many streams as a replica takes: nobody knows when one ends."""
 
 
 @dataclass(slots=True)
@@ -61,6 +64,8 @@ class Replica:
         paths = {arguments.model_name: arguments.model, **arguments.models}
         self.shelf = Shelf(paths, arguments.max_models_mib, self.open_engine, self.make_batcher)
         self.is_ready = False
+        self.num_streams = 0
+        """That are under way."""
 
     async def start(self) -> None:
         """Load the default model and answer once. Raises Problem."""
@@ -116,6 +121,18 @@ class Replica:
         model = self.shelf.loaded.get(self.arguments.model_name)
         if model is not None:
             model.batcher.check_room()
+
+    @contextmanager
+    def hold_stream(self) -> Iterator[None]:
+        """A block that answers a stream. Raises Problem where there are as many as a replica takes."""
+        if self.num_streams >= self.tuning.max_streams:
+            detail = f"{self.num_streams} streams are under way, as many as a replica takes"
+            raise Problem(429, detail, headers={"retry-after": str(STREAM_RETRY_S)})
+        self.num_streams += 1
+        try:
+            yield
+        finally:
+            self.num_streams -= 1
 
     async def answer(self, request: EntitiesRequest, model: str | None, timing: Timing) -> dict[str, Any]:
         """A `Result`, or `Results` for several texts, as plain data."""

@@ -234,7 +234,7 @@ def _document_stream() -> dict[str, Any]:
     return {
         "responses": {
             200: {"description": told, "content": {STREAM_TYPE: {"schema": {"type": "string"}}}},
-            **_list_problems(401, 415, 503),
+            **_list_problems(401, 415, 429, 503),
         },
         "openapi_extra": {"requestBody": {"required": True, "content": {STREAM_TYPE: lines}}},
         "response_class": Response,

@@ -37,6 +37,7 @@ class Tuning(BaseModel):
     max_body_kib: int = Field(4096, ge=1, description="Of a request, and of a line of a stream.")
     max_texts: int = Field(1024, ge=1, description="Of a request.")
     max_characters: int = Field(500_000, ge=1, description="Of a text.")
+    max_streams: int = Field(64, ge=1, description="At once in a replica, before it answers 429.")
 
 
 def _split_models(value: Any) -> Any:

@@ -47,7 +47,11 @@ class StreamResponse(Response):
         self.has_room = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer."""
+        """Answer. Raises Problem where there are too many streams."""
+        with self.replica.hold_stream():
+            await self._answer_all(send)
+
+    async def _answer_all(self, send: Send) -> None:
         headers = [
             (b"content-type", MEDIA_TYPE.encode()),
             (b"x-accel-buffering", b"no"),

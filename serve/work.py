@@ -29,6 +29,7 @@ class Job:
     num_left: int = 0
     """Windows that are not computed yet."""
     is_queued: bool = False
+    is_patient: bool = False
     begin: Callable[[], None] = lambda: None
     """Is called when its first window goes into a batch."""
 
@@ -40,6 +41,16 @@ class Job:
     def count_waiting(self) -> int:
         """Sub-tokens of the windows that no batch has taken."""
         return sum(len(window.input_ids) for window in self.windows[self.num_taken :])
+
+
+@dataclass(slots=True)
+class Load:
+    """Sub-tokens that wait, of ordinary texts or of patient ones."""
+
+    num_queued: int = 0
+    """That no batch has taken yet."""
+    num_preparing: int = 0
+    """Of texts that are to be encoded: about as many as they will have."""
 
 
 @dataclass(frozen=True, slots=True)

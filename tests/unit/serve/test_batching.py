@@ -354,6 +354,49 @@ def test_patient_callers_wait_for_room_and_are_all_answered(engine):
     run(check())
 
 
+def test_patient_texts_send_nobody_away_and_are_not_encoded_before_there_is_room(engine, monkeypatch):
+    prepared: list[str] = []
+    prepare = engine.prepare
+    monkeypatch.setattr(engine, "prepare", lambda text: prepared.append(text) or prepare(text))
+
+    async def check() -> None:
+        async with open_batcher(engine, max_queued_tokens=400) as batcher:
+            engine.gate.clear()
+            patient = [
+                asyncio.create_task(batcher.predict(text, is_patient=True))
+                for text in ["Ada met Grace in Paris. " * 4] * 60 + [LONG[:2500]] * 2
+            ]
+            await wait_until(lambda: batcher.num_running == 2, "every thread has a batch")
+            await wait_until(lambda: not batcher.num_preparing_tokens, "nothing is being encoded")
+            assert 0 < batcher.num_queued_tokens < 1000  # before a text is encoded, they are estimated
+            assert len(prepared) < 20
+            batcher.check_room()
+            ordinary = [asyncio.create_task(batcher.predict("Ada met Grace.")) for _ in range(20)]
+            engine.gate.set()
+            await asyncio.gather(*ordinary)
+            assert not all(task.done() for task in patient)
+            await asyncio.gather(*patient)
+
+    run(check())
+
+
+def test_patient_texts_that_are_cancelled_in_any_turn_leave_nothing(engine):
+    async def check() -> None:
+        async with open_batcher(engine, max_queued_tokens=100) as batcher:
+            for turns in range(12):
+                tasks = [asyncio.create_task(batcher.predict(LONG[:2500], is_patient=True)) for _ in range(6)]
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+                await wait_until(lambda: batcher.is_idle, "nothing is left")
+            await batcher.predict("Ada met Grace.", is_patient=True)
+            assert not batcher.patient
+
+    run(check())
+
+
 def test_deadline_counts_from_the_first_window_that_is_computed(engine):
     async def check() -> None:
         async with open_batcher(engine) as batcher:
@@ -508,6 +551,7 @@ def test_nothing_is_left_running_after_close(bundle):
         left = [asyncio.create_task(batcher.predict(LONG[:3000])) for _ in range(2)]
         left.append(asyncio.create_task(batcher.predict(LONG[:3000], is_patient=True)))
         await wait_until(lambda: batcher.num_running == 2 and bool(batcher.patient), "texts are under way")
+        await wait_until(lambda: not batcher.num_preparing_tokens, "the others are encoded")
         batcher.close()
         engine.gate.set()
         engine.close()

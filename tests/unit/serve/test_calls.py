@@ -237,10 +237,19 @@ def test_model_that_cannot_be_loaded_is_unavailable_for_a_while(endpoint):
 
 def test_full_queue_exhausts_resources_and_says_when_to_come_back(open_endpoint):
     narrow = open_endpoint(tuning={"max_queued_tokens": 1})
-    narrow.replica.shelf.loaded["default"].batcher.num_queued_tokens = 1  # as if a text waited
+    narrow.replica.shelf.loaded["default"].batcher.loads[False].num_queued = 1  # as if a text waited
     with refused(grpc.StatusCode.RESOURCE_EXHAUSTED) as caught:
         narrow.stub.FindEntities(messages.EntitiesRequest(texts=[SENTENCE] * 20))
     assert int(dict(caught.value.trailing_metadata())["retry-after"]) >= 1
+
+
+def test_more_streams_than_a_replica_takes_exhaust_resources(open_endpoint):
+    full = open_endpoint(tuning={"max_streams": 1})
+    with full.replica.hold_stream(), refused(grpc.StatusCode.RESOURCE_EXHAUSTED) as caught:
+        list(full.stub.StreamEntities(iter([messages.StreamLine(text=SENTENCE)])))
+    assert int(dict(caught.value.trailing_metadata())["retry-after"]) >= 1
+    [answer] = full.stub.StreamEntities(iter([messages.StreamLine(text=SENTENCE)]))
+    assert answer.result.coverage.num_characters == len(SENTENCE)
 
 
 def test_answer_that_takes_too_long_exceeds_the_deadline(open_endpoint):

@@ -200,13 +200,15 @@ def test_stream_waits_where_a_request_would_be_sent_away(bundle):
     async def ask(with_: Talk) -> None:
         engine = with_.replica.engine
         engine.gate.clear()
+        first = asyncio.create_task(with_.ask({"text": TEXT * 300}))
+        await wait_until(lambda: with_.replica.count_load() > 500 and bool(engine.batches), "the queue is full")
         streams = [
             asyncio.create_task(with_.stream(write_lines(*({"text": TEXT * 8, "id": at} for at in range(60)))))
             for _ in range(2)
         ]
-        await wait_until(lambda: with_.replica.count_load() >= 300, "the queue is full")
         assert (await with_.ask({"text": TEXT})).status_code == 429
         engine.gate.set()
+        assert (await first).status_code == 200
         for stream in streams:
             told = read_lines((await stream).content)
             assert [one["id"] for one in told] == list(range(60))
@@ -214,6 +216,58 @@ def test_stream_waits_where_a_request_would_be_sent_away(bundle):
         await wait_until(lambda: with_.replica.count_load() == 0, "nothing is left")
 
     talk(bundle, ask, tuning={"max_queued_tokens": 300, "max_batch_tokens": 64})
+
+
+class EndlessExchange(Exchange):
+    """Its client always has another line."""
+
+    line = b""
+
+    async def _receive(self) -> dict[str, Any]:
+        self.num_read += 1
+        return {"type": "http.request", "body": self.line, "more_body": True}
+
+
+@pytest.mark.parametrize("text", [TEXT * 4, TEXT * 250], ids=["short", "long"])
+def test_streams_that_never_end_send_no_request_away(bundle, text):
+    async def ask(with_: Talk) -> None:
+        with_.replica.engine.pause_s = 0.01
+        exchanges = [EndlessExchange(with_.replica) for _ in range(4)]
+        for exchange in exchanges:
+            exchange.line = write_lines({"text": text})
+        tasks = [exchange.start() for exchange in exchanges]
+        await wait_until(lambda: with_.replica.count_load() >= 150, "lines wait")
+        for _ in range(20):
+            assert (await with_.ask({"text": TEXT})).status_code == 200
+        await wait_until(lambda: all(exchange.body for exchange in exchanges), "each stream has answers")
+        assert not any(task.done() for task in tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await wait_until(lambda: with_.replica.count_load() == 0, "nothing is left")
+
+    talk(bundle, ask, tuning={"max_queued_tokens": 300, "max_batch_tokens": 256})
+
+
+def test_more_streams_than_a_replica_takes_are_429_with_the_time_to_come_again(bundle):
+    async def ask(with_: Talk) -> None:
+        exchanges = [Exchange(with_.replica) for _ in range(2)]
+        tasks = [exchange.start() for exchange in exchanges]
+        await wait_until(lambda: all(exchange.status for exchange in exchanges), "two streams are open")
+        refused = await with_.stream(write_lines({"text": TEXT}))
+        assert refused.status_code == 429
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "2 streams" in refused.json()["detail"]
+        assert (await with_.ask({"text": TEXT})).status_code == 200
+        exchanges[0].end()
+        await tasks[0]
+        tasks[1].cancel()
+        await asyncio.wait(tasks[1:])
+        for _ in range(3):
+            assert (await with_.stream(write_lines({"text": TEXT}))).status_code == 200
+
+    talk(bundle, ask, tuning={"max_streams": 2})
 
 
 def test_line_that_takes_too_long_is_a_problem_of_its_own(bundle):
