@@ -14,6 +14,7 @@ from pipelines.ner.engine import NerEngine
 from pipelines.ner.entities import Entity, Prediction
 from pipelines.ner.errors import UserError
 from serve.batching import Batcher
+from serve.bodies import MAX_MISTAKES
 from serve.keys import read_keys
 from serve.metrics import Metrics
 from serve.problems import Problem
@@ -144,6 +145,7 @@ class Replica:
     async def _answer_all(
         self, texts: Sequence[str], options: Options, model: LoadedModel, timing: Timing
     ) -> list[dict[str, Any]]:
+        check_labels(options, model)
         model.batcher.check_room()  # once: a request whose texts do not fit in the queue together would never be taken
         tasks = [asyncio.ensure_future(self._answer_one(text, options, model, timing)) for text in texts]
         try:
@@ -164,6 +166,7 @@ class Replica:
             is_patient: wait where the queue is full; the deadline is for computing alone. Else it is the caller's.
         """
         async with self.shelf.borrow(model or self.arguments.model_name) as loaded:
+            check_labels(options, loaded)
             if not is_patient:
                 loaded.batcher.check_room()
             return await self._answer_one(text, options, loaded, timing, is_patient=is_patient)
@@ -255,6 +258,15 @@ class FailedText(Exception):
 
 def _find_error(task: "asyncio.Future[Any]") -> BaseException | None:
     return task.exception() if task.done() and not task.cancelled() else None
+
+
+def check_labels(options: Options, model: LoadedModel) -> None:
+    """Raise Problem for a label that the model lacks: misspelt, it would leave out what should be redacted."""
+    known = model.engine.scheme.labels
+    unknown = [(at, label) for at, label in enumerate(options.labels or []) if label not in known]
+    if unknown:
+        errors = [(f"/labels/{at}", f"the model has no label `{label[:100]}`") for at, label in unknown]
+        raise Problem(422, f"{errors[0][1]}; it has {', '.join(known)}", errors=errors[:MAX_MISTAKES])
 
 
 def choose_entities(entities: Sequence[Entity], options: Options, min_score: float) -> list[Entity]:

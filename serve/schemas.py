@@ -26,7 +26,10 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     labels: list[Label] | None = Field(
-        None, max_length=MAX_LABELS, description="Only entities of these labels; default: all.", examples=[["PER"]]
+        None,
+        max_length=MAX_LABELS,
+        description="Only entities of these labels of the model; default: all.",
+        examples=[["PER"]],
     )
     min_score: float | None = Field(
         None,

@@ -202,6 +202,7 @@ def test_min_score_of_zero_is_not_the_endpoints_own(open_endpoint):
         ({"texts": [SENTENCE], "min_score": float("nan")}, "/min_score"),
         ({"texts": [SENTENCE], "redact": 17}, "/redact"),
         ({"texts": [SENTENCE], "labels": ["x" * 300]}, "/labels/0"),
+        ({"texts": [SENTENCE], "labels": ["PER", "PERSON"]}, "/labels/1"),
         ({"texts": ["", "x" * 500_001]}, "/texts/1"),
         ({"texts": ["x"] * 1025}, "/texts"),
     ],

@@ -103,13 +103,36 @@ def test_labels_and_least_score_let_through_what_they_say(bundle):
         for options, wanted in [
             ({"labels": [label]}, [one for one in whole if one["label"] == label]),
             ({"labels": []}, []),
-            ({"labels": ["no such label"]}, []),
             ({"min_score": least}, [one for one in whole if one["score"] >= least]),
             ({"min_score": 0}, whole),
         ]:
             told = (await with_.ask({"text": TEXT, **options})).json()
             assert list_places(told["entities"]) == list_places(wanted), options
             assert told["coverage"]["num_characters"] == len(TEXT)
+
+    talk(bundle, ask)
+
+
+@pytest.mark.parametrize("options", [{}, {"redact": "mask"}])
+def test_label_that_the_model_lacks_is_422_and_those_it_has_are_named(bundle, options):
+    """Misspelt, it would let through what should be redacted."""
+
+    async def ask(with_: Talk) -> None:
+        for path in ("/v1/entities", "/v1/models/default/entities"):
+            for given in ({"text": TEXT}, {"texts": [TEXT]}):
+                told = check_problem(
+                    await with_.ask({**given, "labels": ["PERSON", "LOC", "Org"], **options}, path), 422
+                )
+                assert [one["pointer"] for one in told["errors"]] == ["/labels/0", "/labels/2"]
+                assert "`PERSON`" in told["detail"]
+                assert "LOC, MISC, ORG, PER" in told["detail"]
+        told = check_problem(await with_.ask({"text": TEXT, "labels": [f"L{at}" for at in range(999)]}), 422)
+        assert len(told["errors"]) == bodies.MAX_MISTAKES
+        first, second = (
+            await with_.stream(b'{"text": "Ada", "labels": ["PERSON"], "id": 1}\n{"text": "Ada", "labels": ["PER"]}')
+        ).text.splitlines()
+        assert (json.loads(first)["error"]["status"], json.loads(first)["id"]) == (422, 1)
+        assert "entities" in json.loads(second)
 
     talk(bundle, ask)
 
