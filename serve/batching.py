@@ -41,6 +41,16 @@ INLINE_CHARACTERS_A_TURN = 20_000
 """But so many in one turn of the loop at most: a request of a thousand texts would hold up everybody."""
 
 
+HANG_FACTOR = 10
+"""A batch that takes so many times what its sub-tokens took so far may have stopped for good."""
+SUSPECT_BATCHES = 3
+"""So many failed one after the other: the engine may be broken."""
+
+
+class Hung(Exception):
+    """A batch does not end."""
+
+
 class Overloaded(Exception):
     """The queue is full."""
 
@@ -83,8 +93,13 @@ class Batcher:
         self.loads = {is_patient: Load() for is_patient in (False, True)}
         """Of ordinary texts, and of patient ones that have come in."""
         self.prepared_per_s = FIRST_PREPARED_RATE
-        self.num_running_tokens = 0
-        self.num_running = 0
+        self.running: dict[Work, float] = {}
+        """Batches under way, and when they began."""
+        self.num_computed_tokens = 0
+        self.computing_s = 0.0
+        """That these took on their threads."""
+        self.num_failed = 0
+        """The last batches, none of whose windows could be computed."""
         self.tokens_per_s = FIRST_RATE
         self.num_streams = engine.streams.num_streams
         self.preparing = ThreadPoolExecutor(1, "preparing")
@@ -93,6 +108,21 @@ class Batcher:
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
         return not (self.num_waiting_tokens or self.num_running)
+
+    @property
+    def num_running(self) -> int:
+        """Batches under way."""
+        return len(self.running)
+
+    @property
+    def num_running_tokens(self) -> int:
+        """Sub-tokens of these."""
+        return sum(work.num_tokens for work in self.running)
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the engine may be broken: it has failed for whole batches, or only texts that break it came."""
+        return self.num_failed >= SUSPECT_BATCHES
 
     @property
     def num_queued_tokens(self) -> int:
@@ -119,6 +149,14 @@ class Batcher:
         """Raise Overloaded where the queue is full."""
         if not self.has_room:
             raise Overloaded(self._expect_wait(self.loads[False].num_queued, self.loads[False].num_preparing))
+
+    def check_running(self, least_s: float) -> None:
+        """Raise Hung where a batch has been computed for longer than this, and far longer than others of its size."""
+        token_s = self.computing_s / self.num_computed_tokens if self.num_computed_tokens else 0.0
+        now = time.monotonic()
+        for work, began in self.running.items():
+            if now - began > max(least_s, HANG_FACTOR * token_s * work.num_tokens):
+                raise Hung(f"a batch of {work.num_tokens} sub-tokens has not ended for {now - began:.0f} s")
 
     async def predict(self, text: str, *, is_patient: bool = False, timeout_s: float | None = None) -> Answer:
         """The entities of a text. Raises what the text itself causes, and TimeoutError.
@@ -242,8 +280,7 @@ class Batcher:
             work = self._take(min(budget, max(MIN_BATCH_TOKENS, share)))
             if not work.jobs:
                 break
-            self.num_running += 1
-            self.num_running_tokens += work.num_tokens
+            self.running[work] = time.monotonic()
             started.append(work)
         streams = self.engine.streams
         is_wide = bool(started) and self.num_running == 1 and not streams.wide.is_taken
@@ -290,8 +327,10 @@ class Batcher:
 
     def _take_back(self, computed: "asyncio.Future[Done]") -> None:
         done = computed.result()
-        self.num_running -= 1
-        self.num_running_tokens -= done.work.num_tokens
+        del self.running[done.work]
+        self.num_failed = self.num_failed + 1 if done.is_failed else 0
+        self.num_computed_tokens += done.work.num_tokens
+        self.computing_s += done.seconds
         rate = self.num_streams * done.work.num_tokens / max(done.seconds, 1e-6)
         self.tokens_per_s = RATE_MEMORY * self.tokens_per_s + (1 - RATE_MEMORY) * rate
         self.observe(done.work.num_tokens, self.max_batch_tokens, done.seconds)

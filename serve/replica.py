@@ -27,6 +27,8 @@ from serve.work import Answer
 
 CANARY = "Angela Merkel visited Utrecht in 2019. 中文"
 CANARY_TIMEOUT_S = 10.0
+HUNG_S = 60.0
+"""A batch that takes less is never taken for one that hangs, nor one within a request's deadline."""
 STREAM_RETRY_S = 5
 """When a client may come again where there are as many streams as a replica takes: nobody knows when one ends."""
 
@@ -75,10 +77,14 @@ class Replica:
         self.is_ready = True
 
     async def check(self) -> None:
-        """Answer a known text with each model in memory that has nothing to do; what is wrong is raised."""
+        """Answer a known text with each model in memory that has nothing to do, or whose last batches failed; what is
+        wrong is raised, also that a batch does not end."""
         for name in list(self.shelf.loaded):
             with self.shelf.look(name) as model:  # asking for it would load it, or keep it from making room
-                if model is not None and model.batcher.is_idle:  # under load, requests show whether it works
+                if model is None:
+                    continue
+                model.batcher.check_running(max(HUNG_S, self.tuning.timeout_s))
+                if model.batcher.is_idle or model.batcher.is_suspect:  # else requests show that it works
                     await asyncio.wait_for(model.batcher.predict(CANARY), CANARY_TIMEOUT_S)
 
     def tune(self, tuning: Tuning) -> None:

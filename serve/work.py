@@ -91,6 +91,11 @@ class Done:
     """Of the jobs that were in this batch as a whole."""
     seconds: float
 
+    @property
+    def is_failed(self) -> bool:
+        """Whether none of its windows could be computed."""
+        return all(isinstance(one, Exception) for one in self.emissions)
+
 
 def compute(engine: NerEngine, work: Work) -> Done:
     """Compute a batch; where that fails, each of its windows by itself, so that only the text that causes it fails."""

@@ -11,10 +11,14 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve import bodies
+from serve import batching, bodies
+from serve import replica as replicas
+from serve.batching import Hung
 from serve.border import MAX_ID, SECURITY_HEADERS
 from serve.problems import TITLES
+from serve.replica import Timing
 from serve.routes import build_http
+from serve.schemas import EntitiesRequest
 from serve.settings import Arguments, Tuning
 from tests.unit.serve.replicas import KEY, Talk, WatchedReplica, run, talk, wait_until
 
@@ -466,6 +470,73 @@ def test_health_check_of_the_replica_fails_where_the_engine_does(bundle, monkeyp
         with_.replica.engine.poison("Utrecht", "compute")
         with pytest.raises(RuntimeError):
             await with_.replica.check()
+
+    talk(bundle, ask)
+
+
+def test_health_check_of_a_busy_replica_fails_where_a_batch_does_not_end(bundle, monkeypatch):
+    monkeypatch.setattr(replicas, "HUNG_S", 0.05)
+    monkeypatch.setattr(batching, "HANG_FACTOR", 0.0)
+
+    async def ask(with_: Talk) -> None:
+        engine = with_.replica.engine
+        for end_s, is_hung in ((0.0, True), (60.0, False)):
+            with_.replica.tune(Tuning(timeout_s=max(end_s, 0.01)))
+            engine.gate.clear()
+            asked = asyncio.create_task(with_.replica.answer(EntitiesRequest(text=TEXT), None, Timing()))
+            await wait_until(lambda: with_.replica.shelf.loaded["default"].batcher.num_running > 0, "it is computed")
+            await asyncio.sleep(0.1)
+            if is_hung:
+                with pytest.raises(Hung, match="has not ended"):
+                    await with_.replica.check()
+            else:
+                await with_.replica.check()
+            engine.gate.set()
+            await asked
+            await with_.replica.check()
+
+    talk(bundle, ask)
+
+
+def test_batch_as_slow_as_those_before_it_is_not_taken_for_one_that_hangs(bundle, monkeypatch):
+    monkeypatch.setattr(replicas, "HUNG_S", 0.01)
+
+    async def ask(with_: Talk) -> None:
+        engine, batcher = with_.replica.engine, with_.replica.shelf.loaded["default"].batcher
+        engine.pause_s = 0.5
+        await with_.replica.answer(EntitiesRequest(text=TEXT), None, Timing())
+        engine.gate.clear()
+        asked = asyncio.create_task(with_.replica.answer(EntitiesRequest(text=TEXT), None, Timing()))
+        await wait_until(lambda: batcher.num_running > 0, "it is computed")
+        await asyncio.sleep(0.05)
+        await with_.replica.check()
+        engine.gate.set()
+        await asked
+
+    talk(bundle, ask, tuning={"timeout_s": 0.01})
+
+
+def test_health_check_of_a_busy_replica_fails_where_every_batch_does(bundle, monkeypatch):
+    async def ask(with_: Talk) -> None:
+        engine, batcher = with_.replica.engine, with_.replica.shelf.loaded["default"].batcher
+
+        async def keep_asking() -> None:
+            while True:
+                await with_.ask({"text": "Utrecht"})
+
+        engine.pause_s = 0.01
+        engine.poison("Utrecht", "compute")
+        clients = [asyncio.create_task(keep_asking()) for _ in range(4)]
+        await wait_until(lambda: batcher.is_suspect, "batches have failed")
+        engine.poison_token = None  # texts alone were wrong: the known text is answered
+        await with_.replica.check()
+        monkeypatch.setattr(engine, "compute", lambda windows: 1 / 0)
+        await wait_until(lambda: batcher.is_suspect, "batches have failed")
+        with pytest.raises(ZeroDivisionError):
+            await with_.replica.check()
+        for client in clients:
+            client.cancel()
+        await asyncio.wait(clients)
 
     talk(bundle, ask)
 
