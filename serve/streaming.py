@@ -23,6 +23,9 @@ MAX_LINES = 256
 MAX_CHARACTERS = 2_000_000
 """Of those lines, where there is more than one."""
 
+LINE_BREAKS = {"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+"""JSON lets them stand as they are, but many a reader of lines breaks there."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -106,7 +109,7 @@ class StreamResponse(Response):
             answer = await line.task
             self.num_characters -= line.num_characters
             self.has_room.set()
-            ready.append(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+            ready.append(_render(answer))
         if ready:
             yield b"".join(ready)
 
@@ -125,3 +128,11 @@ class StreamResponse(Response):
             if problem.status == 500:
                 logger.exception("line %d of request %s failed", number, request_id)
             return given | {"error": problem.describe(request_id)}
+
+
+def _render(answer: dict[str, Any]) -> bytes:
+    """One line, whoever reads it."""
+    line = json.dumps(answer, ensure_ascii=False)
+    for character, escaped in LINE_BREAKS.items():
+        line = line.replace(character, escaped)
+    return line.encode() + b"\n"

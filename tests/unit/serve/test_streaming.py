@@ -143,6 +143,18 @@ def test_answer_comes_while_the_client_still_sends(bundle):
     talk(bundle, ask)
 
 
+def test_answer_is_one_line_for_any_reader_of_lines(bundle):
+    text = "Angela\u2028Merkel\u2029visited\u0085Utrecht\x1c\x1d\x1e\x0b\x0c\r\n."
+
+    async def ask(with_: Talk) -> None:
+        answer = await with_.stream(write_lines({"text": text, "id": text, "redact": "mask", "labels": []}))
+        [line] = answer.text.splitlines()
+        told = json.loads(line)
+        assert (told["id"], told["redacted"]["text"]) == (text, text)
+
+    talk(bundle, ask)
+
+
 def test_stream_of_nothing_is_an_answer_of_nothing(bundle):
     async def ask(with_: Talk) -> None:
         for body in (b"", b"\n \n\r\n"):
