@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipelines.ner.engine import NerEngine
@@ -75,6 +77,8 @@ class Shelf:
         self.loaded: dict[str, LoadedModel] = {}
         """The last used one last."""
         self.loading: dict[str, asyncio.Task[LoadedModel]] = {}
+        self.awaited: Counter[str] = Counter()
+        """How many wait for each of these, and will use it: it is not put away before."""
         self.broken: dict[str, float] = {}
         """Until when a model that could not be loaded is not tried again."""
         self.lock = asyncio.Lock()
@@ -87,13 +91,17 @@ class Shelf:
         """
         if name not in self.paths:
             raise Problem(404, f"no model `{name[:100]}`; there are {', '.join(self.paths)}")
-        while name not in self.loaded:  # it may be put away again before this coroutine goes on
+        while name not in self.loaded:
             if self.broken.get(name, 0.0) > time.monotonic():
                 raise self._refuse(name)
             task = self.loading.get(name)
             if task is None:
                 task = self.loading[name] = asyncio.create_task(self._load(name))
-            await asyncio.shield(task)  # who gives up does not stop it for the others
+            self.awaited[name] += 1
+            try:
+                await asyncio.shield(task)  # who gives up does not stop it for the others
+            finally:
+                self.awaited[name] -= 1
         self.loaded[name] = self.loaded.pop(name)
         with self.look(name) as model:
             assert model is not None
@@ -117,9 +125,11 @@ class Shelf:
         thread = ThreadPoolExecutor(1, "loading")  # it ends, and with it OpenMP's threads that it had for its own
         try:
             async with self.lock:
+                self._make_room(estimate_mib(self.paths[name]))  # before there are both
                 engine = await asyncio.get_running_loop().run_in_executor(thread, self.open_engine, self.paths[name])
-        except UserError as error:
-            logger.error("model %s cannot be loaded: %s", name, error)
+        except Exception as error:
+            is_clear = isinstance(error, UserError)
+            logger.error("model %s cannot be loaded: %s", name, error, exc_info=None if is_clear else error)
             self.broken[name] = time.monotonic() + RETRY_S
             raise self._refuse(name) from error
         finally:
@@ -139,6 +149,11 @@ class Shelf:
         for name, model in list(self.loaded.items())[: None if size_mib else -1]:
             if size_mib + sum(one.size_mib for one in self.loaded.values()) <= self.max_mib:
                 return
-            if not model.num_borrowed and model.batcher.is_idle:
+            if not model.num_borrowed and not self.awaited[name] and model.batcher.is_idle:
                 del self.loaded[name]
                 model.close()
+
+
+def estimate_mib(path: str) -> float:
+    """About what a model's weights take, by their files; 0 of one that is no folder."""
+    return sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) / MIB

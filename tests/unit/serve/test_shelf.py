@@ -188,6 +188,38 @@ def test_broken_model_is_503_and_not_tried_again_by_each_request(bundle, monkeyp
     use_shelf(bundle, use)
 
 
+def test_model_that_fails_in_any_way_is_503_and_not_tried_again_by_each_request(bundle, monkeypatch, caplog):
+    async def use(shelf: WatchedShelf) -> None:
+        def fail(path: str) -> NerEngine:
+            shelf.opened.append(path)
+            raise RuntimeError("CUDA out of memory")
+
+        monkeypatch.setattr(shelf, "open_engine", fail)
+        for _ in range(3):
+            with pytest.raises(Problem) as refused:
+                await shelf.use("a")
+            assert refused.value.status == 503
+            assert "CUDA" not in refused.value.detail
+        assert len(shelf.opened) == 1
+        assert "CUDA out of memory" in caplog.text
+        assert "Traceback" in caplog.text
+
+    use_shelf(bundle, use)
+
+
+def test_room_is_made_before_a_model_is_loaded(bundle, size_mib):
+    async def use(shelf: WatchedShelf) -> None:
+        await shelf.use("a")
+        shelf.gate.clear()
+        asked = asyncio.create_task(shelf.use("b"))
+        await wait_until(lambda: len(shelf.opened) == 2, "the second is being loaded")
+        assert not shelf.loaded
+        shelf.gate.set()
+        await asked
+
+    use_shelf(bundle, use, max_mib=1.5 * size_mib)
+
+
 def test_model_that_was_broken_is_loaded_once_it_is_mended(bundle, monkeypatch):
     monkeypatch.setattr(shelves, "RETRY_S", 0.0)
 
