@@ -1,6 +1,7 @@
 """Request bodies, read with limits and parsed strictly."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from typing import Any, TypeVar
@@ -127,7 +128,12 @@ def parse(model: type[Model], body: bytes) -> Model:
         raise _break_rule("the body should be an object")
     if len(given) > MAX_NAMES:  # each would become a mistake of its own
         raise _break_rule(f"the body has {len(given)} names; none has so many")
-    return validate(model, given)
+    found = validate(model, given)
+    try:
+        _NAMED_ONCE.decode(body.decode())  # `from_json` does not tell, and takes the last
+    except ValueError as error:
+        raise Problem(400, f"Invalid JSON: {error}") from None
+    return found
 
 
 def validate(model: type[Model], given: Mapping[str, Any]) -> Model:
@@ -142,6 +148,17 @@ def check_size(num_bytes: int, max_kib: int) -> None:
     """Raise Problem for a message that is too large."""
     if num_bytes > max_kib * KIB:
         raise _too_large(max_kib)
+
+
+def _refuse_twins(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise ValueError(f"the name `{name}` stands twice")
+        seen.add(name)
+
+
+_NAMED_ONCE = json.JSONDecoder(object_pairs_hook=_refuse_twins)
 
 
 def _describe(error: ValidationError) -> Problem:

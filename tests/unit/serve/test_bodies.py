@@ -243,8 +243,17 @@ def test_million_mistakes_cost_little(body):
     assert 0 < len(problem.errors) <= MAX_MISTAKES
 
 
-def test_equal_keys_are_no_error_and_the_last_counts():
-    assert parse(EntitiesRequest, b'{"text": "a", "text": "b"}').text == "b"
+@pytest.mark.parametrize("body", [b'{"text": "a", "text": "b"}', b'{"text": "a", "min_score": 0.5, "te\\u0078t": "a"}'])
+def test_name_that_stands_twice_is_refused(body):
+    """Which of the two is meant, nobody knows."""
+    for model in (EntitiesRequest, StreamLine):
+        problem = refuse(model, body)
+        assert (problem.status, problem.errors) == (400, [])
+        assert "`text` stands twice" in problem.detail
+
+
+def test_names_within_a_text_are_no_names():
+    assert parse(EntitiesRequest, b'{"texts": ["texts", "{\\"texts\\": 1, \\"texts\\": 2}"]}').texts
 
 
 def test_silence_of_a_client_that_waits_for_us_is_not_counted():
