@@ -41,6 +41,7 @@ from pipelines.training.job import TrainingJob
 from pipelines.training.masking import MaskingConfig
 from pipelines.training.parallel import ParallelConfig
 from tests.conftest import make_bundle
+from tests.unit.shards import make_info
 
 SETTINGS = {"corpus": {"train": ["a"], "dev": []}, "training": {"seed": 1, "rate": None}}
 
@@ -660,9 +661,7 @@ def test_mistake_that_workers_find_does_not_bind_the_folder(tmp_path, tiny_encod
             "get_shards",
             lambda *given: (
                 tmp_path,
-                SimpleNamespace(
-                    label_scheme=None, window=8, stride=2, splitter="unicode", casing=False, corpus_scheme="BIO"
-                ),
+                make_info(),
                 False,
             ),
         )

@@ -307,7 +307,7 @@ def test_help_shows_the_docstring_of_every_field(capsys, arguments):
         "Share of the way that one step takes.",
         "Where everything goes.",
         "Passes over the training corpus.",
-        "AdamW's decay; not applied to biases and norms.",
+        "AdamW's decay; not applied to biases, norms and a CRF, nor to embeddings of words with sparse gradients.",
         "CoNLL: position of the tag's column; by default the last",
         "`quickstart`",
     ):

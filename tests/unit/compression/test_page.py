@@ -10,7 +10,7 @@ from pipelines.compression.steps import Recipe
 from pipelines.evaluation.metrics import Scored
 from pipelines.ner.bundle import load_bundle
 from pipelines.ner.engine import NerEngine
-from pipelines.ner.runtimes.int8 import has_fast_int8
+from pipelines.ner.runtimes.int8 import count_weight_bits
 from tests.conftest import EXACT, make_bundle
 
 LAYERS = {"layers": [{"name": "layer.0.feed", "error": 0.01, "changed": 0.002}], "left_out": []}
@@ -53,7 +53,7 @@ def test_details_of_an_older_run_name_no_runtime():
     assert title == "1-int8: the layers"
 
 
-@pytest.mark.skipif(not has_fast_int8(torch.device("cpu")), reason="this CPU has no int8 products")
+@pytest.mark.skipif(not count_weight_bits(torch.device("cpu")), reason="this CPU has no int8 products")
 def test_step_tells_what_computes_its_int8_form(tiny_encoder, tmp_path):
     bundle = load_bundle(make_bundle(tiny_encoder, tmp_path / "bundle"))
     words = ["Angela", "Merkel", "visited", "Utrecht", "."] * 4

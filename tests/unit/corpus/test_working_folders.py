@@ -54,7 +54,8 @@ def test_input_is_counted_and_read_by_the_names_that_the_driver_has(here):
     census = take_census(["data/a.jsonl"], FormatOptions(), 100)
     assert (census.num_records, census.num_rejected) == (2, 0)
     job = LabellingJob("m", InferenceConfig(), ActorPlan(1, 1, 0), FormatOptions(), (), 100, Path("work"), "run")
-    file = {"file": 0, "path": "data/a.jsonl", "num_chunks": 1, "num_documents": 2, "is_damaged": False, "done": []}
+    counts = {"num_chunks": 1, "num_documents": 2, "num_characters": census.num_characters}
+    file = {"file": 0, "path": "data/a.jsonl", "is_damaged": False, "done": []} | counts
     with chdir("/"):
         assert len(list(_read_chunks(pa.Table.from_pylist([file]), job))) == 1
 

@@ -1,7 +1,5 @@
 """Frozen layers keep their weights and cost no backward pass; unfreezing goes from the top, layer by layer."""
 
-from copy import deepcopy
-
 import pytest
 import torch
 from transformers import AlbertConfig, DebertaV2Config, ModernBertConfig, T5Config
@@ -112,7 +110,7 @@ def test_layers_that_are_not_there_are_refused(config, layers, what):
 
 @pytest.mark.parametrize("layers", [0, 2])
 def test_the_new_embeddings_of_case_are_never_frozen(layers):
-    model = build(deepcopy(CONFIGS["bert"]))
+    model = build(CONFIGS["bert"])
     add_cases(model.network)
     freezing = Freezing(model, FreezingConfig(layers, 1))
     for epoch in range(2):
