@@ -17,9 +17,16 @@ class TokenPolicy:
         self.target_tokens = target_tokens
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-        """The number of replicas wanted; Ray applies bounds and delays."""
-        loads = context.aggregated_metrics.get(METRIC, {}) if context.aggregated_metrics else {}
-        return choose_replicas(sum(loads.values()), self.target_tokens, context.target_num_replicas), {}
+        """The number of replicas wanted; Ray applies bounds and delays.
+
+        Where a replica has not told its load of late, for it is too busy, there are no fewer than before.
+        """
+        loads = (context.aggregated_metrics or {}).get(METRIC, {})
+        samples = (context.raw_metrics or {}).get(METRIC, {})
+        present = context.target_num_replicas
+        wanted = choose_replicas(sum(loads.values()), self.target_tokens, present)
+        all_tell = all(samples.get(replica) for replica in context.running_replicas)
+        return wanted if all_tell else max(wanted, present), {}
 
 
 def choose_replicas(load: float, target: float, present: int) -> int:

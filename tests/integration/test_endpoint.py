@@ -97,7 +97,7 @@ def test_figures_of_every_replica_are_on_one_page(endpoint: Endpoint):
 
 def test_replicas_follow_the_load_and_no_request_fails(endpoint: Endpoint, tmp_path):
     assert endpoint.count_replicas() == 1
-    with endpoint.load(tmp_path, "--connections", "48", "--seconds", "35", texts=TEXTS) as report:
+    with endpoint.load(tmp_path, "--connections", "48", "--seconds", "60", texts=TEXTS) as report:
         wait_until(lambda: sum(endpoint.tell_replicas().values()) > 1, "another replica is being started", 10)
         wait_until(lambda: endpoint.count_replicas() > 1, "another replica runs", 300)
     assert report["statuses"].keys() == {"200"}

@@ -45,10 +45,25 @@ def test_no_load_wants_none():
     assert choose_replicas(1, 1000, 0) == 1
 
 
-@pytest.mark.parametrize(
-    ("metrics", "wanted"),
-    [(None, 0), ({}, 0), ({"other": {"a": 9e9}}, 0), ({METRIC: {}}, 0), ({METRIC: {"a": 1500.0, "b": 600.0}}, 3)],
-)
-def test_policy_adds_up_what_the_replicas_record(metrics, wanted):
-    context = SimpleNamespace(aggregated_metrics=metrics, target_num_replicas=1)
-    assert TokenPolicy(1000)(context) == (wanted, {})
+def decide(loads: dict | None, *, running: str = "", silent: str = "", present: int = 1) -> int:
+    """Of a policy with a target of 1000; `silent` replicas run and have told nothing of late."""
+    metrics = loads and {METRIC: loads, "other": {"a": 9e9}}
+    samples = metrics and {METRIC: {name: [] if name in silent else [1] for name in loads}}
+    context = SimpleNamespace(
+        aggregated_metrics=metrics, raw_metrics=samples, target_num_replicas=present, running_replicas=list(running)
+    )
+    wanted, state = TokenPolicy(1000)(context)
+    assert state == {}
+    return wanted
+
+
+def test_policy_adds_up_what_the_replicas_record():
+    assert decide(None) == decide({}) == 0
+    assert decide({"a": 1500.0, "b": 600.0}, running="ab", present=2) == 3
+    assert decide({"a": 0.0, "b": 0.0}, running="ab", present=2) == 0
+
+
+@pytest.mark.parametrize("loads", [None, {"a": 100.0}, {"a": 100.0, "b": 0.0}])
+def test_replica_that_is_too_busy_to_tell_its_load_is_not_taken_for_idle(loads):
+    assert decide(loads, running="ab", silent="b", present=3) == 3
+    assert decide((loads or {}) | {"a": 5000.0}, running="ab", silent="b", present=3) == 5
