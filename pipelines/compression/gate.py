@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines.compression.config import Tolerance
 from pipelines.evaluation.bootstrap import paired_bootstrap
+from pipelines.evaluation.comparison import select_label
 from pipelines.evaluation.metrics import Tallies
 
 Documents = Mapping[str, Tallies]
@@ -53,7 +54,7 @@ def judge(start: Documents, variant: Documents, tolerance: Tolerance) -> Verdict
     """
     overall = _compare(start, variant)
     names = sorted({label for tallies in start.values() for label in tallies})
-    labels = {name: _compare(_select(start, name), _select(variant, name)) for name in names}
+    labels = {name: _compare(select_label(start, name), select_label(variant, name)) for name in names}
     reasons = []
     num_documents = sum(any(tp + fn for tp, _, fn, *_ in tallies.values()) for tallies in start.values())
     if num_documents < LEAST_DOCUMENTS:
@@ -77,7 +78,3 @@ def judge(start: Documents, variant: Documents, tolerance: Tolerance) -> Verdict
 def _compare(start: Documents, variant: Documents) -> Difference:
     found = paired_bootstrap(variant, start)
     return Difference(*(round(100 * found[name], 4) for name in ("difference", "low", "high")))
-
-
-def _select(documents: Documents, label: str) -> Documents:
-    return {doc_id: {label: tallies[label]} if label in tallies else {} for doc_id, tallies in documents.items()}

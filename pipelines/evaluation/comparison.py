@@ -26,7 +26,7 @@ def compare(first: Documents, second: Documents, name: str) -> dict[str, Any]:
     return {
         "compared_to": name,
         "overall": _compare(first, second),
-        "labels": {label: _compare(_select(first, label), _select(second, label)) for label in labels},
+        "labels": {label: _compare(select_label(first, label), select_label(second, label)) for label in labels},
     }
 
 
@@ -54,5 +54,6 @@ def _count_f1(documents: Documents) -> float:
     return float(rate(np.array([[0, 0, 0], *tallies], float).sum(0))[2])
 
 
-def _select(documents: Documents, label: str) -> Documents:
+def select_label(documents: Documents, label: str) -> Documents:
+    """The tallies of one label alone."""
     return {doc_id: {label: tallies[label]} if label in tallies else {} for doc_id, tallies in documents.items()}

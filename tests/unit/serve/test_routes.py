@@ -510,6 +510,7 @@ def test_batch_as_slow_as_those_before_it_is_not_taken_for_one_that_hangs(bundle
         await wait_until(lambda: batcher.num_running > 0, "it is computed")
         await asyncio.sleep(0.05)
         await with_.replica.check()
+        assert batcher.num_running > 0
         engine.gate.set()
         await asked
 
