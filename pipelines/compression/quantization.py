@@ -40,7 +40,6 @@ Accept = Callable[[Mapping[str, Tallies]], bool]
 """Whether a model with these tallies on dev, by document, is good enough."""
 PACKAGES = {"openvino": ("openvino", "nncf"), "packed": ("torch",)}
 """Whose versions a form tells, by the runtime that computes it."""
-Tell = Callable[[str, int, int], None]
 """Progress: what is done, how much of it, of how much."""
 
 
@@ -89,7 +88,6 @@ def quantize_bundle(
     folder: Path,
     config: QuantizationConfig | None = None,
     accept: Accept | None = None,
-    tell: Tell | None = None,
 ) -> Quantized:
     """Give a bundle an int8 form that loses no more F1 on dev than allowed.
 
@@ -108,18 +106,16 @@ def quantize_bundle(
     windows = take(calibration, config.num_windows, bundle.encoder)
     raise_all(find_problems(windows, dev, max_f1_loss, config, bundle.model.network))
     original, bundle = bundle, _store(bundle, config.stored)
-    told = tell or (lambda what, done, total: None)
-    told("calibrating", 0, 1)
     form = _calibrate(original, windows, config)
     names = [site.name for site in form.sites]
     fixed = find_left_out(names, config.left_out)
     reference = Reference.measure(
         original, pick([one.content for one in dev], bundle.encoder, config.sensitivity_tokens)
     )
-    layers = measure_sensitivity(reference, form, told)
+    layers = measure_sensitivity(reference, form)
     search = _Search(original, bundle, dev, max_f1_loss, accept, folder, form)
     order = fixed + [layer.name for layer in layers if layer.name not in fixed]
-    number = search.find_fewest(order, len(fixed), told)
+    number = search.find_fewest(order, len(fixed))
     left_out = order if number is None else order[:number]
     finished = None
     if number is not None:
@@ -156,16 +152,16 @@ class _Search:
         self.f1 = _score(NerEngine(original, device="cpu", runtime=form.runtime, precision="fp32"), dev)[0]
         self.found: dict[int, Attempt] = {}
 
-    def find_fewest(self, order: Sequence[str], least: int, tell: Tell) -> int | None:
+    def find_fewest(self, order: Sequence[str], least: int) -> int | None:
         """How many of the layers in this order; None if all but one are too few."""
         low, high, step = least, least, 1
-        while not self._try(order, high, tell):
+        while not self._try(order, high):
             if high >= len(order) - 1:
                 return None
             low, high, step = high + 1, min(least + step, len(order) - 1), step * 2
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._try(order, middle, tell) else (middle + 1, high)
+            low, high = (low, middle) if self._try(order, middle) else (middle + 1, high)
         return high
 
     def publish(self, left_out: Sequence[str], facts: dict[str, Any]) -> Bundle:
@@ -173,9 +169,8 @@ class _Search:
         made = self._write(left_out)
         return replace(made, info=replace(made.info, int8=made.info.int8 | facts))
 
-    def _try(self, order: Sequence[str], number: int, tell: Tell) -> bool:
+    def _try(self, order: Sequence[str], number: int) -> bool:
         if number not in self.found:
-            tell("judging", len(self.found), len(self.found) + 1)
             made = self._write(order[:number])
             f1, documents = _score(NerEngine(made, device="cpu", runtime=self.form.runtime, precision="int8"), self.dev)
             loss = round(100 * (self.f1 - f1), 4)

@@ -1,6 +1,6 @@
 """What each layer of a model does to its answers when it alone is int8."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,15 +59,9 @@ class Reference:
         return Sensitivity(site.name, site.kind, site.num_weights, round(float(distance), 6), round(changed, 6))
 
 
-def measure_sensitivity(
-    reference: Reference, form: Int8Form, tell: Callable[[str, int, int], None]
-) -> list[Sensitivity]:
+def measure_sensitivity(reference: Reference, form: Int8Form) -> list[Sensitivity]:
     """Each layer alone, the most sensitive first: by its effect on emissions, which tells more than the few labels."""
-    found = []
-    for done, site in enumerate(form.sites):
-        tell("measuring layers", done, len(form.sites))
-        found.append(reference.compare(site, form.open({site.name})))
-    tell("measuring layers", len(form.sites), len(form.sites))
+    found = [reference.compare(site, form.open({site.name})) for site in form.sites]
     return sorted(found, key=lambda one: (-one.error, -one.changed))
 
 

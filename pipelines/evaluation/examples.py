@@ -74,13 +74,12 @@ class Segment:
     """A piece of text over which the same mentions lie."""
 
     text: str
-    gold: tuple[Span, ...] = ()
+    gold: tuple[Span, ...]
     """The innermost first; more than one only where gold is nested."""
-    predicted: tuple[Span, ...] = ()
-    starts_gold: bool = False
-    ends_gold: bool = False
-    starts_predicted: bool = False
-    ends_predicted: bool = False
+    predicted: tuple[Span, ...]
+    starts_gold: bool
+    starts_predicted: bool
+    ends_predicted: bool
 
     @property
     def title(self) -> str:
@@ -199,7 +198,6 @@ def cut_segments(text: str, start: int, end: int, gold: Sequence[Span], predicte
             gold=over_gold,
             predicted=over_predicted,
             starts_gold=any(span.start == a for span in over_gold),
-            ends_gold=any(span.end == b for span in over_gold),
             starts_predicted=any(span.start == a for span in over_predicted),
             ends_predicted=any(span.end == b for span in over_predicted),
         )

@@ -6,7 +6,6 @@ import numpy as np
 
 from pipelines.ner.runtimes.packed import LEAST_ROW_STEP, MOST_ROW_STEP
 from pipelines.planning.architecture import Architecture
-from pipelines.planning.lengths import Lengths
 
 SHORT_WINDOW, LENGTH_STEP = 64, 16
 """Where there is no padding, windows below the first have their attention in fp32, and others are filled up in it to a
@@ -169,12 +168,6 @@ def count_parameters(architecture: Architecture, num_tags: int, head: str = "lin
     """Parameters of the encoder and its head."""
     crf = num_tags * (num_tags + 2) if head == "crf" else 0
     return architecture.num_encoder_parameters + (architecture.hidden_size + 1) * num_tags + crf
-
-
-def count_forward_flops(architecture: Architecture, lengths: Lengths, num_tags: int = 9) -> float:
-    """Floating-point operations of all windows, each once, without padding, all sub-tokens up to the classifier."""
-    load = Load(lengths.num_tokens, lengths.num_windows, lengths.sum_of_squares, 1, lengths.longest, lengths.num_tokens)
-    return count_operations(architecture, load, num_tags).total
 
 
 def count_operations(architecture: Architecture, load: Load, num_tags: int = 9, words_only: bool = False) -> Operations:

@@ -80,11 +80,6 @@ class Placement:
         """Bundles in all."""
         return sum(self.counts.values())
 
-    @property
-    def most_per_node(self) -> int:
-        """Bundles on the fullest node."""
-        return max(self.counts.values(), default=0)
-
 
 def count_places(node: Node, bundle: Bundle, kept: Kept = NOTHING) -> int:
     """Bundles that fit on a node beside what is taken there."""

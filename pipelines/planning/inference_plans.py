@@ -18,7 +18,6 @@ ENOUGH = 0.95
 """Fewer actors are taken if they reach this share of the best speed."""
 WORTH_S = 5.0
 """Seconds of labelling for which an actor is started: about what it takes to import torch and load a model."""
-HOST_BOUND = "tokenizing and decoding, one core a process"
 MOST_LOAD = 0.7
 """Share of a server's speed above which queues grow long."""
 

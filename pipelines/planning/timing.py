@@ -132,12 +132,12 @@ def estimate_step_s(architecture: Architecture, setup: TrainingSetup, lengths: L
         compute=compute,
         memory=memory,
         optimizer=moved / slices * rate,
-        communication=count_sent_bytes(architecture, setup, lengths) / rates.network_bytes_per_s,
+        communication=count_sent_bytes(architecture, setup) / rates.network_bytes_per_s,
         overhead=overhead,
     )
 
 
-def count_sent_bytes(architecture: Architecture, setup: TrainingSetup, lengths: Lengths) -> float:
+def count_sent_bytes(architecture: Architecture, setup: TrainingSetup) -> float:
     """Bytes that one worker sends in a step, as ring algorithms do (`pipelines.training.traffic`)."""
     if setup.is_alone:
         return 0.0

@@ -54,7 +54,7 @@ def plan_training(
         if problems:
             raise problems[0]
         raise _want_of_room(inventory, request, limits)
-    chosen, warnings = _choose(candidates, request, limits)
+    chosen, warnings = _choose(candidates, limits)
     setup, bundle = chosen.setup, chosen.placement.bundle
     use_gpu = setup.device == "cuda"
     low, high = request.num_workers or (setup.num_workers, setup.num_workers)
@@ -103,7 +103,7 @@ def plan_training(
     )
 
 
-def _choose(candidates: Sequence[Candidate], request: TrainingRequest, limits: Limits) -> tuple[Candidate, list[str]]:
+def _choose(candidates: Sequence[Candidate], limits: Limits) -> tuple[Candidate, list[str]]:
     fitting = _leave_out_needless([one for one in candidates if one.overflow <= 1])
     warnings: list[str] = []
     if not fitting:

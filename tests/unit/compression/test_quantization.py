@@ -431,7 +431,7 @@ def test_one_outlier_channel_is_found_by_the_sensitivity_and_mended(tiny_encoder
     reference = Reference.measure(bundle, windows[:6])
     monkeypatch.setattr("pipelines.compression.int8_packed.SPLIT", 0)
     rough = calibrate(bundle, windows, runtime, None)
-    found = measure_sensitivity(reference, rough, lambda what, done, total: None)
+    found = measure_sensitivity(reference, rough)
     worst = next(one for one in found if one.kind == "linear")
     assert worst.name == {"packed": "layer.1.feed", "openvino": "bert.encoder.layer.1.output.dense"}[runtime]
     monkeypatch.setattr("pipelines.compression.int8_packed.SPLIT", 0.3)

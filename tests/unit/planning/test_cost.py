@@ -10,12 +10,18 @@ from transformers import AutoModelForTokenClassification
 
 from pipelines.planning import cost, lengths
 from pipelines.planning.architecture import convert_config, read_architecture
-from pipelines.planning.cost import Load, TrainingSetup, count_forward_flops
+from pipelines.planning.cost import Load, TrainingSetup, count_operations
 from pipelines.planning.lengths import Lengths, divide_batch, draw_steps
 from pipelines.training import batches, forward
 from pipelines.training.batches import BatchPlan
 
 histograms = st.dictionaries(st.integers(3, 256), st.integers(1, 40), min_size=1, max_size=30)
+
+
+def count_flops(architecture, lengths, num_tags=9):
+    """Of all windows, each once, without padding, all sub-tokens up to the classifier."""
+    load = Load(lengths.num_tokens, lengths.num_windows, lengths.sum_of_squares, 1, lengths.longest, lengths.num_tokens)
+    return count_operations(architecture, load, num_tags).total
 
 
 def test_flops_are_those_that_torch_counts(config):
@@ -24,12 +30,12 @@ def test_flops_are_those_that_torch_counts(config):
     ids = torch.randint(5, 100, (3, 17))
     with FlopCounterMode(display=False) as counter:
         network(ids, attention_mask=torch.ones_like(ids))
-    assert count_forward_flops(convert_config(config), Lengths.from_counts({17: 3}), 5) == counter.get_total_flops()
+    assert count_flops(convert_config(config), Lengths.from_counts({17: 3}), 5) == counter.get_total_flops()
 
 
 def test_flops_grow_with_squares_where_windows_are_long():
     architecture = read_architecture("scratch")
-    short, long = (count_forward_flops(architecture, Lengths.from_counts({n: 512 // n})) for n in (32, 512))
+    short, long = (count_flops(architecture, Lengths.from_counts({n: 512 // n})) for n in (32, 512))
     assert long - short == pytest.approx(2 * 4 * 128 * (512**2 - 16 * 32**2))
 
 
