@@ -41,11 +41,12 @@ from pipelines.corpus.raw_text import read_texts
 from pipelines.corpus.reading import find_all_files
 from pipelines.corpus.shards import ShardsInfo, read_split
 from pipelines.corpus.text_config import TextConfig
-from pipelines.folders import check_resumable, lock_folder, prepare_output_dir, write_json, write_text
+from pipelines.folders import check_resumable, lock_folder, prepare_output_dir, write_json
 from pipelines.job import EXIT_FAILED, console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import BUNDLE_FILE, Bundle, annotate_bundle, load_bundle, save_bundle
 from pipelines.ner.encoding import EncodingConfig
 from pipelines.ner.errors import UserError, raise_all
+from pipelines.ner.files import write_text
 from pipelines.ner.model import ModelConfig
 from pipelines.ner.runtimes.architectures import may_pack
 from pipelines.ner.runtimes.int8 import count_weight_bits

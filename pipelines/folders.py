@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from rich.markup import escape
 
 from pipelines.job import find_mistake, progress_console
+from pipelines.ner.files import write_text
 from pipelines.replacement import STAGING_FOLDER, discard, is_own, put_back, remove_own, set_aside
 from pipelines.settings import ConfigError
 
@@ -78,17 +79,6 @@ def lies_in_copy(output_dir: str) -> bool:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
-
-
-def write_text(path: Path, text: str, errors: str = "strict") -> None:
-    """Write a file, whole or not at all.
-
-    Args:
-        errors: `replace`, where a text may hold what UTF-8 cannot say.
-    """
-    staging = path.with_name(f".{path.name}.partial")
-    staging.write_text(text, encoding="utf-8", errors=errors)
-    staging.replace(path)
 
 
 def check_resumable(

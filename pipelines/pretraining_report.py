@@ -9,9 +9,9 @@ from rich.markup import escape
 from pipelines.corpus.raw_text import TextInfo
 from pipelines.evaluation.curves import render_curves_svg
 from pipelines.evaluation.pretraining_page import render_pretraining_html, render_pretraining_markdown
-from pipelines.folders import write_text
 from pipelines.job import console
 from pipelines.ner.encoders import SCRATCH
+from pipelines.ner.files import write_text
 from pipelines.terminal import describe_ledger, print_ledger
 from pipelines.training.history import Row, trace_loss, trace_perplexity
 from pipelines.training.job import TrainingResult

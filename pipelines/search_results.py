@@ -7,7 +7,8 @@ from typing import Any
 
 from pipelines.corpus.shards import ShardsInfo
 from pipelines.evaluation.report import EvaluationReport
-from pipelines.folders import write_json, write_text
+from pipelines.folders import write_json
+from pipelines.ner.files import write_text
 from pipelines.search_view import print_leaders
 from pipelines.trial_jobs import Prepared, TrialJobs
 from pipelines.tuned_presets import render_run, write_front

@@ -6,8 +6,8 @@ from typing import Any
 
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.formats.files import locate_files
-from pipelines.folders import write_text
 from pipelines.ner.encoders import SCRATCH, locate_encoder
+from pipelines.ner.files import write_text
 from pipelines.trial_jobs import TrialJobs
 from pipelines.tuning.domains import Value
 from pipelines.tuning.leaders import Run

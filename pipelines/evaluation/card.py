@@ -16,6 +16,7 @@ from pipelines.evaluation.examples import make_visible
 from pipelines.evaluation.rendering import format_number, format_percent, list_notes, list_score_rows
 from pipelines.ner.bundle import BUNDLE_FILE, SEEN_FILE
 from pipelines.ner.encoders import PACKAGED_NAMES, SCRATCH, is_uncased, load_tokenizer
+from pipelines.ner.files import write_text
 
 CARD_FILE = "README.md"
 TASK = "token-classification"
@@ -46,11 +47,9 @@ def write_card(
         hub_id: where it will be on the hub.
     """
     path = bundle / CARD_FILE
-    staging = bundle / f".{CARD_FILE}.partial"
     name = name or hub_id or bundle.parent.name
     card = render_card(bundle, name, shards, usage, scores, datasets, hub_id)
-    staging.write_text(str(card), encoding="utf-8", errors="replace")
-    staging.replace(path)
+    write_text(path, str(card), errors="replace")
     return path
 
 

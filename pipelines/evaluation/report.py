@@ -1,8 +1,6 @@
 """The evaluation report: exact counts of everything, a bounded sample of examples, three files."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from pipelines.evaluation.matching import CORRECT, match_spans
 from pipelines.evaluation.metrics import Counts, Scored, Seen, Tallies, add_tallies, count_record, scores
 from pipelines.evaluation.reliability import Reliability
 from pipelines.evaluation.rendering import render_html, render_markdown
+from pipelines.ner.files import write_text
 
 
 class EvaluationReport:
@@ -119,17 +118,6 @@ class EvaluationReport:
         }
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        return {name: _write_atomically(folder / name, content) for name, content in contents.items()}
-
-
-def _write_atomically(path: Path, content: str) -> Path:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode("utf-8", "replace"))
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+        for name, content in contents.items():
+            write_text(folder / name, content, errors="replace")
+        return {name: folder / name for name in contents}

@@ -24,6 +24,7 @@ from pipelines.ner.encoders import explain_absence, load_tokenizer
 from pipelines.ner.encoding import Encoder
 from pipelines.ner.errors import UserError
 from pipelines.ner.exits import Exits
+from pipelines.ner.files import write_text
 from pipelines.ner.labels import LabelScheme, SchemeError
 from pipelines.ner.model import TokenClassifier, get_max_window
 from pipelines.ner.shapes import load_network
@@ -230,9 +231,7 @@ def _describe_exits(model: TokenClassifier) -> dict[str, Any]:
 
 def _write_info(folder: Path, info: dict[str, Any]) -> None:
     info["fingerprint"] = compute_fingerprint(folder, info)
-    part = folder / f".{BUNDLE_FILE}.partial"
-    part.write_text(json.dumps(_drop_new(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(folder / BUNDLE_FILE)
+    write_text(folder / BUNDLE_FILE, json.dumps(_drop_new(info), indent=2, ensure_ascii=False) + "\n")
 
 
 def _load_own(path: Path) -> Bundle:

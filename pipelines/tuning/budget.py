@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from pipelines.ner.files import write_text
 from pipelines.tuning.config import SearchConfig, TuneError
 from pipelines.tuning.trials import FINISHED, OPEN, Trial
 
@@ -46,9 +47,7 @@ class Budget:
         """Write down what was spent, now and then."""
         if now or time.monotonic() - self.saved >= SAVE_EVERY_S:
             self.saved = time.monotonic()
-            staging = self.path.with_name(f".{self.path.name}.partial")
-            staging.write_text(json.dumps({"spent_s": round(self.spent_s, 3)}) + "\n", encoding="utf-8")
-            staging.replace(self.path)
+            write_text(self.path, json.dumps({"spent_s": round(self.spent_s, 3)}) + "\n")
 
 
 def estimate_trial_s(trials: Sequence[Trial]) -> float | None:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.ner.files import write_text
 from pipelines.training.checkpoints import list_checkpoints, read_step
 from pipelines.training.history import Row, append_metrics, read_metrics
 from pipelines.training.recorder import CHECKPOINTS, METRICS_FILE
@@ -211,9 +212,7 @@ def summarize_rows(trial: Trial, rows: list[Row]) -> Trial:
 
 def _write_json(path: Path, content: Any) -> None:
     """Whole or not at all."""
-    staging = path.with_name(f".{path.name}.partial")
-    staging.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    staging.replace(path)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _link(source: Path, target: Path) -> None:

@@ -118,6 +118,7 @@ FRAME = {
     "pipelines.terminal": {"pipelines.ner", "pipelines.corpus", "pipelines.evaluation", "pipelines.job"},
     "pipelines.search_view": {"pipelines.job", "pipelines.terminal"},
     "pipelines.search_results": {
+        "pipelines.ner",
         "pipelines.corpus",
         "pipelines.evaluation",
         "pipelines.tuning",

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.folders import check_own, write_text
+from pipelines.folders import check_own
+from pipelines.ner.files import write_text
 from pipelines.settings import ConfigError
 
 

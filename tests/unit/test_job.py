@@ -26,11 +26,11 @@ from pipelines.folders import (
     lock_folder,
     prepare_output_dir,
     write_json,
-    write_text,
 )
 from pipelines.job import find_mistake, run_door, warn_of_idle
 from pipelines.ner.bundle import load_bundle, save_bundle
 from pipelines.ner.errors import UserError, UserErrors
+from pipelines.ner.files import write_text
 from pipelines.ner.model import ModelConfig
 from pipelines.run_record import RunRecord, read_git_revision
 from pipelines.runs import FREE, build_guard
