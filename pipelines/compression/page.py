@@ -1,30 +1,28 @@
 """The report of a compression: what `compression.json` holds, as a self-contained page and as Markdown."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipelines.evaluation import rendering
+from pipelines.evaluation.pages import (
+    Table,
+    build_environment,
+    render_markdown_facts,
+    render_markdown_table,
+    render_markdown_tables,
+)
 from pipelines.evaluation.pictures import Line, draw_scatter
-from pipelines.evaluation.rendering import render_markdown_table
 
 Variant = Mapping[str, Any]
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, names of the columns, rows; the first cell of each is its name."""
 SAME_SPEED = 0.9
 PLOTS = (("tokens_per_s", "sub-tokens/s"), ("size_mib", "MiB on disk"), ("peak_memory_mib", "peak memory, MiB"))
 
 
 def render_html(result: Mapping[str, Any], title: str) -> str:
     """The page."""
-    folders = [str(Path(__file__).parent), str(Path(rendering.__file__).parent)]
-    environment = Environment(
-        loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("compression.html.jinja").render(
+    template = build_environment(__file__).get_template("compression.html.jinja")
+    return template.render(
         title=title,
         summary=describe(result),
         tables=list_tables(result["variants"]),
@@ -36,13 +34,10 @@ def render_html(result: Mapping[str, Any], title: str) -> str:
 
 def render_markdown(result: Mapping[str, Any], title: str) -> str:
     """The same tables in text."""
-    parts = [f"# {title}", describe(result)]
-    for name, header, rows in list_tables(result["variants"]):
-        parts += [f"## {name}", render_markdown_table(header, rows)]
+    parts = [f"# {title}", describe(result), *render_markdown_tables(list_tables(result["variants"]))]
     refused = [[name, "; ".join(reasons)] for name, reasons in _list_refused(result)]
     parts += ["## Not good enough", render_markdown_table(["", "why"], refused, num_text=2)] if refused else []
-    facts = [[name, str(value)] for name, value in result["facts"].items()]
-    return "\n\n".join([*parts, "## Notes", render_markdown_table(["", ""], facts, num_text=2)]) + "\n"
+    return "\n\n".join([*parts, "## Notes", render_markdown_facts(result["facts"])]) + "\n"
 
 
 def describe(result: Mapping[str, Any]) -> str:

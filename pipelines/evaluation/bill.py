@@ -3,13 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.evaluation.curves import render_curves_svg
+from pipelines.evaluation.pages import build_environment
 
 MAX_BINS = 120
 FIRST_BIN_S = 0.5
@@ -156,9 +155,7 @@ class Bill:
 
 def render_bill(bill: Mapping[str, Any], title: str, facts: Mapping[str, Mapping[str, object]]) -> str:
     """The bill as one page that needs nothing else, with further facts at its end."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    environment = build_environment()
     environment.filters["number"] = format_number
     points = [(second, rate / 1000) for second, rate in bill["throughput"]]
     curve = render_curves_svg({"sub-tokens": points}, "seconds", "thousands a second", "Sub-tokens a second")

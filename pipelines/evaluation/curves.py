@@ -27,17 +27,29 @@ def render_curves_svg(
     x_scale, y_scale = _make_scale(x_ticks, _LEFT, WIDTH - _RIGHT), _make_scale(y_ticks, _FLOOR, _TOP)
     legend, height = _draw_legend(list(series))
     lines = [_draw_line(points, x_scale, y_scale, number) for number, points in enumerate(series.values())]
-    summary = escape(f"{title}: {', '.join(series)} by {x_label}")
-    return (
-        f'<svg class="curves" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{summary}"'
-        ' xmlns="http://www.w3.org/2000/svg" font-family="inherit" font-size="12" fill="currentColor"'
-        f' style="width:100%;max-width:{WIDTH}px;height:auto">'
-        f'<text x="{_LEFT}" y="18" font-size="14" font-weight="600">{escape(title)}</text>'
-        f"{_draw_axes(x_ticks, y_ticks, x_scale, y_scale, dict(enumerate(x_names)))}"
-        f'<text x="{WIDTH - _RIGHT}" y="{_FLOOR + 34}" text-anchor="end">{escape(x_label)}</text>'
+    parts = [
+        _draw_axes(x_ticks, y_ticks, x_scale, y_scale, dict(enumerate(x_names))),
+        f'<text x="{WIDTH - _RIGHT}" y="{_FLOOR + 34}" text-anchor="end">{escape(x_label)}</text>',
         f'<text transform="translate(13 {(_TOP + _FLOOR) / 2}) rotate(-90)" text-anchor="middle">'
-        f"{escape(y_label)}</text>"
-        f"{''.join(lines)}{legend}</svg>"
+        f"{escape(y_label)}</text>",
+        *lines,
+        legend,
+    ]
+    return wrap_svg(parts, title, WIDTH, height, _LEFT, f"{title}: {', '.join(series)} by {x_label}")
+
+
+def wrap_svg(parts: Sequence[str], title: str, width: int, height: int, left: int, summary: str) -> str:
+    """A picture of these parts, whose title begins at `left`, in units of its size.
+
+    Args:
+        summary: what is read to whom does not see it.
+    """
+    return (
+        f'<svg class="curves" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(summary)}"'
+        ' xmlns="http://www.w3.org/2000/svg" font-family="inherit" font-size="12" fill="currentColor"'
+        f' style="width:100%;max-width:{width}px;height:auto">'
+        f'<text x="{left}" y="18" font-size="14" font-weight="600">{escape(title)}</text>'
+        f"{''.join(parts)}</svg>"
     )
 
 
@@ -86,12 +98,12 @@ def _draw_legend(names: list[str]) -> tuple[str, int]:
     return "".join(parts), y + 12
 
 
-def find_ticks(values: Sequence[float], num_ticks: int = 5) -> list[float]:
-    """About `num_ticks` round numbers that span the values."""
+def find_ticks(values: Sequence[float]) -> list[float]:
+    """About five round numbers that span the values."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if high - low <= 1e-9 * abs(high):
         low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
-    step = _round_up((high - low) / num_ticks)
+    step = _round_up((high - low) / 5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [number * step for number in range(first, last + 1)]
 

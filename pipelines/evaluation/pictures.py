@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from pipelines.evaluation.curves import find_ticks, format_ticks
+from pipelines.evaluation.curves import find_ticks, format_ticks, wrap_svg
 
 WIDTH = 760
 _LEFT, _RIGHT, _TOP, _FLOOR = 64, 20, 34, 270
@@ -46,7 +46,7 @@ def draw_curves(lines: Sequence[Line], title: str, x_label: str, y_label: str) -
         parts.append(f'<path d="M{path}" {_stroke(line)}><title>{escape(line.name)}</title></path>')
         x, y = places[-1]
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{_color(line.score)}"/>')
-    return _wrap(parts, title, _FLOOR + 44, f"{title}: {len(lines)} trials by {x_label}")
+    return wrap_svg(parts, title, WIDTH, _FLOOR + 44, _LEFT, f"{title}: {len(lines)} trials by {x_label}")
 
 
 def draw_scatter(
@@ -80,7 +80,7 @@ def draw_scatter(
             end = ' text-anchor="end"' if x > WIDTH * 0.75 else ""
             at = x - radius - 4 if end else x + radius + 4
             parts.append(f'<text x="{at:.1f}" y="{y - 6:.1f}"{end} {_HALO}>{escape(line.label)}</text>')
-    return _wrap(parts, title, _FLOOR + 44, f"{title}: {len(lines)} trials")
+    return wrap_svg(parts, title, WIDTH, _FLOOR + 44, _LEFT, f"{title}: {len(lines)} trials")
 
 
 def draw_parallel(lines: Sequence[Line], axes: Sequence[Mapping[str, Any]], title: str) -> str:
@@ -117,7 +117,8 @@ def draw_parallel(lines: Sequence[Line], axes: Sequence[Mapping[str, Any]], titl
             y = _AXIS_FLOOR - _find_share(axis, value) * (_AXIS_FLOOR - _TOP - 20)
             places.append(f"{_LEFT + number * step:.1f} {y:.1f}")
         parts.append(f'<path d="M{"L".join(places)}" {_stroke(line)}><title>{escape(line.name)}</title></path>')
-    return _wrap([*parts, *labels], title, _AXIS_FLOOR + 46, f"{title}: {', '.join(axis['path'] for axis in axes)}")
+    summary = f"{title}: {', '.join(axis['path'] for axis in axes)}"
+    return wrap_svg([*parts, *labels], title, WIDTH, _AXIS_FLOOR + 46, _LEFT, summary)
 
 
 def _draw_frame(x_ticks: list[float], y_ticks: list[float], x_label: str, y_label: str) -> str:
@@ -139,16 +140,6 @@ def _draw_frame(x_ticks: list[float], y_ticks: list[float], x_label: str, y_labe
             f'<text transform="translate(13 {(_TOP + _FLOOR) / 2}) rotate(-90)" text-anchor="middle">',
             f"{escape(y_label)}</text>",
         ]
-    )
-
-
-def _wrap(parts: Sequence[str], title: str, height: int, summary: str) -> str:
-    return (
-        f'<svg class="curves" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(summary)}"'
-        ' xmlns="http://www.w3.org/2000/svg" font-family="inherit" font-size="12" fill="currentColor"'
-        f' style="width:100%;max-width:{WIDTH}px;height:auto">'
-        f'<text x="{_LEFT}" y="18" font-size="14" font-weight="600">{escape(title)}</text>'
-        f"{''.join(parts)}</svg>"
     )
 
 

@@ -1,13 +1,12 @@
 """The report of a pretraining: figures, curves and tables as one self-contained page, and the tables as Markdown."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipelines.evaluation.rendering import group_facts, render_markdown_table
+from pipelines.evaluation.pages import build_environment, render_markdown_table
+from pipelines.evaluation.rendering import group_facts
 
 MASK_MEANINGS = {
     "chosen": "of the sub-tokens are to be told",
@@ -31,11 +30,9 @@ def render_pretraining_html(
         masks: share → value, as `MASK_MEANINGS` names them.
         facts: group → name → value.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     header, rows = _list_epochs(epochs)
-    return environment.get_template("pretraining.html.jinja").render(
+    template = build_environment().get_template("pretraining.html.jinja")
+    return template.render(
         title=title,
         figures=list_figures(epochs),
         curves=Markup(curves),

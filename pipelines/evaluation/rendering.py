@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from pipelines.evaluation.comparison import HEADER, list_comparison_rows
 from pipelines.evaluation.examples import Segment, make_example
 from pipelines.evaluation.matching import ERROR_KINDS, KINDS
 from pipelines.evaluation.metrics import RATES, READINGS, Scored
+from pipelines.evaluation.pages import EN_DASH, build_environment, flatten, render_markdown_table
 from pipelines.evaluation.reliability import MIN_SHOWN, draw_reliability
 from pipelines.ner.labels import OUTSIDE
 
@@ -27,7 +26,6 @@ FEW_DOCUMENTS = 30
 _HUES = (212, 24, 150, 282, 48, 340, 186, 96)
 _GOLDEN_ANGLE = 137.5
 _THIN_SPACE = "\N{NARROW NO-BREAK SPACE}"
-_EN_DASH = "\N{EN DASH}"
 
 
 def render_html(
@@ -38,13 +36,7 @@ def render_html(
     sections: Sequence[tuple[str, str]] = (),
 ) -> str:
     """The page. Everything is escaped except the HTML of `sections`, which must be our own."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = build_environment(lstrip_blocks=True)
     environment.filters.update(percent=format_percent, number=format_number, exact=_escape_exactly)
     labels = _list_labels(result)
     hues = {label: _HUES[i] if i < len(_HUES) else int(i * _GOLDEN_ANGLE) % 360 for i, label in enumerate(labels)}
@@ -76,7 +68,7 @@ def render_html(
 
 def render_markdown(result: Mapping[str, Any], title: str, facts: Mapping[str, Any]) -> str:
     """The same tables in text."""
-    parts = [f"# {_flatten(title)}", *list_notes(result), *map(_flatten, list_unannotated(result))]
+    parts = [f"# {flatten(title)}", *list_notes(result), *map(flatten, list_unannotated(result))]
     header = ["", "gold", "strict F1", "95 %", "P", "R", "lenient F1", "95 %", "P", "R"]
     body = [
         [row["name"], format_number(row["support"]), *_score_cells(row["strict"]), *_score_cells(row["lenient"])]
@@ -85,7 +77,7 @@ def render_markdown(result: Mapping[str, Any], title: str, facts: Mapping[str, A
     parts += ["## Scores, in percent", render_markdown_table(header, body)]
     if result["comparison"]:
         parts += [
-            f"## Compared to {_flatten(result['comparison']['compared_to'])}",
+            f"## Compared to {flatten(result['comparison']['compared_to'])}",
             render_markdown_table(HEADER, list_comparison_rows(result["comparison"])),
         ]
     if result["seen"]:
@@ -93,7 +85,7 @@ def render_markdown(result: Mapping[str, Any], title: str, facts: Mapping[str, A
             [
                 name,
                 format_number(row["support"]),
-                format_percent(row["recall"]) if row["support"] else _EN_DASH,
+                format_percent(row["recall"]) if row["support"] else EN_DASH,
                 format_percent(row["precision"]),
                 format_percent(row["f1"]),
             ]
@@ -120,7 +112,7 @@ def render_markdown(result: Mapping[str, Any], title: str, facts: Mapping[str, A
         render_markdown_table(["min_score", "predicted", "P", "R", "F1"], body),
     ]
     for group, pairs in group_facts(facts):
-        parts += [f"## {_flatten(group or 'Run')}", render_markdown_table(["", ""], pairs, num_text=2)]
+        parts += [f"## {flatten(group or 'Run')}", render_markdown_table(["", ""], pairs, num_text=2)]
     parts.append(f"Examples are in `report.html`: {describe_examples(result['examples'])}")
     return "\n\n".join(parts) + "\n"
 
@@ -128,8 +120,7 @@ def render_markdown(result: Mapping[str, Any], title: str, facts: Mapping[str, A
 def list_score_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Micro, macro, then the labels: both readings with their intervals; None where a label is not in a reading."""
     rows = []
-    labels = sorted({label for reading in READINGS for label in result[reading]["labels"]})
-    for name, is_label in [("micro", False), ("macro", False), *((label, True) for label in labels)]:
+    for name, is_label in [("micro", False), ("macro", False), *((label, True) for label in _list_labels(result))]:
         row: dict[str, Any] = {"name": name, "is_label": is_label}
         for reading in READINGS:
             place, bounds = result[reading], result["intervals"].get(reading)
@@ -260,21 +251,10 @@ def _has(findings: Iterable[Any], kind: str) -> bool:
 
 def _score_cells(score: Mapping[str, Any] | None) -> list[str]:
     if score is None:
-        return [_EN_DASH] * 4
+        return [EN_DASH] * 4
     bounds = score["interval"]
-    interval = f"{format_percent(bounds[0])}{_EN_DASH}{format_percent(bounds[1])}" if bounds else _EN_DASH
+    interval = f"{format_percent(bounds[0])}{EN_DASH}{format_percent(bounds[1])}" if bounds else EN_DASH
     return [format_percent(score["f1"]), interval, format_percent(score["precision"]), format_percent(score["recall"])]
-
-
-def render_markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], num_text: int = 1) -> str:
-    """A table whose first `num_text` columns are text, and the others numbers."""
-    rule = ["---"] * num_text + ["---:"] * (len(header) - num_text)
-    lines = [[_flatten(cell).replace("|", "\\|") for cell in row] for row in (header, *body)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (lines[0], rule, *lines[1:]))
-
-
-def _flatten(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _count(number: int, noun: str) -> str:
@@ -290,4 +270,4 @@ def _format_fact(value: object) -> str:
         return format_number(value)
     if isinstance(value, list | tuple):
         return ", ".join(_format_fact(item) for item in value)
-    return _EN_DASH if value is None else str(value)
+    return EN_DASH if value is None else str(value)

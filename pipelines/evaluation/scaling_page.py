@@ -1,30 +1,30 @@
 """The scaling report: tables and plots as one self-contained page, and the tables as Markdown."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.evaluation.curves import render_curves_svg
-from pipelines.evaluation.rendering import render_markdown_table
+from pipelines.evaluation.pages import (
+    EN_DASH,
+    Table,
+    build_environment,
+    render_markdown_facts,
+    render_markdown_table,
+    render_markdown_tables,
+)
 
-_EN_DASH = "\N{EN DASH}"
 _HUES = (282, 212, 24, 150, 48)
 
 Result = Mapping[str, Any]
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, names of the columns, rows; the first cell of each is its name."""
 
 
 def render_scaling_html(scaling: Mapping[str, Any], title: str) -> str:
     """The page of what `scaling.json` holds."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     cases = scaling["cases"]
-    return environment.get_template("scaling.html.jinja").render(
+    template = build_environment().get_template("scaling.html.jinja")
+    return template.render(
         title=title,
         advice=scaling["advice"],
         notes=scaling["notes"],
@@ -39,19 +39,14 @@ def render_scaling_html(scaling: Mapping[str, Any], title: str) -> str:
 
 def render_scaling_markdown(scaling: Mapping[str, Any], title: str) -> str:
     """The same tables in text."""
-    parts = [f"# {title}", scaling["advice"]]
-    for name, header, rows in (speed_table(scaling["cases"]), memory_table(scaling["cases"])):
-        parts += [f"## {name}", render_markdown_table(header, rows)]
-    names = _list_parts(scaling["cases"])
-    splits = [
-        [case["name"], *(f"{1000 * case['parts_s'].get(name, 0.0):,.1f}" for name in names)]
-        for case in scaling["cases"]
-    ]
+    cases = scaling["cases"]
+    parts = [f"# {title}", scaling["advice"], *render_markdown_tables([speed_table(cases), memory_table(cases)])]
+    names = _list_parts(cases)
+    splits = [[case["name"], *(f"{1000 * case['parts_s'].get(name, 0.0):,.1f}" for name in names)] for case in cases]
     parts += ["## Milliseconds of a step", render_markdown_table(["", *names], splits)] if names else []
     left_out = [[name, reason] for name, reason in _list_left_out(scaling)]
     parts += ["## Not measured", render_markdown_table(["", "reason"], left_out, num_text=2)] if left_out else []
-    facts = [[name, str(value)] for name, value in scaling["facts"].items()]
-    parts += ["## Notes", *scaling["notes"], render_markdown_table(["", ""], facts, num_text=2)]
+    parts += ["## Notes", *scaling["notes"], render_markdown_facts(scaling["facts"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -126,4 +121,4 @@ def _list_left_out(scaling: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _show(value: float | None, how: str) -> str:
-    return _EN_DASH if value is None else format(value, how)
+    return EN_DASH if value is None else format(value, how)

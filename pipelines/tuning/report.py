@@ -2,24 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipelines.evaluation import rendering
+from pipelines.evaluation.pages import (
+    EN_DASH,
+    Table,
+    build_environment,
+    render_markdown_facts,
+    render_markdown_table,
+    render_markdown_tables,
+)
 from pipelines.evaluation.pictures import Line, draw_curves, draw_parallel, draw_scatter
-from pipelines.evaluation.rendering import render_markdown_table
 from pipelines.tuning.domains import Value, render_value
 from pipelines.tuning.leaders import Leader, find_front
 from pipelines.tuning.sampling import find_common_epoch, list_comparable, measure_cost, rank_importance
 from pipelines.tuning.space import Space
 from pipelines.tuning.trials import FAILED, FINISHED, OPEN, REFUSED, STOPPED, Trial
 
-_EN_DASH = "\N{EN DASH}"
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, names of the columns, rows; the first cell of each is its name."""
 COST_LABELS = {"none": "seconds of training", "seconds": "seconds of training", "flops": "floating-point operations"}
 
 
@@ -60,12 +61,9 @@ def collect_tuning(
 
 def render_tuning_html(tuning: Mapping[str, Any], title: str) -> str:
     """The page."""
-    folders = [Path(__file__).parent, Path(rendering.__file__).parent]
-    environment = Environment(
-        loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     longest = max((row["seconds"] for row in tuning["spent"]), default=0) or 1
-    return environment.get_template("tuning.html.jinja").render(
+    template = build_environment(__file__).get_template("tuning.html.jinja")
+    return template.render(
         title=title,
         gain=tuning["gain"],
         figures=tuning["figures"],
@@ -90,9 +88,7 @@ def render_tuning_html(tuning: Mapping[str, Any], title: str) -> str:
 
 def render_tuning_markdown(tuning: Mapping[str, Any], title: str) -> str:
     """The same tables in text."""
-    parts = [f"# {title}", tuning["gain"]]
-    for name, header, rows in (leaders_table(tuning), trials_table(tuning)):
-        parts += [f"## {name}", render_markdown_table(header, rows)]
+    parts = [f"# {title}", tuning["gain"], *render_markdown_tables([leaders_table(tuning), trials_table(tuning)])]
     if tuning["importance"]:
         rows = [[path, f"{share:.0%}"] for path, share in tuning["importance"].items()]
         parts += [
@@ -101,8 +97,7 @@ def render_tuning_markdown(tuning: Mapping[str, Any], title: str) -> str:
         ]
     rows = [[row["what"], str(row["number"] or ""), f"{row['seconds']:,.0f}"] for row in tuning["spent"]]
     parts += ["## What was spent", render_markdown_table(["", "number", "seconds"], rows)]
-    facts = [[name, str(value)] for name, value in tuning["facts"].items()]
-    parts += ["## Notes", *tuning["notes"], render_markdown_table(["", ""], facts, num_text=2)]
+    parts += ["## Notes", *tuning["notes"], render_markdown_facts(tuning["facts"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -112,9 +107,9 @@ def leaders_table(tuning: Mapping[str, Any]) -> Table:
     rows = []
     for leader in tuning["leaders"]:
         scores = {run["seed"]: f"{100 * run['f1']:.1f}" for run in leader["runs"]}
-        deviation = _EN_DASH if leader["deviation"] is None else f"{100 * leader['deviation']:.1f}"
+        deviation = EN_DASH if leader["deviation"] is None else f"{100 * leader['deviation']:.1f}"
         settings = render_settings(leader["settings"]) or "the recipe as it is"
-        cells = [f"{100 * leader['mean_f1']:.1f}", deviation, *(scores.get(seed, _EN_DASH) for seed in seeds)]
+        cells = [f"{100 * leader['mean_f1']:.1f}", deviation, *(scores.get(seed, EN_DASH) for seed in seeds)]
         name = f"trial {leader['number']}: {settings}" if leader["number"] >= 0 else settings
         rows.append([name, *cells])
     return "Leaders, with several seeds", ["", "mean dev F1", "deviation", *(f"seed {seed}" for seed in seeds)], rows
@@ -130,7 +125,7 @@ def trials_table(tuning: Mapping[str, Any]) -> Table:
     for trial in sorted(tuning["trials"], key=lambda one: (-(one["f1"] or 0.0), one["number"])):
         values = trial["settings"] or tuning["base_values"]
         cost = (
-            _EN_DASH
+            EN_DASH
             if trial["cost"] is None
             else f"{trial['cost'] / 1e15:,.3f}"
             if is_flops
@@ -140,10 +135,10 @@ def trials_table(tuning: Mapping[str, Any]) -> Table:
         rows.append(
             [
                 f"trial {trial['number']}" + ("" if trial["settings"] else " (the recipe)"),
-                _EN_DASH if trial["f1"] is None else f"{100 * trial['f1']:.1f}",
+                EN_DASH if trial["f1"] is None else f"{100 * trial['f1']:.1f}",
                 f"{len(trial['epochs'])} of {trial['num_epochs'] or '?'}",
                 cost,
-                *(render_value(values[path]) if path in values else _EN_DASH for path in paths),
+                *(render_value(values[path]) if path in values else EN_DASH for path in paths),
                 ended if len(ended) <= 40 else f"{ended[:39]}…",
             ]
         )
