@@ -51,6 +51,7 @@ from serve.settings import Arguments, Tuning
 
 EXAMPLE = "Angela Merkel visited Utrecht."
 LOOK_EVERY_S = 2.0
+START_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -292,11 +293,11 @@ def _tell(config: ServeConfig, labels: Sequence[str]) -> None:
     console.print("Ctrl-C ends it")
 
 
-def _wait_until(is_ready: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
-    end = time.monotonic() + timeout_s
+def _wait_until(is_ready: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + START_TIMEOUT_S
     while not is_ready():
         if time.monotonic() > end:
-            raise TimeoutError(f"{what} after {timeout_s:.0f} s")
+            raise TimeoutError(f"{what} after {START_TIMEOUT_S} s")
         time.sleep(0.1)
 
 

@@ -25,6 +25,7 @@ COLORS = ("green", "blue", "magenta", "yellow", "cyan", "red")
 POLL_S = 0.3
 LINE_EVERY_S = 10.0
 RECENT_STEPS = 20
+MOST_EXAMPLES = 5
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n")
 
 
@@ -136,10 +137,10 @@ def print_variants(result: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def print_examples(rows: Sequence[dict[str, Any]], limit: int = 5) -> None:
+def print_examples(rows: Sequence[dict[str, Any]]) -> None:
     """A few predicted sentences with their entities marked in a colour per label."""
     sentences = [sentence for row in rows for sentence in _split_sentences(row)]
-    chosen = sorted(sentences, key=lambda sentence: -min(3, len({label for *_, label in sentence[1]})))[:limit]
+    chosen = sorted(sentences, key=lambda sentence: -min(3, len({label for *_, label in sentence[1]})))[:MOST_EXAMPLES]
     labels = sorted({label for _, spans in chosen for *_, label in spans})
     if not chosen:
         return

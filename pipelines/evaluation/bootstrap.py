@@ -48,21 +48,16 @@ def bootstrap_intervals(documents: Mapping[str, Tallies], num_samples: int = 100
 
 
 def paired_bootstrap(
-    a: Mapping[str, Tallies],
-    b: Mapping[str, Tallies],
-    num_samples: int = 1000,
-    seed: int = 0,
-    reading: str = "strict",
+    a: Mapping[str, Tallies], b: Mapping[str, Tallies], num_samples: int = 1000, seed: int = 0
 ) -> dict[str, float]:
-    """Micro F1 of `a` minus that of `b` on the same documents: `difference`, `low`, `high`, `p_value`.
+    """Strict micro F1 of `a` minus that of `b` on the same documents: `difference`, `low`, `high`, `p_value`.
 
     The p value is two-sided: how often the resampled difference strays from the observed one at least as far as that
     stands from zero (Berg-Kirkpatrick et al. 2012). Raises ValueError where the documents or their gold differ.
     """
     if a.keys() != b.keys():
         raise ValueError(f"{len(a.keys() ^ b.keys())} documents are in one of the two evaluations only")
-    first = 3 * READINGS.index(reading)
-    groups = Counter((_sum_labels(a[doc_id], first), _sum_labels(b[doc_id], first)) for doc_id in a)
+    groups = Counter((_sum_strict(a[doc_id]), _sum_strict(b[doc_id])) for doc_id in a)
     if any(x[0] + x[2] != y[0] + y[2] for x, y in groups):
         raise ValueError("the two evaluations have different gold in the same documents")
     if not groups:
@@ -106,8 +101,8 @@ def _interval(rates_SR: Floats) -> dict[str, list[float]]:
     return {name: [float(bounds[0, index]), float(bounds[1, index])] for index, name in enumerate(RATES)}
 
 
-def _sum_labels(tallies: Tallies, first: int) -> tuple[int, int, int]:
-    rows = [tally[first : first + 3] for tally in tallies.values()]
+def _sum_strict(tallies: Tallies) -> tuple[int, int, int]:
+    rows = [tally[:3] for tally in tallies.values()]
     tp, fp, fn = (sum(column) for column in zip(*rows, strict=True)) if rows else (0, 0, 0)
     return tp, fp, fn
 

@@ -13,6 +13,9 @@ from pipelines.evaluation.reliability import Reliability
 from pipelines.evaluation.rendering import render_html, render_markdown
 from pipelines.ner.files import write_text
 
+SEED = 0
+"""Of the examples and of the bootstrap."""
+
 
 class EvaluationReport:
     """Scored records, accumulated. Reports of blocks or workers merge into the report of all, examples included."""
@@ -24,7 +27,6 @@ class EvaluationReport:
         num_erroneous: int = 200,
         num_correct: int = 30,
         num_samples: int = 1000,
-        seed: int = 0,
     ) -> None:
         """Start empty.
 
@@ -33,17 +35,15 @@ class EvaluationReport:
             num_erroneous: how many records with errors are kept to be shown.
             num_correct: how many records with mentions and without errors are kept.
             num_samples: of the bootstrap.
-            seed: of the examples and of the bootstrap.
         """
-        self.seen = seen
-        self.num_samples, self.seed = num_samples, seed
+        self.seen, self.num_samples = seen, num_samples
         self.counts = Counts()
         self.documents: dict[str, Tallies] = {}
         """`doc_id` → tallies, for the bootstrap."""
         self.reliability = Reliability()
         self.comparison: Mapping[str, Any] | None = None
         """With another model (`compare`), if there is one; it does not merge."""
-        self.erroneous, self.correct = Reservoir(num_erroneous, seed), Reservoir(num_correct, seed)
+        self.erroneous, self.correct = Reservoir(num_erroneous, SEED), Reservoir(num_correct, SEED)
 
     def add(self, scored: Scored) -> None:
         """Count a record; it may become an example."""
@@ -81,10 +81,10 @@ class EvaluationReport:
             "num_gold_strict": counts.num_gold_strict,
             "num_predicted": counts.num_predicted,
             **scores(counts),
-            "intervals": bootstrap_intervals(self.documents, self.num_samples, self.seed),
+            "intervals": bootstrap_intervals(self.documents, self.num_samples, SEED),
             "calibration": self.reliability.to_dict(counts.num_gold_strict),
             "comparison": self.comparison,
-            "bootstrap": {"num_samples": self.num_samples, "seed": self.seed},
+            "bootstrap": {"num_samples": self.num_samples, "seed": SEED},
             "examples": {
                 "num_erroneous_records": self.erroneous.total,
                 "num_erroneous_shown": len(self.erroneous),

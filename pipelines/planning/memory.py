@@ -48,9 +48,7 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.validation + self.context
 
 
-def estimate_training_memory(
-    architecture: Architecture, setup: TrainingSetup, lengths: Lengths, process_bytes: float = PROCESS_BYTES
-) -> Memory:
+def estimate_training_memory(architecture: Architecture, setup: TrainingSetup, lengths: Lengths) -> Memory:
     """Of one worker that trains, at the step with the longest windows."""
     on_gpu = setup.device == "cuda"
     steps = draw_steps(lengths, setup.step_tokens)
@@ -90,7 +88,7 @@ def estimate_training_memory(
         optimizer=8 * parameters,
         activations=activations,
         validation=scored if on_gpu else _count_validation(architecture, setup, lengths),
-        context=GPU_CONTEXT_BYTES if on_gpu else process_bytes,
+        context=GPU_CONTEXT_BYTES if on_gpu else PROCESS_BYTES,
     )
 
 
