@@ -7,12 +7,11 @@ teacher, and is compared with that model on dev. The same command goes on where 
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import ray
 import torch
 from rich.markup import escape
@@ -26,36 +25,39 @@ from pipelines.compression.config import (
     Tolerance,
     VocabularyConfig,
 )
-from pipelines.compression.gate import FEW_DOCUMENTS, LEAST_DOCUMENTS
+from pipelines.compression.gate import FEW_DOCUMENTS
 from pipelines.compression.int8_form import QuantizationError
 from pipelines.compression.int8_settings import QuantizationConfig, choose_runtime, choose_weight_bits
 from pipelines.compression.page import choose_variant, describe, render_html, render_markdown
 from pipelines.compression.steps import DEFAULT_STEPS, Recipe
-from pipelines.compression.students import check_student
+from pipelines.compression_inputs import (
+    count_documents,
+    get_own_shards,
+    keep_model,
+    read_unlabelled,
+    tell_unlabelled,
+)
 from pipelines.corpus.augmentation.config import AugmentationConfig
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.identity import identify_corpus
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.ledger import Ledger
-from pipelines.corpus.raw_text import read_texts
+from pipelines.corpus.preparation import stage_folder
 from pipelines.corpus.reading import find_all_files
-from pipelines.corpus.shards import ShardsInfo, read_split
+from pipelines.corpus.shards import ShardsInfo
 from pipelines.corpus.text_config import TextConfig
 from pipelines.folders import check_resumable, lock_folder, prepare_output_dir, write_json
 from pipelines.job import EXIT_FAILED, console, render_next, run_door, warn_of_idle
-from pipelines.ner.bundle import BUNDLE_FILE, Bundle, annotate_bundle, load_bundle, save_bundle
-from pipelines.ner.encoding import EncodingConfig
+from pipelines.ner.bundle import Bundle, annotate_bundle, load_bundle
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.files import write_text
 from pipelines.ner.model import ModelConfig
-from pipelines.ner.runtimes.architectures import may_pack
 from pipelines.ner.runtimes.int8 import count_weight_bits
 from pipelines.replacement import check_inputs_stay
 from pipelines.run_record import RunRecord
-from pipelines.runs import FREE, SHARDS_FOLDER, build_guard, get_shards
-from pipelines.terminal import describe_ledger, print_ledger, print_shards, print_variants
+from pipelines.runs import FREE, build_guard
+from pipelines.terminal import describe_ledger, print_shards, print_variants
 from pipelines.training.config import TrainingConfig, find_contradictions
-from pipelines.training.forward import check_passes_differ
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.resources import ResourcesConfig
 from pipelines.variants import START, Bench
@@ -74,8 +76,7 @@ IDENTITY = (
     "training",
 )
 """The settings that make a run what it is; the others, and those in `FREE`, may change when it is resumed."""
-NEEDED = ("train", "dev")
-UNLABELLED_FOLDER, LEDGER_FILE = "unlabelled", "ledger.parquet"
+UNLABELLED_FOLDER = "unlabelled"
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,9 @@ def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
     recipe = _build_recipe(config)
     recipe.check(bundle)
     raise_all(find_contradictions(ModelConfig(head=bundle.info.head), config.training, ParallelConfig()))
-    _check_runtime(config, bundle)
-    _check_r_drop(config, bundle)
+    recipe.check_runtime(bundle, config.inference.runtime)
+    if config.training.r_drop:
+        recipe.check_r_drop(bundle)
     settings["fingerprint"] = bundle.info.fingerprint
     settings |= {"scheme": config.inference.scheme} if config.inference.scheme else {}
     corpus = identify_corpus(config.corpus, config.distillation.unlabelled)
@@ -163,15 +165,17 @@ def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
     with connect(config.cluster):
         record.data["inventory"] = ray.cluster_resources()
         with can_forget():
-            raw = _read_unlabelled(config, folder / UNLABELLED_FOLDER, record)
-            shards, info, is_new = _get_shards(config, bundle, folder, record)
+            raw = read_unlabelled(config.distillation.unlabelled, config.corpus, folder / UNLABELLED_FOLDER, record)
+            shards, info, is_new = get_own_shards(
+                str(config.model), bundle, config.corpus, config.training.seed, folder, record
+            )
             if is_new:
                 print_shards(info, shards)
         if raw is not None:
-            _tell_unlabelled(raw, folder / UNLABELLED_FOLDER)
+            tell_unlabelled(raw, folder / UNLABELLED_FOLDER)
         bench = Bench(
             folder=folder,
-            start=_keep_start(config, bundle, folder),
+            start=keep_model(str(config.model), bundle, folder / START),
             shards=shards,
             info=info,
             recipe=recipe,
@@ -183,41 +187,41 @@ def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
             record=record,
         )
         variants, not_made = _make_variants(bench, config.steps, config.price_per_hour)
-    chosen = choose_variant(variants)
     result = {
         "start": START,
-        "chosen": chosen["name"],
+        "chosen": choose_variant(variants)["name"],
         "variants": variants,
         "not_made": not_made,
-        "facts": _collect_facts(config, info, bundle, _count_documents(shards), raw),
+        "facts": _collect_facts(config, info, bundle, count_documents(shards), raw),
     }
+    _write_report(folder, result, str(config.model))
+    is_smaller = result["chosen"] != START
+    if is_smaller:
+        with stage_folder(folder / "bundle") as staging:
+            shutil.copytree(folder / "variants" / result["chosen"] / "bundle", staging, dirs_exist_ok=True)
+    record.write(folder, status="done", chosen=result["chosen"])
+    _tell(folder, result)
+    return 0 if is_smaller else EXIT_FAILED
+
+
+def _write_report(folder: Path, result: Mapping[str, Any], model: str) -> None:
     write_json(folder / "compression.json", result)
-    model = Path(str(config.model))
-    title = f"Compression of {model.absolute().parent.name if model.name == 'bundle' else config.model}"
+    path = Path(model)
+    title = f"Compression of {path.absolute().parent.name if path.name == 'bundle' else model}"
     write_text(folder / "report.md", render_markdown(result, title))
     write_text(folder / "report.html", render_html(result, title))
-    if chosen["name"] != START:
-        _publish(folder / "variants" / chosen["name"] / "bundle", folder / "bundle")
-    record.write(folder, status="done", chosen=chosen["name"])
+
+
+def _tell(folder: Path, result: Mapping[str, Any]) -> None:
     print_variants(result)
     console.print(f"\n{escape(describe(result))}")
     console.print(escape(f"report: {folder / 'report.html'}"))
-    if chosen["name"] == START:
-        return EXIT_FAILED
+    if result["chosen"] == START:
+        return
     console.print(escape(f"bundle: {folder / 'bundle'}"))
     console.print(
         render_next(f"rayner predict --model {folder / 'bundle'} --input YOUR_TEXTS.txt --output_dir out/entities")
     )
-    return 0
-
-
-def _publish(variant: Path, bundle: Path) -> None:
-    """Copy a variant's bundle to where one looks for it, whole or not at all."""
-    staging = bundle.with_name(f".{bundle.name}.partial")
-    for old in (staging, bundle):
-        shutil.rmtree(old, ignore_errors=True)
-    shutil.copytree(variant, staging)
-    staging.rename(bundle)
 
 
 def _make_variants(
@@ -269,89 +273,6 @@ def _make_variants(
     return variants, not_made
 
 
-def _get_shards(
-    config: CompressConfig, bundle: Bundle, folder: Path, record: RunRecord
-) -> tuple[Path, ShardsInfo, bool]:
-    """The corpus in the model's own sub-tokens; nothing of train is split off, for the model may have learned it."""
-    corpus, encoder = config.corpus, bundle.encoder
-    if not corpus.shards:
-        corpus = CorpusConfig(**{**vars(corpus), "test": [], "dev_fraction": 0.0, "test_fraction": 0.0})
-    encoding = EncodingConfig(encoder.window, encoder.stride, encoder.splitter)
-    model = ModelConfig(str(config.model), bundle.info.head, bundle.info.scheme, casing=encoder.casing or None)
-    if corpus.shards:
-        encoding, model = EncodingConfig(), ModelConfig()
-    found = get_shards(corpus, encoding, model, config.training.seed, folder / SHARDS_FOLDER, record, NEEDED)
-    try:
-        _check_labels(bundle, found[1])
-        _check_dev(found[0])
-    except CompressionError:
-        if found[2]:
-            shutil.rmtree(found[0])
-        raise
-    return found
-
-
-def _read_unlabelled(config: CompressConfig, folder: Path, record: RunRecord) -> Ledger | None:
-    """What becomes of the records of raw text, or has become, if that is noted. Raises CorpusError."""
-    files, corpus = config.distillation.unlabelled, config.corpus
-    if not files:
-        return None
-    if (folder / LEDGER_FILE).is_file():
-        return Ledger.from_table(pq.read_table(folder / LEDGER_FILE))
-    with record.phase("unlabelled", "reading the unlabelled text"):
-        return read_texts({"train": files}, corpus.reader, corpus.max_bad_fraction)[1].ledger
-
-
-def _tell_unlabelled(ledger: Ledger, folder: Path) -> None:
-    """Note and say what becomes of the records of raw text, unless an earlier try has."""
-    if (folder / LEDGER_FILE).is_file():
-        return
-    folder.mkdir(exist_ok=True)
-    ledger.write_parquet(folder / LEDGER_FILE)
-    console.print("[bold]unlabelled text[/]")
-    print_ledger(asdict(ledger.counts()), folder)
-
-
-def _check_labels(bundle: Bundle, info: ShardsInfo) -> None:
-    unknown = sorted(set(info.label_scheme.labels) - set(bundle.model.scheme.labels))
-    if unknown:
-        raise CompressionError(
-            "the corpus has labels that the model does not know",
-            rule="labels of the model: " + ", ".join(bundle.model.scheme.labels),
-            value="only in the corpus: " + ", ".join(unknown),
-            remedy="give the corpus that the model was trained on, or train a model on this one first",
-        )
-
-
-def _check_dev(shards: Path) -> None:
-    """Raise CompressionError for a dev set of which the gate could let no variant through."""
-    number = _count_documents(shards)
-    if number < LEAST_DOCUMENTS:
-        raise CompressionError(
-            "the dev set shows nothing",
-            where="`corpus.dev`",
-            rule=f"entities in at least {LEAST_DOCUMENTS} documents, which the bootstrap draws",
-            value=f"entities in {number} documents",
-            remedy="give more text, annotated; in CoNLL files a `-DOCSTART-` begins a document",
-        )
-
-
-def _count_documents(shards: Path) -> int:
-    """Documents of dev with entities."""
-    rows = read_split(shards, "dev", ["doc_id", "spans"]).to_pylist()
-    return len({row["doc_id"] for row in rows if row["spans"]})
-
-
-def _keep_start(config: CompressConfig, bundle: Bundle, folder: Path) -> Path:
-    """The model given as a bundle folder; one from elsewhere is written down."""
-    path = Path(str(config.model)).expanduser().absolute()
-    if (path / BUNDLE_FILE).is_file():
-        return path
-    if not (folder / START).is_dir():
-        save_bundle(folder / START, bundle)
-    return folder / START
-
-
 def _build_recipe(config: CompressConfig) -> Recipe:
     return Recipe(
         steps=config.steps,
@@ -388,47 +309,6 @@ def _find_idle(config: CompressConfig, bundle: Bundle) -> list[str]:
             asked = config.inference.runtime
             told.append(f"`int8` is measured without int8: that is for the runtime `{computes}`, not for `{asked}`")
     return told
-
-
-def _check_runtime(config: CompressConfig, bundle: Bundle) -> None:
-    """Raise CompressionError where the runtime asked for, by which all variants are measured, cannot compute one."""
-    if "early_exit" in config.steps and config.inference.runtime not in ("auto", "packed", "torch"):
-        raise CompressionError(
-            "a variant that the runtime cannot compute",
-            where="`inference.runtime`",
-            rule="auto, packed or torch, for windows that leave early",
-            value=config.inference.runtime,
-            remedy="leave it `auto`, or leave `early_exit` out of `--steps`",
-        )
-    if config.inference.runtime != "packed":
-        return
-    network = bundle.model.network
-    if "distill" in config.steps and config.distillation.encoder is not None and may_pack(network.config):
-        network, _ = check_student(bundle, config.distillation)
-    if not may_pack(network.config):
-        raise CompressionError(
-            "a variant that the runtime cannot compute",
-            where="`inference.runtime`",
-            rule="`packed` is for encoders built like BERT, RoBERTa, ELECTRA or DistilBERT",
-            value=network.config.model_type,
-            remedy="leave it `auto`, which takes the fastest that can",
-        )
-
-
-def _check_r_drop(config: CompressConfig, bundle: Bundle) -> None:
-    """Raise ForwardError for R-Drop with a variant that is trained without dropout: that takes time for nothing."""
-    if not config.training.r_drop:
-        return
-    network = bundle.model.network
-    trains = dict.fromkeys(config.steps, True) | {
-        "int8": config.int8.num_epochs > 0,
-        "early_exit": config.early_exit.joint,
-    }
-    for step in config.steps:
-        if step == "distill" and config.distillation.encoder is not None:
-            network, _ = check_student(bundle, config.distillation)
-        if trains[step]:
-            check_passes_differ(network, remedy="leave it out")
 
 
 def _collect_facts(

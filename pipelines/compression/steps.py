@@ -26,7 +26,9 @@ from pipelines.evaluation.metrics import Scored, Tallies
 from pipelines.ner.bundle import Bundle
 from pipelines.ner.errors import UserError
 from pipelines.ner.model import TokenClassifier
+from pipelines.ner.runtimes.architectures import may_pack
 from pipelines.training.batches import TrainingWindows
+from pipelines.training.forward import check_passes_differ
 
 STEPS = ("distill", "prune", "vocabulary", "int8", "early_exit")
 LAST_STEPS = ("int8", "early_exit")
@@ -116,6 +118,43 @@ class Recipe:
             if bundle.info.head != "linear":
                 rule, value = "a model with a linear head", bundle.info.head
                 raise CompressionError("early exits that cannot be made", where="`steps`", rule=rule, value=value)
+
+    def check_runtime(self, bundle: Bundle, runtime: str) -> None:
+        """Raise CompressionError where the runtime that all variants are measured by cannot compute one."""
+        if "early_exit" in self.steps and runtime not in ("auto", "packed", "torch"):
+            raise CompressionError(
+                "a variant that the runtime cannot compute",
+                where="`inference.runtime`",
+                rule="auto, packed or torch, for windows that leave early",
+                value=runtime,
+                remedy="leave it `auto`, or leave `early_exit` out of `--steps`",
+            )
+        if runtime != "packed":
+            return
+        network = bundle.model.network
+        if "distill" in self.steps and self.distillation.encoder is not None and may_pack(network.config):
+            network, _ = check_student(bundle, self.distillation)
+        if not may_pack(network.config):
+            raise CompressionError(
+                "a variant that the runtime cannot compute",
+                where="`inference.runtime`",
+                rule="`packed` is for encoders built like BERT, RoBERTa, ELECTRA or DistilBERT",
+                value=network.config.model_type,
+                remedy="leave it `auto`, which takes the fastest that can",
+            )
+
+    def check_r_drop(self, bundle: Bundle) -> None:
+        """Raise ForwardError for R-Drop with a variant that is trained without dropout: that takes time for nothing."""
+        network = bundle.model.network
+        trains = dict.fromkeys(self.steps, True) | {
+            "int8": self.int8.num_epochs > 0,
+            "early_exit": self.early_exit.joint,
+        }
+        for step in self.steps:
+            if step == "distill" and self.distillation.encoder is not None:
+                network, _ = check_student(bundle, self.distillation)
+            if trains[step]:
+                check_passes_differ(network, remedy="leave it out")
 
     def take(
         self,

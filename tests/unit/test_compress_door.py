@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines import compress
-from pipelines.compress import CompressConfig, _collect_facts, _find_idle, _read_unlabelled, _tell_unlabelled
+from pipelines import compression_inputs
+from pipelines.compress import CompressConfig, _collect_facts, _find_idle
 from pipelines.compression.config import DistillationConfig
+from pipelines.compression_inputs import read_unlabelled, tell_unlabelled
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.formats.files import read_records
 from pipelines.corpus.formats.options import FormatOptions
@@ -30,7 +31,7 @@ def texts(tmp_path, monkeypatch):
         ledger.check(max_bad_fraction)
         return None, SimpleNamespace(ledger=ledger)
 
-    monkeypatch.setattr(compress, "read_texts", read_texts)
+    monkeypatch.setattr(compression_inputs, "read_texts", read_texts)
     path = tmp_path / "texts.jsonl"
     path.write_text('{"text": "Ada wrote notes."}\n{"txt": "lost"}\n{"text": "Grace wrote a compiler."}\n')
     return str(path)
@@ -43,9 +44,9 @@ def make_config(texts, **corpus):
 def test_rejected_records_are_told_noted_and_counted(texts, tmp_path, tiny_encoder, capsys):
     config, folder = make_config(texts, max_bad_fraction=0.5), tmp_path / "unlabelled"
     record = RunRecord("compress", config)
-    ledger = _read_unlabelled(config, folder, record)
+    ledger = read_unlabelled([texts], config.corpus, folder, record)
     assert not folder.exists(), "what follows may still refuse the run"
-    _tell_unlabelled(ledger, folder)
+    tell_unlabelled(ledger, folder)
     told = capsys.readouterr().out
     assert "2 kept" in told
     assert "1 rejected (no_text 1)" in told
@@ -55,17 +56,19 @@ def test_rejected_records_are_told_noted_and_counted(texts, tmp_path, tiny_encod
     assert "unlabelled text" not in _collect_facts(config, info, bundle, 30, None)
 
     (tmp_path / "texts.jsonl").unlink()  # a resumed run reads what was noted
-    again = _read_unlabelled(config, folder, record)
+    again = read_unlabelled([texts], config.corpus, folder, record)
     assert again == ledger
-    _tell_unlabelled(again, folder)
+    tell_unlabelled(again, folder)
     assert not capsys.readouterr().out
 
 
 def test_share_of_rejected_records_is_that_of_the_corpus(texts, tmp_path):
     config = make_config(texts)
     with pytest.raises(CorpusError, match="1 of 3 records cannot be used"):
-        _read_unlabelled(config, tmp_path / "unlabelled", RunRecord("compress", config))
-    assert _read_unlabelled(CompressConfig(), tmp_path, RunRecord("compress", config)) is None
+        read_unlabelled(
+            config.distillation.unlabelled, config.corpus, tmp_path / "unlabelled", RunRecord("compress", config)
+        )
+    assert read_unlabelled([], CorpusConfig(), tmp_path, RunRecord("compress", config)) is None
 
 
 def test_settings_that_read_unlabelled_text_are_not_said_to_be_idle(texts, tiny_encoder, tmp_path):

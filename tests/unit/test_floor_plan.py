@@ -101,6 +101,15 @@ FRAME = {
         "pipelines.training",
         "pipelines.job",
     },
+    "pipelines.compression_inputs": {
+        "pipelines.ner",
+        "pipelines.corpus",
+        "pipelines.compression",
+        "pipelines.job",
+        "pipelines.run_record",
+        "pipelines.runs",
+        "pipelines.terminal",
+    },
     "pipelines.variants": {
         "pipelines.ner",
         "pipelines.corpus",

@@ -21,12 +21,13 @@ from transformers import (
 )
 
 from pipelines.cluster import ClusterConfig
-from pipelines.compress import CompressConfig, _check_dev, _collect_facts, choose_steps
+from pipelines.compress import CompressConfig, _collect_facts, choose_steps
 from pipelines.compression.config import CompressionError, PruningConfig
 from pipelines.compression.gate import FEW_DOCUMENTS, LEAST_DOCUMENTS
 from pipelines.compression.layers import choose_layers, keep_layers
 from pipelines.compression.pruning import Importance, choose_heads, measure_importance, prune
 from pipelines.compression.vocabulary import choose_pieces, prune_vocabulary
+from pipelines.compression_inputs import check_dev
 from pipelines.corpus.inference import InferenceConfig
 from pipelines.corpus.records import RECORD_SCHEMA
 from pipelines.corpus.shards import SplitInfo
@@ -320,9 +321,9 @@ def write_dev(folder: Path, entities_of_documents: list[int]) -> Path:
 @pytest.mark.parametrize("entities", [[30], [0] * 24, [9, 9], [1] * (LEAST_DOCUMENTS - 1) + [0] * 24])
 def test_dev_set_that_shows_nothing_is_refused(entities, tmp_path):
     with pytest.raises(CompressionError, match="the dev set shows nothing") as refused:
-        _check_dev(write_dev(tmp_path / "shards", entities))
+        check_dev(write_dev(tmp_path / "shards", entities))
     assert refused.value.value == f"entities in {sum(map(bool, entities))} documents"
-    _check_dev(write_dev(tmp_path / "enough", [1] * LEAST_DOCUMENTS))
+    check_dev(write_dev(tmp_path / "enough", [1] * LEAST_DOCUMENTS))
 
 
 @pytest.mark.parametrize(("num_documents", "is_warned"), [(LEAST_DOCUMENTS, True), (FEW_DOCUMENTS, False)])
