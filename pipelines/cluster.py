@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.ner.errors import UserError
-from pipelines.ner.machine import count_cores
+from pipelines.ner.machine import count_cores, read_memory_bytes
 
 MIB = 1 << 20
 LOCAL = {"num_cpus": 1, "object_store_mib": 80}
@@ -169,5 +169,4 @@ def _silence_stderr(silent: bool) -> Iterator[None]:
 
 
 def _choose_object_store_mib() -> int:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(100, min(2048, int(memory * 0.3) // MIB))
+    return max(100, min(2048, int(read_memory_bytes() * 0.3) // MIB))

@@ -5,8 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rich.markup import escape
 
 from pipelines.cluster import ClusterError
 from pipelines.job import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, progress_console
+from pipelines.ner.machine import set_environment
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -112,7 +112,8 @@ class JobClient:
             ) from error
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            with _prefer(address):
+            # by itself Ray prefers the environment's address, and would send job and token there
+            with set_environment({ADDRESS_VARIABLE: address}):
                 client = JobSubmissionClient(address, headers=headers)
             client.list_jobs()
         except AuthenticationError as error:
@@ -251,20 +252,6 @@ def read_exit_code(info: Any) -> int:
     if not code:
         return EXIT_FAILED
     return int(code) if code > 0 else 128 - int(code)  # ended by a signal
-
-
-@contextmanager
-def _prefer(address: str) -> Iterator[None]:
-    """Hold Ray to an address: by itself it prefers the environment's, and would send job and token there."""
-    before = os.environ.get(ADDRESS_VARIABLE)
-    os.environ[ADDRESS_VARIABLE] = address
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[ADDRESS_VARIABLE]
-        else:
-            os.environ[ADDRESS_VARIABLE] = before
 
 
 def _no_token_in(path: str, why: str) -> ClusterError:

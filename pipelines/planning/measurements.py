@@ -1,12 +1,12 @@
 """How fast this machine multiplies and copies: what a calibration measures by itself."""
 
-import os
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from pipelines.ner.machine import read_memory_bytes
 from pipelines.ner.runtimes.runtime import has_fast_bf16
 from pipelines.planning.rates import GIB
 
@@ -70,6 +70,6 @@ def count_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        return float(read_memory_bytes())
     except (ValueError, OSError):
         return 16 * GIB

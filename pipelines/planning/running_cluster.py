@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.ner.machine import count_cores
+from pipelines.ner.machine import count_cores, read_memory_bytes
 from pipelines.planning.inventory import GROUP_LABEL, Inventory, Limit, Node, NodeGroup, build_groups, find_accelerator
 
 HEAD_RESOURCE = "node:__internal_head__"
@@ -28,9 +28,9 @@ def read_this_machine() -> Inventory:
     cores = count_cores()
     gpus = torch.cuda.device_count()
     kind = NvidiaGPUAcceleratorManager.get_current_node_accelerator_type() if gpus else None
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     spare = 2  # logical CPUs of a local cluster, which read and write
-    node = Node("here", float(cores + spare), int(memory * LOCAL_MEMORY), gpus, kind, real_cpus=float(cores))
+    memory = int(read_memory_bytes() * LOCAL_MEMORY)
+    node = Node("here", float(cores + spare), memory, gpus, kind, real_cpus=float(cores))
     return Inventory((node,), source="this machine")
 
 

@@ -4,11 +4,9 @@ Ray Tune keeps nothing that a later command needs: every trial that the journal 
 from its files and in its order, before new ones are drawn.
 """
 
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, Searcher
 
 from pipelines.ner.errors import UserError, iterate_causes
+from pipelines.ner.machine import set_environment
 from pipelines.training.config import TrainingHalted
 from pipelines.tuning.budget import Budget, find_hopeless
 from pipelines.tuning.running import Bench, describe_error, run_trial
@@ -106,7 +105,7 @@ def run_trials(
     trainable = tune.with_resources(
         partial(run_trial, bench=bench), tune.PlacementGroupFactory(slots.list_bundles(), strategy="STRICT_PACK")
     )
-    with _set_environment():
+    with set_environment(ENVIRONMENT):
         try:
             Tuner(
                 trainable,
@@ -295,17 +294,3 @@ def _name_trial(trial: Any) -> str:
 def _read_number(trial: Any) -> int:
     """By its name, which a population does not change."""
     return int(str(trial))
-
-
-@contextmanager
-def _set_environment() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in ENVIRONMENT}
-    os.environ.update(ENVIRONMENT)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

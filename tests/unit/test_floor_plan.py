@@ -67,7 +67,7 @@ FRAME = {
     },
     "pipelines.hub": {"pipelines.ner"},
     "pipelines.shipping": {"pipelines.ner"},
-    "pipelines.job_client": {"pipelines.cluster", "pipelines.job"},
+    "pipelines.job_client": {"pipelines.ner", "pipelines.cluster", "pipelines.job"},
     "pipelines.trackers": set(),
     "pipelines.tracking": {
         "pipelines.ner",
