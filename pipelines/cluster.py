@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.ner.errors import UserError
+from pipelines.ner.errors import UserError, tell_first_line
 from pipelines.ner.machine import count_cores, read_memory_bytes
 
 MIB = 1 << 20
@@ -102,7 +102,7 @@ def connect(config: ClusterConfig, *, is_private: bool = False) -> Iterator[None
             raise ClusterError(
                 "the Ray cluster cannot be reached" if address else "a local Ray cluster cannot be started",
                 where=address,
-                value=str(error).strip().splitlines()[0],
+                value=tell_first_line(error),
                 remedy="check the address and the token; leave `--cluster.address` out for this machine alone"
                 if address
                 else "check free memory and disk space, and whether `/dev/shm` and the temporary folder can be written",

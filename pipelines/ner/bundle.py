@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 from pipelines.ner.casing import has_cases
 from pipelines.ner.encoders import explain_absence, load_tokenizer
 from pipelines.ner.encoding import Encoder
-from pipelines.ner.errors import UserError
+from pipelines.ner.errors import UserError, tell_first_line
 from pipelines.ner.exits import Exits
 from pipelines.ner.files import write_text
 from pipelines.ner.labels import LabelScheme, SchemeError
@@ -301,7 +301,7 @@ def _load_foreign(name: str, scheme: str | None) -> Bundle:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, BundleError | SchemeError):
             raise
-        raise _not_a_bundle(name, (str(error).strip() or type(error).__name__).splitlines()[0]) from error
+        raise _not_a_bundle(name, tell_first_line(error)) from error
     window = min(DEFAULT_WINDOW * 2, get_max_window(config, tokenizer))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     splitter = "bert" if backend is not None and type(backend.model).__name__ == "WordPiece" else "unicode"

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertTokenizerFast
 
-from pipelines.ner.errors import UserError
+from pipelines.ner.errors import UserError, tell_first_line
 
 SCRATCH = "scratch"
 PACKAGED_NAMES = ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
@@ -75,7 +75,7 @@ def _check_config(folder: str) -> None:
             f"the configuration of the encoder `{Path(folder).name}` cannot be read",
             where=str(Path(folder, "config.json")),
             rule=f"a kind of model that transformers knows itself: {OWN_CODE}",
-            value=(str(error).strip() or type(error).__name__).splitlines()[0],
+            value=tell_first_line(error),
             remedy="choose another encoder",
         ) from error
 
@@ -87,7 +87,7 @@ def explain_absence(name: str) -> str | None:
         return None  # it is in the cache
     except ValueError as error:
         if not isinstance(error, HFValidationError):
-            return f"{OWN_CODE} ({str(error).strip().splitlines()[0]})"
+            return f"{OWN_CODE} ({tell_first_line(error)})"
     except OSError:
         pass
     try:
@@ -106,7 +106,7 @@ def load_tokenizer(path: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise _lacks_vocabulary(path, (str(error).strip() or type(error).__name__).splitlines()[0]) from error
+        raise _lacks_vocabulary(path, tell_first_line(error)) from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # of characters or bytes, which need no vocabulary
         return tokenizer

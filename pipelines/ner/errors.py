@@ -61,6 +61,11 @@ def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
         error = cause if isinstance(cause, BaseException) else error.__cause__
 
 
+def tell_first_line(error: BaseException) -> str:
+    """What an error says, in its first line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def raise_all(errors: list[UserError]) -> None:
     """Raise nothing, the one error, or all of them as one."""
     if len(errors) == 1:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 from pipelines.ner.casing import add_cases, compute_logits, has_cases
 from pipelines.ner.crf import Chain, LinearChainCRF, build_legal_chain
 from pipelines.ner.encoders import EncoderError
-from pipelines.ner.errors import UserError
+from pipelines.ner.errors import UserError, tell_first_line
 from pipelines.ner.exits import Exits
 from pipelines.ner.labels import SCHEMES, LabelScheme
 
@@ -118,7 +118,7 @@ def build_token_classifier(
         raise EncoderError(
             f"the encoder `{encoder}` cannot be loaded",
             rule="weights in safetensors, an architecture that has a token classifier in transformers",
-            value=str(error).splitlines()[0],
+            value=tell_first_line(error),
             remedy="choose another encoder, or convert its weights with `save_pretrained` of transformers",
         ) from error
     base = f"{network.base_model_prefix}."

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForTokenClassification, BertConfig
 
 from pipelines.ner.encoders import SCRATCH, SCRATCH_SHAPE, SCRATCH_VOCABULARY, find_encoder
+from pipelines.ner.errors import tell_first_line
 from pipelines.ner.runtimes.architectures import may_pack
 from pipelines.planning.errors import PlanError
 
@@ -133,7 +134,7 @@ def _refuse(model: str, error: Exception) -> PlanError:
     return PlanError(
         f"nothing can be counted of `{model}`",
         rule="an encoder of transformer layers whose config.json transformers can read",
-        value=(str(error).strip() or type(error).__name__).splitlines()[0],
+        value=tell_first_line(error),
         remedy="give the folder of another encoder",
     )
 

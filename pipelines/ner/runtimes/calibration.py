@@ -24,7 +24,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from pipelines.ner.encoding import Encoder, Window, plan_batches
-from pipelines.ner.errors import UserError
+from pipelines.ner.errors import UserError, tell_first_line
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.exported import OpenVinoRuntime
 from pipelines.ner.runtimes.int8 import explain_no_int8, find_int8_runtime
@@ -187,7 +187,7 @@ def _measure(
         problem = "; ".join(filter(None, (str(error.what), remedy)))
         return Figure(name, precision, problem=problem, may_pass=name == "torch-compiled")
     except Exception as error:  # whatever a back end may raise: it is only a candidate
-        problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+        problem = tell_first_line(error)
         return Figure(name, precision, problem=problem, may_pass=isinstance(error, PASSING))
     distance = float((found_WK - expected_WK).square().mean().sqrt() / expected_WK.std().clamp(min=1e-9))
     rate = round(num_tokens / seconds, 1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipelines.ner.casing import compute_logits
 from pipelines.ner.encoding import Window
+from pipelines.ner.errors import tell_first_line
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.runtime import RuntimeUnavailable, has_fast_bf16, pad_windows, refuse_exits
 from pipelines.ner.runtimes.telemetry import silence_telemetry
@@ -73,7 +74,7 @@ class OpenVinoRuntime:
             raise RuntimeUnavailable(
                 "OpenVINO cannot take the model",
                 where="runtime `openvino`",
-                value=(str(error).strip() or type(error).__name__).splitlines()[0],
+                value=tell_first_line(error),
                 remedy="use the runtime `auto`, `packed` or `torch`",
             ) from error
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipelines.ner.casing import compute_logits
 from pipelines.ner.encoding import Window
+from pipelines.ner.errors import tell_first_line
 from pipelines.ner.exits import compute_with_exits
 from pipelines.ner.model import TokenClassifier
 from pipelines.ner.runtimes.runtime import PRECISIONS, RuntimeUnavailable, pad_windows, refuse_exits
@@ -91,7 +92,7 @@ class CompiledRuntime(TorchRuntime):
                 "the model cannot be compiled on this machine",
                 where="runtime `torch-compiled`",
                 rule="torch.compile needs a C++ compiler (CPU) or Triton (GPU)",
-                value=(str(error).strip() or type(error).__name__).splitlines()[0],
+                value=tell_first_line(error),
                 remedy="install one, or use the runtime `auto`",
             ) from error
         self.compiled = True
