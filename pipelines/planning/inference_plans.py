@@ -121,7 +121,9 @@ def _choose(
             value=explain_shortage(bundle, number, inventory, KEPT),
             remedy="lower `--resources.cpus_per_actor` or `--resources.gpus_per_actor`, or add nodes",
         )
-    within = pools if lengths is None else [pool for pool in pools if not _exceeds(pool, limits, lengths)]
+    within = pools
+    if lengths is not None:
+        within = [pool for pool in pools if not limits.are_exceeded(*_reckon(pool, lengths))]
     best = max(pool.tokens_per_s for pool in within or pools)
     good = [pool for pool in within or pools if pool.tokens_per_s >= ENOUGH * best]
     chosen = min(good, key=lambda pool: (pool.placement.number, -pool.tokens_per_s))
@@ -143,12 +145,6 @@ def _reckon(pool: Pool, lengths: Lengths) -> tuple[float, float | None]:
     """Seconds of labelling all, and its price."""
     seconds = lengths.num_tokens / pool.tokens_per_s
     return seconds, None if pool.price_per_hour is None else pool.price_per_hour * seconds / 3600
-
-
-def _exceeds(pool: Pool, limits: Limits, lengths: Lengths) -> bool:
-    seconds, cost = _reckon(pool, lengths)
-    is_late = limits.hours is not None and seconds > limits.hours * 3600
-    return is_late or (limits.price is not None and (cost is None or cost > limits.price))
 
 
 def _shrink(pool: Pool, number: int, inventory: Inventory) -> Pool:

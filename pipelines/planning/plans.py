@@ -37,6 +37,11 @@ class Limits:
             if not holds
         ]
 
+    def are_exceeded(self, seconds: float, cost: float | None) -> bool:
+        """Whether a run is too slow or too dear, or its price is limited and not known."""
+        is_late = self.hours is not None and seconds > self.hours * 3600
+        return is_late or (self.price is not None and (cost is None or cost > self.price))
+
     def describe(self) -> str:
         """`12 h and price 40.00`."""
         given = [f"{self.hours:g} h"] if self.hours is not None else []

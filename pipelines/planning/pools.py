@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.candidates import thin
@@ -19,7 +20,7 @@ from pipelines.planning.fit import (
 from pipelines.planning.inventory import Inventory, Node
 from pipelines.planning.lengths import Lengths
 from pipelines.planning.memory import Memory, estimate_inference_memory
-from pipelines.planning.placing import fill, list_used, may_fill
+from pipelines.planning.placing import build_each, fill, list_used, may_fill
 from pipelines.planning.plans import Limits, price_nodes
 from pipelines.planning.rates import Rates
 from pipelines.planning.speeds import find_node_rates, resolve_precision
@@ -97,14 +98,8 @@ def list_pools(
     """
     problems: list[PlanError] = []
     for nodes in [list_all_nodes(inventory)] if may_add else may_fill(inventory):
-        found: list[Pool] = []
-        for bundle in _list_bundles(nodes, request, limits):
-            try:
-                pool = _build_pool(inventory, nodes, architecture, lengths, request, limits, bundle)
-            except PlanError as error:
-                problems += [error] if str(error) not in map(str, problems) else []
-                continue
-            found += [pool] if pool else []
+        build = partial(_build_pool, inventory, nodes, architecture, lengths, request, limits)
+        found = build_each(_list_bundles(nodes, request, limits), build, problems)
         if found:
             return found, problems
     return [], problems

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.candidates import USABLE, TrainingRequest, thin
@@ -20,7 +21,7 @@ from pipelines.planning.fit import (
 from pipelines.planning.inventory import Inventory, Node
 from pipelines.planning.lengths import Lengths, divide_batch
 from pipelines.planning.memory import Memory, estimate_training_memory
-from pipelines.planning.placing import fill, list_used, may_fill
+from pipelines.planning.placing import build_each, fill, list_used, may_fill
 from pipelines.planning.plans import Limits, Plan, Rejected, price_nodes, render_money, render_seconds
 from pipelines.planning.rates import Rates
 from pipelines.planning.speeds import find_node_rates, resolve_precision
@@ -70,8 +71,7 @@ class _Way:
 
     def exceeds(self, limits: Limits, num_trials: int) -> bool:
         _, total_s, cost = self.reckon(num_trials)
-        is_late = limits.hours is not None and total_s > limits.hours * 3600
-        return is_late or (limits.price is not None and (cost is None or cost > limits.price))
+        return limits.are_exceeded(total_s, cost)
 
 
 def plan_tuning(
@@ -162,14 +162,8 @@ def _list_ways(
 ) -> tuple[list[_Way], list[PlanError]]:
     problems: list[PlanError] = []
     for nodes in may_fill(inventory):
-        ways: list[_Way] = []
-        for bundle in _list_bundles(nodes, request, limits):
-            try:
-                way = _build_way(inventory, nodes, architecture, lengths, request, limits, bundle)
-            except PlanError as error:
-                problems += [error] if str(error) not in map(str, problems) else []
-                continue
-            ways += [way] if way else []
+        build = partial(_build_way, inventory, nodes, architecture, lengths, request, limits)
+        ways = build_each(_list_bundles(nodes, request, limits), build, problems)
         if ways:
             return ways, problems
     return [], problems
