@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.settings import ConfigError
+from pipelines.settings import ConfigError, iterate_texts
 
 ASIDE = ".earlier"
 MOVING, GOING = f"{ASIDE}.moving", f"{ASIDE}.removed"
@@ -133,7 +133,7 @@ def check_inputs_stay(folder: Path, config: Any) -> None:
     if not config.fresh:
         return
     doomed = [path.name for path in list_own(folder)]
-    for where, value in _list_texts({key: one for key, one in asdict(config).items() if key != "output_dir"}):
+    for where, value in iterate_texts({key: one for key, one in asdict(config).items() if key != "output_dir"}):
         if doomed and _may_lie_in(value, folder, doomed):
             raise ConfigError(
                 "an input lies in the output folder that `--fresh` empties",
@@ -142,18 +142,6 @@ def check_inputs_stay(folder: Path, config: Any) -> None:
                 value=value,
                 remedy="give another `--output_dir`, or move the input elsewhere",
             )
-
-
-def _list_texts(content: Any, where: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, text) of all texts in settings."""
-    if isinstance(content, str) and content:
-        yield where, content
-    elif isinstance(content, dict):
-        for key, value in content.items():
-            yield from _list_texts(value, f"{where}.{key}" if where else str(key))
-    elif isinstance(content, list | tuple):
-        for value in content:
-            yield from _list_texts(value, where)
 
 
 def _may_lie_in(value: str, folder: Path, names: list[str]) -> bool:

@@ -12,7 +12,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,6 +114,18 @@ def parse_settings(verb: str, config_class: type[Config], arguments: Sequence[st
         parser.parse_args([*flags, *printing])
     built: Namespace = parser.instantiate(namespace)
     return config_class(**{field.name: built[field.name] for field in dataclasses.fields(config_class)})  # type: ignore[arg-type]
+
+
+def iterate_texts(content: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every text in settings, also in lists."""
+    if isinstance(content, str) and content:
+        yield where, content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from iterate_texts(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(content, list | tuple):
+        for value in content:
+            yield from iterate_texts(value, where)
 
 
 def list_keys(config_class: Any, prefix: str = "") -> dict[str, str]:

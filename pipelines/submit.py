@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from glob import glob, has_magic
@@ -27,7 +27,7 @@ from pipelines.job import console, run_door
 from pipelines.job_client import JobClient, find_dashboard, read_token, tell
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.run_record import read_versions
-from pipelines.settings import SWITCHES, ConfigError, parse_settings
+from pipelines.settings import SWITCHES, ConfigError, iterate_texts, parse_settings
 from pipelines.shipping import MIB, ShippedFile, find_excess, list_shipped, write_package
 
 NO_JOBS = ("submit", "serve")
@@ -175,7 +175,7 @@ def find_left_behind(settings: Mapping[str, Any], folder: Path, files: Sequence[
     """The mistake of naming what is here, relative to the working folder, but does not go with the job."""
     names = {file.name for file in files}
     problems: list[UserError] = []
-    for key, value in _iterate_texts(settings):
+    for key, value in iterate_texts(settings):
         if key in OUTPUTS or Path(value).is_absolute():
             continue
         found = [os.path.normpath(one).replace(os.sep, "/") for one in _find_paths(value, folder)]
@@ -216,17 +216,6 @@ def _find_problems(config: SubmitConfig) -> list[UserError]:
         for name, fits, rule in ranges
         if not fits
     ]
-
-
-def _iterate_texts(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in the settings, also in lists, with its dotted key."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _iterate_texts(value, f"{prefix}{key}.")
-        else:
-            for one in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(one, str) and one:
-                    yield f"{prefix}{key}", one
 
 
 def _find_paths(value: str, folder: Path) -> list[str]:
