@@ -93,45 +93,12 @@ def check_resumable(
 
     Raises ConfigError if the folder holds a run with other settings or on another corpus, or something else.
     """
-    path = folder / SETTINGS_FILE
     settings = json.loads(json.dumps(settings, default=str))
     if fresh:
         check_replaceable(folder)
         set_aside(folder)
-    if _holds(path, set()):
-        before = json.loads(path.read_text(encoding="utf-8"))
-        corpus_before, was_refused = before.pop(CORPUS_KEY, None), before.pop(REFUSED_KEY, False)
-        told = {key: f"`{key}`: {old!r} then, {new!r} now" for key, old, new in _compare(before, settings)}
-        changes = [change for key, change in told.items() if key not in free]
-        is_other_corpus = bool(corpus and corpus_before and corpus != corpus_before)
-        if was_refused and (changes or is_other_corpus):
-            stays = not is_other_corpus and all(key.split(".")[0] in NOT_OF_CORPUS and key != SEED for key in told)
-            remove_own(folder, besides=(SETTINGS_FILE, *(PREPARED if stays else ())))  # killed, it is taken again
-            write_json(path, settings | ({CORPUS_KEY: corpus} if corpus else {}))
-            return False
-        if changes:
-            raise ConfigError(
-                "the output folder holds a run with other settings",
-                where=str(folder),
-                rule="the same settings go on with that run",
-                value="; ".join(changes),
-                remedy="give another `--output_dir`, or start over with `--fresh`",
-            )
-        if is_other_corpus:
-            raise ConfigError(
-                "the corpus has changed since the run began",
-                where=str(folder),
-                rule="a run goes on with the corpus that it began with",
-                remedy="bring the files back as they were, give another `--output_dir`, or start over with `--fresh`",
-            )
-        run = folder / RUN_FILE
-        if run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("status") == "done":
-            return True
-        for change in told.values():
-            progress_console.print(f"[yellow]![/] the run goes on with {escape(change)}", soft_wrap=True)
-        if told or was_refused:
-            write_json(path, settings | ({CORPUS_KEY: corpus_before} if corpus_before else {}))
-        return False
+    if _holds(folder / SETTINGS_FILE, set()):
+        return _resume(folder, settings, corpus, free)
     if list_content(folder) and not fresh:
         raise ConfigError(
             "the output folder holds something else",
@@ -139,8 +106,49 @@ def check_resumable(
             rule="a new or empty folder, or one of an interrupted run",
             remedy="give another `--output_dir`",
         )
-    write_json(path, settings | ({CORPUS_KEY: corpus} if corpus else {}))
+    _write_settings(folder, settings, corpus)
     return False
+
+
+def _resume(folder: Path, settings: dict[str, Any], corpus: str | None, free: Collection[str]) -> bool:
+    """Hold a run against the one whose settings are there; whether that one is finished."""
+    before = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    corpus_before, was_refused = before.pop(CORPUS_KEY, None), before.pop(REFUSED_KEY, False)
+    told = {key: f"`{key}`: {old!r} then, {new!r} now" for key, old, new in _compare(before, settings)}
+    changes = [change for key, change in told.items() if key not in free]
+    is_other_corpus = bool(corpus and corpus_before and corpus != corpus_before)
+    if was_refused and (changes or is_other_corpus):
+        stays = not is_other_corpus and all(key.split(".")[0] in NOT_OF_CORPUS and key != SEED for key in told)
+        remove_own(folder, besides=(SETTINGS_FILE, *(PREPARED if stays else ())))  # killed, it is taken again
+        _write_settings(folder, settings, corpus)
+        return False
+    if changes:
+        raise ConfigError(
+            "the output folder holds a run with other settings",
+            where=str(folder),
+            rule="the same settings go on with that run",
+            value="; ".join(changes),
+            remedy="give another `--output_dir`, or start over with `--fresh`",
+        )
+    if is_other_corpus:
+        raise ConfigError(
+            "the corpus has changed since the run began",
+            where=str(folder),
+            rule="a run goes on with the corpus that it began with",
+            remedy="bring the files back as they were, give another `--output_dir`, or start over with `--fresh`",
+        )
+    run = folder / RUN_FILE
+    if run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("status") == "done":
+        return True
+    for change in told.values():
+        progress_console.print(f"[yellow]![/] the run goes on with {escape(change)}", soft_wrap=True)
+    if told or was_refused:
+        _write_settings(folder, settings, corpus_before)
+    return False
+
+
+def _write_settings(folder: Path, settings: dict[str, Any], corpus: str | None) -> None:
+    write_json(folder / SETTINGS_FILE, settings | ({CORPUS_KEY: corpus} if corpus else {}))
 
 
 def check_replaceable(folder: Path) -> None:
