@@ -204,31 +204,40 @@ def _draw_pictures(tuning: Mapping[str, Any]) -> list[str]:
         return []
     leading = {leader["number"] for leader in tuning["leaders"]}
     low, high = min(trial["f1"] for trial in scored), max(trial["f1"] for trial in scored)
-    curves, ends, costs = [], [], []
-    for trial in scored:
-        values = trial["settings"] or tuning["base_values"]
-        name = (
-            f"trial {trial['number']}: {render_settings(trial['settings']) or 'the recipe as it is'}: {trial['f1']:.4f}"
+
+    def draw(trial: Mapping[str, Any], points: Sequence[tuple[float, float]]) -> Line:
+        """A trial as a line through these points."""
+        settings = render_settings(trial["settings"]) or "the recipe as it is"
+        return Line(
+            f"trial {trial['number']}: {settings}: {trial['f1']:.4f}",
+            (trial["f1"] - low) / ((high - low) or 1.0),
+            trial["number"] in leading,
+            points,
+            _place_settings(trial, tuning),
         )
-        score = (trial["f1"] - low) / ((high - low) or 1.0)
-        plain = {
-            path: value if isinstance(value, int | float) and not isinstance(value, bool) else render_value(value)
-            for path, value in values.items()
-        }
-        choices = {axis["path"] for axis in tuning["space"] if axis["choices"]}
-        plain = {path: render_value(values[path]) if path in choices else value for path, value in plain.items()}
-        is_leader = trial["number"] in leading
-        curves.append(Line(name, score, is_leader, [(epoch, f1) for epoch, f1 in trial["epochs"]]))
-        ends.append(Line(name, score, is_leader, [(0.0, trial["f1"])], plain))
-        if trial["cost"] is not None and trial["status"] == FINISHED and not trial["turns"]:
-            costs.append((trial["number"], Line(name, score, is_leader, [(trial["cost"], trial["f1"])])))
+
+    curves = [draw(trial, [(epoch, f1) for epoch, f1 in trial["epochs"]]) for trial in scored]
+    ends = [draw(trial, [(0.0, trial["f1"])]) for trial in scored]
     pictures = [
         draw_curves(curves, "Dev F1 of every trial", "epoch", "strict micro F1"),
         draw_parallel(ends, tuning["space"], "Settings and F1"),
     ]
-    if len(costs) > 1:
-        places = {number: place for place, (number, _) in enumerate(costs)}
+    paid = [one for one in scored if one["cost"] is not None and one["status"] == FINISHED and not one["turns"]]
+    if len(paid) > 1:
+        costs = [draw(trial, [(trial["cost"], trial["f1"])]) for trial in paid]
+        places = {trial["number"]: place for place, trial in enumerate(paid)}
         front = [places[number] for number in tuning["front"] if number in places]
-        label = COST_LABELS[tuning["cost"]]
-        pictures.append(draw_scatter([line for _, line in costs], front, "F1 against cost", label, "dev F1"))
+        pictures.append(draw_scatter(costs, front, "F1 against cost", COST_LABELS[tuning["cost"]], "dev F1"))
     return pictures
+
+
+def _place_settings(trial: Mapping[str, Any], tuning: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial has on each axis: numbers, and as text what is chosen from a list or is no number."""
+    choices = {axis["path"] for axis in tuning["space"] if axis["choices"]}
+    values = trial["settings"] or tuning["base_values"]
+    return {
+        path: render_value(value)
+        if path in choices or isinstance(value, bool) or not isinstance(value, int | float)
+        else value
+        for path, value in values.items()
+    }
