@@ -26,7 +26,6 @@ from pipelines.compression.config import (
     VocabularyConfig,
 )
 from pipelines.compression.gate import FEW_DOCUMENTS
-from pipelines.compression.int8_form import QuantizationError
 from pipelines.compression.int8_settings import QuantizationConfig, choose_runtime, choose_weight_bits
 from pipelines.compression.page import choose_variant, describe, render_html, render_markdown
 from pipelines.compression.steps import DEFAULT_STEPS, Recipe
@@ -48,7 +47,7 @@ from pipelines.corpus.shards import ShardsInfo
 from pipelines.corpus.text_config import TextConfig
 from pipelines.folders import check_resumable, lock_folder, prepare_output_dir, write_json
 from pipelines.job import EXIT_FAILED, console, render_next, run_door, warn_of_idle
-from pipelines.ner.bundle import Bundle, annotate_bundle, load_bundle
+from pipelines.ner.bundle import Bundle, load_bundle
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.files import write_text
 from pipelines.ner.model import ModelConfig
@@ -60,7 +59,7 @@ from pipelines.terminal import describe_ledger, print_shards, print_variants
 from pipelines.training.config import TrainingConfig, find_contradictions
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.resources import ResourcesConfig
-from pipelines.variants import START, Bench
+from pipelines.variants import START, Bench, make_variants
 
 IDENTITY = (
     "model",
@@ -186,7 +185,7 @@ def _run(config: CompressConfig, settings: dict[str, Any], folder: Path) -> int:
             inference=config.inference,
             record=record,
         )
-        variants, not_made = _make_variants(bench, config.steps, config.price_per_hour)
+        variants, not_made = make_variants(bench, config.steps, config.price_per_hour)
     result = {
         "start": START,
         "chosen": choose_variant(variants)["name"],
@@ -222,55 +221,6 @@ def _tell(folder: Path, result: Mapping[str, Any]) -> None:
     console.print(
         render_next(f"rayner predict --model {folder / 'bundle'} --input YOUR_TEXTS.txt --output_dir out/entities")
     )
-
-
-def _make_variants(
-    bench: Bench, steps: Sequence[str], price_per_hour: float | None
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The start and a variant of each step, scored, judged and measured; and why there is none of a step."""
-    start = bench.folder / "variants" / START
-    start.mkdir(parents=True, exist_ok=True)
-    scored = {START: bench.score(start, bench.start)}
-    bundles: dict[str, Path] = {START: bench.start}
-    verdicts: dict[str, Any] = {START: None}
-    last_good, taken, not_made = bench.start, list[str](), dict[str, str]()
-    for number, step in enumerate(steps, 1):
-        name = f"{number}-{step}"
-        try:
-            made = bench.make(name, step, last_good)
-        except (CompressionError, QuantizationError) as error:
-            not_made[name] = "; ".join(str(fact) for fact in (error.what, error.value) if fact is not None)
-            console.print(f"{escape(name)}: [red]not made[/] {escape(not_made[name])}")
-            continue
-        bundles[name] = made / "bundle"
-        scored[name] = bench.score(made, bundles[name])
-        verdicts[name] = bench.judge(scored[START]["documents"], scored[name]["documents"])
-        passes = verdicts[name]["passes"]
-        overall = verdicts[name]["overall"]
-        told = (
-            f"{name}: strict F1 {overall['difference']:+.2f} points ({overall['low']:+.2f} to {overall['high']:+.2f})"
-        )
-        console.print(escape(told) + (" [green]good enough[/]" if passes else " [red]not good enough[/]"))
-        for reason in verdicts[name]["reasons"]:
-            console.print(f"  {escape(reason)}")
-        if passes:
-            last_good = bundles[name]
-            taken.append(step)
-            annotate_bundle(last_good, {"compression": {"steps": list(taken), "from": str(bench.start)}})
-    figures = bench.measure(list(bundles.values()), price_per_hour)
-    variants = [
-        {
-            "name": name,
-            "f1": scored[name]["f1"],
-            "f1_interval": scored[name]["f1_interval"],
-            "calibration_error": scored[name]["calibration_error"],
-            "verdict": verdicts[name],
-            "details": bench.read_details(name),
-            **one,
-        }
-        for name, one in zip(bundles, figures, strict=True)
-    ]
-    return variants, not_made
 
 
 def _build_recipe(config: CompressConfig) -> Recipe:

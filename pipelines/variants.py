@@ -10,19 +10,20 @@ from typing import Any
 
 import ray
 import ray.data
+from rich.markup import escape
 
+from pipelines.bundle_figures import measure_bundles, run_in_actor
 from pipelines.cluster import list_node_cpus
 from pipelines.compression.config import CompressionError
 from pipelines.compression.gate import judge
+from pipelines.compression.int8_form import QuantizationError
 from pipelines.compression.int8_settings import choose_weight_bits
-from pipelines.compression.speed import compare_speeds, count_tokens, repeat_documents
 from pipelines.compression.steps import LAST_STEPS, Recipe
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.inference import (
     ActorPlan,
     ActorResources,
     InferenceConfig,
-    load_engine,
     plan_actors,
     predict_table,
 )
@@ -36,9 +37,7 @@ from pipelines.folders import write_json
 from pipelines.job import console, find_mistake
 from pipelines.ner.bundle import annotate_bundle, load_bundle, save_bundle
 from pipelines.ner.encoding import fingerprint_tokenizer
-from pipelines.ner.machine import read_peak_memory_mib
 from pipelines.ner.model import ModelConfig
-from pipelines.ner.runtimes.runtime import ONEDNN_KERNELS, set_up_process
 from pipelines.replacement import discard_with_rows
 from pipelines.run_record import RunRecord
 from pipelines.runs import build_job, write_bundle
@@ -55,8 +54,6 @@ START = "start"
 VARIANT_FILE = "variant.json"
 DETAILS_FILE = "details.json"
 """What a step found on its way: F1 and time by threshold of the exits, or the sensitivity of layers to int8."""
-SPEED_TOKENS = 20_000
-SPEED_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ class Bench:
             gold = self._read_gold("train"), self._read_gold("dev")
             start = self.score(self.folder / "variants" / START, self.start)["documents"]
             try:
-                _in_actor(plan, _cut, step, source, work / "bundle", lessons, self.recipe, *gold, start)
+                run_in_actor(plan, _cut, step, source, work / "bundle", lessons, self.recipe, *gold, start)
             except ray.exceptions.RayTaskError as error:
                 raise find_mistake(error) or error from error
 
@@ -210,27 +207,11 @@ class Bench:
         return judge(start, variant, self.recipe.tolerance).to_dict()
 
     def measure(self, bundles: Sequence[Path], price_per_hour: float | None) -> list[dict[str, Any]]:
-        """Speed in turns, by which runtime and precision, memory, size and cost of bundles."""
-        inference = self.inference
+        """Speed, memory, size and cost of bundles, on dev."""
         documents = [record.content for record in self._read_gold("dev")]
         plan = self._plan_process(self._plan_actors().num_gpus)
-        names = [str(bundle) for bundle in bundles]
         with self.record.phase("measure", "measuring speed, memory and size"):
-            # speeds first: each model's runtime is chosen there, by trying some, which takes memory of its own
-            speeds, runtimes, tokens = _in_actor(plan, _measure_speeds, names, inference, plan, documents)
-            memory = [_in_actor(plan, _measure_memory, name, inference, plan, documents) for name in names]
-        return [
-            {
-                "tokens_per_s": speed,
-                "runtime": runtime,
-                "precision": precision,
-                "peak_memory_mib": peak,
-                "num_parameters": sum(one.numel() for one in load_bundle(bundle).model.parameters()),
-                "size_mib": sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 2**20,
-                "cost_per_million_documents": price_per_hour and price_per_hour / 3600 * 1e6 * tokens / speed,
-            }
-            for bundle, speed, (runtime, precision), peak in zip(bundles, speeds, runtimes, memory, strict=True)
-        ]
+            return measure_bundles(bundles, self.inference, plan, documents, price_per_hour)
 
     def _read_gold(self, split: str) -> list[Scored]:
         return [Scored.from_row(row, self.info.corpus_scheme) for row in read_rows(self.shards, split)]
@@ -277,6 +258,55 @@ class Bench:
         return folder
 
 
+def make_variants(
+    bench: Bench, steps: Sequence[str], price_per_hour: float | None
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The start and a variant of each step, scored, judged and measured; and why there is none of a step."""
+    start = bench.folder / "variants" / START
+    start.mkdir(parents=True, exist_ok=True)
+    scored = {START: bench.score(start, bench.start)}
+    bundles: dict[str, Path] = {START: bench.start}
+    verdicts: dict[str, Any] = {START: None}
+    last_good, taken, not_made = bench.start, list[str](), dict[str, str]()
+    for number, step in enumerate(steps, 1):
+        name = f"{number}-{step}"
+        try:
+            made = bench.make(name, step, last_good)
+        except (CompressionError, QuantizationError) as error:
+            not_made[name] = "; ".join(str(fact) for fact in (error.what, error.value) if fact is not None)
+            console.print(f"{escape(name)}: [red]not made[/] {escape(not_made[name])}")
+            continue
+        bundles[name] = made / "bundle"
+        scored[name] = bench.score(made, bundles[name])
+        verdicts[name] = bench.judge(scored[START]["documents"], scored[name]["documents"])
+        passes = verdicts[name]["passes"]
+        overall = verdicts[name]["overall"]
+        told = (
+            f"{name}: strict F1 {overall['difference']:+.2f} points ({overall['low']:+.2f} to {overall['high']:+.2f})"
+        )
+        console.print(escape(told) + (" [green]good enough[/]" if passes else " [red]not good enough[/]"))
+        for reason in verdicts[name]["reasons"]:
+            console.print(f"  {escape(reason)}")
+        if passes:
+            last_good = bundles[name]
+            taken.append(step)
+            annotate_bundle(last_good, {"compression": {"steps": list(taken), "from": str(bench.start)}})
+    figures = bench.measure(list(bundles.values()), price_per_hour)
+    variants = [
+        {
+            "name": name,
+            "f1": scored[name]["f1"],
+            "f1_interval": scored[name]["f1_interval"],
+            "calibration_error": scored[name]["calibration_error"],
+            "verdict": verdicts[name],
+            "details": bench.read_details(name),
+            **one,
+        }
+        for name, one in zip(bundles, figures, strict=True)
+    ]
+    return variants, not_made
+
+
 def _cut(
     step: str,
     source: Path,
@@ -300,42 +330,3 @@ def _cut(
     if details is not None:
         write_json(target.parents[1] / DETAILS_FILE, details)
     save_bundle(target, small)
-
-
-def _in_actor(plan: ActorPlan, function: Any, *arguments: Any) -> Any:
-    """What a function returns in a process of its own."""
-    kind = ray.remote(num_cpus=plan.num_cpus, num_gpus=plan.num_gpus)(_Process)
-    actor = kind.remote()
-    try:
-        return ray.get(actor.call.remote(function, *arguments))
-    finally:
-        ray.kill(actor)
-
-
-class _Process:
-    """An actor that calls a function."""
-
-    def call(self, function: Any, *arguments: Any) -> Any:
-        """What it returns."""
-        return function(*arguments)
-
-
-def _measure_memory(model: str, inference: InferenceConfig, plan: ActorPlan, documents: Sequence[Any]) -> int:
-    """Peak memory in MiB of a process that labels."""
-    set_up_process()
-    engine = load_engine(model, inference, plan)
-    engine.predict_documents(documents)
-    return read_peak_memory_mib()
-
-
-def _measure_speeds(
-    models: Sequence[str], inference: InferenceConfig, plan: ActorPlan, documents: Sequence[Any]
-) -> tuple[list[float], list[tuple[str, str]], float]:
-    """Sub-tokens a second of each model, the runtime and precision that it takes, and sub-tokens of a mean document."""
-    set_up_process(ONEDNN_KERNELS * len(models))
-    engines = [load_engine(model, inference, plan) for model in models]
-    many = repeat_documents(documents, engines[0], SPEED_TOKENS)
-    speeds = compare_speeds(engines, many, num_rounds=SPEED_ROUNDS)
-    num_tokens = count_tokens(engines[0], documents)
-    runtimes = [(engine.runtime.name, engine.runtime.precision) for engine in engines]
-    return speeds, runtimes, num_tokens / max(1, len(documents))

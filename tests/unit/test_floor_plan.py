@@ -110,7 +110,9 @@ FRAME = {
         "pipelines.runs",
         "pipelines.terminal",
     },
+    "pipelines.bundle_figures": {"pipelines.ner", "pipelines.corpus", "pipelines.compression"},
     "pipelines.variants": {
+        "pipelines.bundle_figures",
         "pipelines.ner",
         "pipelines.corpus",
         "pipelines.evaluation",
