@@ -20,7 +20,7 @@ from pipelines.corpus.inference import ActorResources, InferenceConfig
 from pipelines.folders import write_json
 from pipelines.job import console, progress_console, render_next, run_door, warn_of_idle
 from pipelines.ner.encoding import EncodingConfig
-from pipelines.ner.errors import UserError, raise_all
+from pipelines.ner.errors import UserError, find_wrong_values, raise_all
 from pipelines.plan_view import print_plan
 from pipelines.planned_corpus import PlannedCorpus
 from pipelines.planning.architecture import Architecture, read_architecture
@@ -251,11 +251,7 @@ def _find_problems(config: PlanConfig) -> list[UserError]:
         ("node_price", "at least 0", (config.node_price or 0) >= 0),
         ("load_tokens_per_s", "above 0", config.load_tokens_per_s is None or config.load_tokens_per_s > 0),
     )
-    problems += [
-        ConfigError("a number out of range", where=f"`{name}`", rule=rule, value=getattr(config, name))
-        for name, rule, fits in ranges
-        if not fits
-    ]
+    problems += find_wrong_values(ConfigError, config, ranges, what="a number out of range")
     if config.head not in ("linear", "crf"):
         problems.append(ConfigError("no such head", where="`head`", rule="one of linear, crf", value=config.head))
     return [

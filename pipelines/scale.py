@@ -27,7 +27,7 @@ from pipelines.evaluation.scaling_page import render_scaling_html, render_scalin
 from pipelines.folders import SUCCESS_FILE, check_resumable, lock_folder, prepare_output_dir, write_json
 from pipelines.job import console, progress_console, render_next, run_door, warn_of_idle
 from pipelines.ner.encoding import EncodingConfig
-from pipelines.ner.errors import UserError, UserErrors, raise_all
+from pipelines.ner.errors import UserError, UserErrors, find_wrong_values, raise_all
 from pipelines.ner.model import ModelConfig
 from pipelines.replacement import check_inputs_stay, discard
 from pipelines.run_record import RunRecord
@@ -321,27 +321,22 @@ def _find_idle(config: ScaleConfig) -> list[str]:
 
 def _find_problems(config: ScaleConfig) -> list[UserError]:
     known, cpus, price = f"one or more of {', '.join(STRATEGIES)}", config.cpus_per_worker, config.price_per_hour
-    given, training, plain = config.parallel.strategy, config.training, "scale trains without dropout: leave it out"
+    training, plain = config.training, "scale trains without dropout: leave it out"
     rounds = MIN_ROUNDS * config.parallel.sync_every * ("local_sgd" in config.strategies)
     steps = f"at least {max(MIN_STEPS, rounds)}, for the first do not count"
     steps += f"; local_sgd needs {MIN_ROUNDS} rounds of `parallel.sync_every`" if rounds > MIN_STEPS else ""
     checks = [
-        ("workers", config.workers, "one number or more, each at least 1", min(config.workers, default=0) >= 1),
-        ("strategies", config.strategies, known, bool(config.strategies) and {*config.strategies} <= {*STRATEGIES}),
-        ("num_steps", config.num_steps, steps, config.num_steps >= max(MIN_STEPS, rounds)),
-        ("cpus_per_worker", cpus, "at least 1", cpus is None or cpus >= 1),
-        ("price_per_hour", price, "0 ≤ price < ∞", price is None or 0 <= price < math.inf),
-        ("training.r_drop", training.r_drop, plain, training.r_drop <= 0),
-        ("training.dropout_samples", training.dropout_samples, plain, training.dropout_samples <= 1),
-        ("parallel.strategy", given, "left out, for `strategies` says which", given == "ddp"),
-    ]
-    problems: list[UserError] = [
-        ConfigError("a value out of range", where=f"`{name}`", rule=rule, value=value)
-        for name, value, rule, holds in checks
-        if not holds
+        ("workers", "one number or more, each at least 1", min(config.workers, default=0) >= 1),
+        ("strategies", known, bool(config.strategies) and {*config.strategies} <= {*STRATEGIES}),
+        ("num_steps", steps, config.num_steps >= max(MIN_STEPS, rounds)),
+        ("cpus_per_worker", "at least 1", cpus is None or cpus >= 1),
+        ("price_per_hour", "0 ≤ price < ∞", price is None or 0 <= price < math.inf),
+        ("training.r_drop", plain, training.r_drop <= 0),
+        ("training.dropout_samples", plain, training.dropout_samples <= 1),
+        ("parallel.strategy", "left out, for `strategies` says which", config.parallel.strategy == "ddp"),
     ]
     return [
-        *problems,
+        *find_wrong_values(ConfigError, config, checks),
         *config.corpus.find_problems(),
         *config.model.find_problems(),
         *config.training.find_problems(),

@@ -25,7 +25,7 @@ from pipelines.__main__ import DOORS
 from pipelines.corpus.formats.names import is_uri
 from pipelines.job import console, run_door
 from pipelines.job_client import JobClient, find_dashboard, read_token, tell
-from pipelines.ner.errors import UserError, raise_all
+from pipelines.ner.errors import UserError, find_wrong_values, raise_all
 from pipelines.run_record import read_versions
 from pipelines.settings import SWITCHES, ConfigError, iterate_texts, parse_settings
 from pipelines.shipping import MIB, ShippedFile, find_excess, list_shipped, write_package
@@ -208,14 +208,10 @@ def _find_problems(config: SubmitConfig) -> list[UserError]:
         if not one.partition("=")[0] or ("=" not in one and one not in os.environ)
     ]
     ranges = (
-        ("max_working_dir_mib", 0 < config.max_working_dir_mib <= MAX_PACKAGE_MIB, f"above 0, up to {MAX_PACKAGE_MIB}"),
-        ("driver_cpus", config.driver_cpus >= 0, "at least 0"),
+        ("max_working_dir_mib", f"above 0, up to {MAX_PACKAGE_MIB}", 0 < config.max_working_dir_mib <= MAX_PACKAGE_MIB),
+        ("driver_cpus", "at least 0", config.driver_cpus >= 0),
     )
-    return problems + [
-        ConfigError("a number out of range", where=f"`{name}`", rule=rule, value=getattr(config, name))
-        for name, fits, rule in ranges
-        if not fits
-    ]
+    return problems + find_wrong_values(ConfigError, config, ranges, what="a number out of range")
 
 
 def _find_paths(value: str, folder: Path) -> list[str]:

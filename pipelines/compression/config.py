@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from pipelines.ner.encoders import SCRATCH
-from pipelines.ner.errors import UserError
+from pipelines.ner.errors import UserError, find_wrong_values
 
 HEAD_SIZE = 32
 """Of the attention heads of `scratch` students."""
@@ -57,28 +57,17 @@ class DistillationConfig:
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
-        return _check(
-            "distillation.",
-            [
-                ("layers", self.layers, "at least 1", self.layers is None or self.layers >= 1),
-                (
-                    "hidden_size",
-                    self.hidden_size,
-                    f"a multiple of {HEAD_SIZE}",
-                    self.hidden_size is None or (self.hidden_size > 0 and self.hidden_size % HEAD_SIZE == 0),
-                ),
-                (
-                    "embedding_size",
-                    self.embedding_size,
-                    "1 to the hidden size",
-                    self.embedding_size is None or 1 <= self.embedding_size <= (self.hidden_size or math.inf),
-                ),
-                ("teacher_share", self.teacher_share, "0 to 1", 0 <= self.teacher_share <= 1),
-                ("temperature", self.temperature, "above 0, up to 100", 0 < self.temperature <= 100),
-                ("states", self.states, "0 to 1000", 0 <= self.states <= 1000),
-                ("relations", self.relations, "0 to 1000", 0 <= self.relations <= 1000),
-            ],
-        )
+        hidden, embedded = self.hidden_size, self.embedding_size
+        checks = [
+            ("layers", "at least 1", self.layers is None or self.layers >= 1),
+            ("hidden_size", f"a multiple of {HEAD_SIZE}", hidden is None or (hidden > 0 and hidden % HEAD_SIZE == 0)),
+            ("embedding_size", "1 to the hidden size", embedded is None or 1 <= embedded <= (hidden or math.inf)),
+            ("teacher_share", "0 to 1", 0 <= self.teacher_share <= 1),
+            ("temperature", "above 0, up to 100", 0 < self.temperature <= 100),
+            ("states", "0 to 1000", 0 <= self.states <= 1000),
+            ("relations", "0 to 1000", 0 <= self.relations <= 1000),
+        ]
+        return find_wrong_values(CompressionError, self, checks, "distillation.")
 
 
 @dataclass(frozen=True)
@@ -92,13 +81,8 @@ class PruningConfig:
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
-        problems = _check(
-            "pruning.",
-            [
-                (name, value, "0 ≤ share < 1", 0 <= value < 1)
-                for name, value in (("heads", self.heads), ("feed_forward", self.feed_forward))
-            ],
-        )
+        checks = [(name, "0 ≤ share < 1", 0 <= getattr(self, name) < 1) for name in ("heads", "feed_forward")]
+        problems = find_wrong_values(CompressionError, self, checks, "pruning.")
         if not problems and not self.heads and not self.feed_forward:
             problems.append(
                 CompressionError(
@@ -118,7 +102,7 @@ class VocabularyConfig:
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
-        return _check("vocabulary.", [("least", self.least, "at least 0", self.least >= 0)])
+        return find_wrong_values(CompressionError, self, [("least", "at least 0", self.least >= 0)], "vocabulary.")
 
 
 @dataclass(frozen=True)
@@ -136,18 +120,12 @@ class EarlyExitConfig:
 
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
-        return _check(
-            "early_exit.",
-            [
-                (
-                    "layers",
-                    self.layers,
-                    "layers from 1, in order",
-                    self.layers == sorted({*self.layers}) and all(one >= 1 for one in self.layers),
-                ),
-                ("max_f1_loss", self.max_f1_loss, "0 to 100 points", 0 <= self.max_f1_loss <= 100),
-            ],
-        )
+        in_order = self.layers == sorted({*self.layers}) and all(one >= 1 for one in self.layers)
+        checks = [
+            ("layers", "layers from 1, in order", in_order),
+            ("max_f1_loss", "0 to 100 points", 0 <= self.max_f1_loss <= 100),
+        ]
+        return find_wrong_values(CompressionError, self, checks, "early_exit.")
 
 
 @dataclass(frozen=True)
@@ -162,12 +140,8 @@ class Tolerance:
     def find_problems(self) -> list[UserError]:
         """Every mistake in these settings."""
         bounds = (("max_f1_loss", self.f1), ("max_label_loss", self.label))
-        return _check("", [(name, value, "0 to 100 points", 0 <= value <= 100) for name, value in bounds])
-
-
-def _check(room: str, checks: list[tuple[str, object, str, bool]]) -> list[UserError]:
-    return [
-        CompressionError("a value out of range", where=f"`{room}{name}`", rule=rule, value=value)
-        for name, value, rule, holds in checks
-        if not holds
-    ]
+        return [
+            CompressionError("a value out of range", where=f"`{name}`", rule="0 to 100 points", value=value)
+            for name, value in bounds
+            if not 0 <= value <= 100
+        ]

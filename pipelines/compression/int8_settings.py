@@ -11,7 +11,7 @@ import torch
 from pipelines.compression.int8_form import QuantizationError
 from pipelines.compression.int8_graph import PRESETS, import_nncf
 from pipelines.evaluation.metrics import Scored
-from pipelines.ner.errors import UserError
+from pipelines.ner.errors import UserError, find_wrong_values
 from pipelines.ner.runtimes.architectures import read_architecture
 from pipelines.ner.runtimes.int8 import count_weight_bits, describe_cpu, describe_instructions
 from pipelines.ner.runtimes.products import KERNELS_RULE, WEIGHT_BITS, has_int8_kernels
@@ -63,11 +63,7 @@ class QuantizationConfig:
             ("preset", "one of " + ", ".join(PRESETS), self.preset in PRESETS),
             ("stored", "one of " + ", ".join(STORED), self.stored in STORED),
         ]
-        return [
-            QuantizationError("a value out of range", where=f"`int8.{name}`", rule=rule, value=getattr(self, name))
-            for name, rule, holds in checks
-            if not holds
-        ]
+        return find_wrong_values(QuantizationError, self, checks, "int8.")
 
     def find_idle(self, network: Any) -> list[str]:
         """Settings given that change nothing for a network, each with its reason."""

@@ -1,6 +1,7 @@
 """The shape of every message about a user's mistake."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
 
 
 class UserError(ValueError):
@@ -64,6 +65,26 @@ def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
 def tell_first_line(error: BaseException) -> str:
     """What an error says, in its first line; its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def find_wrong_values(
+    kind: type[UserError],
+    settings: object,
+    checks: Iterable[tuple[str, str, bool]],
+    room: str = "",
+    what: str = "a value out of range",
+) -> list[UserError]:
+    """A mistake for each setting that breaks its rule.
+
+    Args:
+        checks: name, dotted where it lies deeper; rule; whether it is kept.
+        room: what the names begin with where the user gives them.
+    """
+    return [
+        kind(what, where=f"`{room}{name}`", rule=rule, value=attrgetter(name)(settings))
+        for name, rule, holds in checks
+        if not holds
+    ]
 
 
 def raise_all(errors: list[UserError]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.ner.errors import UserError, find_wrong_values
 from pipelines.planning.errors import PlanError
 from pipelines.planning.fit import Placement
 from pipelines.planning.inventory import Inventory, Node
@@ -24,18 +25,14 @@ class Limits:
     price: float | None = None
     """Of the whole run, in the currency of the prices per hour."""
 
-    def find_problems(self) -> list[PlanError]:
+    def find_problems(self) -> list[UserError]:
         """Every mistake in these limits."""
         checks = [
-            ("gpus", self.gpus, "0 or more", self.gpus is None or self.gpus >= 0),
-            ("hours", self.hours, "above 0", self.hours is None or 0 < self.hours < math.inf),
-            ("price", self.price, "above 0", self.price is None or 0 < self.price < math.inf),
+            ("gpus", "0 or more", self.gpus is None or self.gpus >= 0),
+            ("hours", "above 0", self.hours is None or 0 < self.hours < math.inf),
+            ("price", "above 0", self.price is None or 0 < self.price < math.inf),
         ]
-        return [
-            PlanError("a limit out of range", where=f"`limits.{name}`", rule=rule, value=value)
-            for name, value, rule, holds in checks
-            if not holds
-        ]
+        return find_wrong_values(PlanError, self, checks, "limits.", what="a limit out of range")
 
     def are_exceeded(self, seconds: float, cost: float | None) -> bool:
         """Whether a run is too slow or too dear, or its price is limited and not known."""

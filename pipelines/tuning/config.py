@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from pipelines.ner.errors import UserError
+from pipelines.ner.errors import UserError, find_wrong_values
 
 SAMPLERS = ("random", "tpe", "pbt")
 SCHEDULERS = ("none", "asha", "hyperband", "median")
@@ -68,60 +68,37 @@ class SearchConfig:
 
     def find_problems(self, num_workers: int = 1) -> list[UserError]:
         """Every mistake in these settings, for trials with so many workers."""
-        pauses = self.sampler == "pbt" or self.scheduler == "hyperband"
-        money, price, gpus = self.budget_price, self.price_per_hour, self.gpus_per_trial
+        most, cpus, gpus = self.max_concurrent, self.cpus_per_trial, self.gpus_per_trial
+        money, price = self.budget_price, self.price_per_hour
+        is_share_or_whole = gpus is None or 0 <= gpus <= 1 or (float(gpus).is_integer() and gpus > 1)
+        whole = "whole GPUs where a trial has several workers, each of which takes one"
         checks = [
-            ("num_trials", self.num_trials, "at least 1", self.num_trials >= 1),
-            ("num_trials", self.num_trials, "at least 2 with pbt", self.sampler != "pbt" or self.num_trials != 1),
-            ("sampler", self.sampler, "one of " + ", ".join(SAMPLERS), self.sampler in SAMPLERS),
-            ("scheduler", self.scheduler, "one of " + ", ".join(SCHEDULERS), self.scheduler in SCHEDULERS),
-            ("grace_epochs", self.grace_epochs, "at least 1", self.grace_epochs >= 1),
-            ("reduction_factor", self.reduction_factor, "at least 2", self.reduction_factor >= 2),
-            ("patience", self.patience, "at least 1", self.patience is None or self.patience >= 1),
-            ("cost", self.cost, "one of " + ", ".join(COSTS), self.cost in COSTS),
-            ("num_leaders", self.num_leaders, "at least 1", self.num_leaders >= 1),
-            ("num_seeds", self.num_seeds, "at least 1", self.num_seeds >= 1),
-            ("budget_s", self.budget_s, "above 0", self.budget_s is None or 0 < self.budget_s < math.inf),
-            ("budget_price", money, "above 0", money is None or 0 < money < math.inf),
-            ("budget_price", money, "together with `search.price_per_hour`", money is None or price is not None),
-            ("price_per_hour", price, "above 0", price is None or 0 < price < math.inf),
-            (
-                "max_concurrent",
-                self.max_concurrent,
-                "at least 1",
-                self.max_concurrent is None or self.max_concurrent >= 1,
-            ),
-            (
-                "cpus_per_trial",
-                self.cpus_per_trial,
-                "at least 1",
-                self.cpus_per_trial is None or self.cpus_per_trial >= 1,
-            ),
-            (
-                "gpus_per_trial",
-                gpus,
-                "0 ≤ GPUs ≤ 1, or whole",
-                gpus is None or 0 <= gpus <= 1 or (float(gpus).is_integer() and gpus > 1),
-            ),
-            (
-                "gpus_per_trial",
-                gpus,
-                "whole GPUs where a trial has several workers, each of which takes one",
-                gpus is None or num_workers == 1 or not 0 < gpus < 1,
-            ),
-            ("seed", self.seed, "0 ≤ seed < 2³²", 0 <= self.seed < 2**32),
-            (
-                "scheduler",
-                "pbt" if self.sampler == "pbt" else self.scheduler,
-                "one worker a trial where trials are paused (hyperband, pbt)",
-                num_workers == 1 or not pauses,
-            ),
+            ("num_trials", "at least 1", self.num_trials >= 1),
+            ("num_trials", "at least 2 with pbt", self.sampler != "pbt" or self.num_trials != 1),
+            ("sampler", "one of " + ", ".join(SAMPLERS), self.sampler in SAMPLERS),
+            ("scheduler", "one of " + ", ".join(SCHEDULERS), self.scheduler in SCHEDULERS),
+            ("grace_epochs", "at least 1", self.grace_epochs >= 1),
+            ("reduction_factor", "at least 2", self.reduction_factor >= 2),
+            ("patience", "at least 1", self.patience is None or self.patience >= 1),
+            ("cost", "one of " + ", ".join(COSTS), self.cost in COSTS),
+            ("num_leaders", "at least 1", self.num_leaders >= 1),
+            ("num_seeds", "at least 1", self.num_seeds >= 1),
+            ("budget_s", "above 0", self.budget_s is None or 0 < self.budget_s < math.inf),
+            ("budget_price", "above 0", money is None or 0 < money < math.inf),
+            ("budget_price", "together with `search.price_per_hour`", money is None or price is not None),
+            ("price_per_hour", "above 0", price is None or 0 < price < math.inf),
+            ("max_concurrent", "at least 1", most is None or most >= 1),
+            ("cpus_per_trial", "at least 1", cpus is None or cpus >= 1),
+            ("gpus_per_trial", "0 ≤ GPUs ≤ 1, or whole", is_share_or_whole),
+            ("gpus_per_trial", whole, gpus is None or num_workers == 1 or not 0 < gpus < 1),
+            ("seed", "0 ≤ seed < 2³²", 0 <= self.seed < 2**32),
         ]
-        return [
-            TuneError("a value out of range", where=f"`search.{name}`", rule=rule, value=value)
-            for name, value, rule, holds in checks
-            if not holds
-        ]
+        problems = find_wrong_values(TuneError, self, checks, "search.")
+        pausing = "pbt" if self.sampler == "pbt" else self.scheduler
+        if num_workers != 1 and pausing in ("pbt", "hyperband"):
+            rule = "one worker a trial where trials are paused (hyperband, pbt)"
+            problems.append(TuneError("a value out of range", where="`search.scheduler`", rule=rule, value=pausing))
+        return problems
 
     def find_idle(self) -> list[str]:
         """Settings given that change nothing in this search, each with its reason."""
