@@ -49,6 +49,9 @@ ROUTES: dict[str, list[str]] = {
     "chain": [*CHAIN, "--pruning.heads", "0", "--pruning.feed_forward", "0.5"],
     "narrow chain": [*CHAIN, "--pruning.heads", "0.25", "--pruning.feed_forward", "0.6"],
     "early exit": ["--steps", "early_exit", "--max_f1_loss", "0.5"],
+    "early exit, half a point": [
+        *("--steps", "early_exit", "--early_exit.max_f1_loss", "0.5", "--max_f1_loss", "2"),
+    ],
     "early exit, joint": ["--steps", "early_exit", "--early_exit.joint", "true", "--max_f1_loss", "2"],
 }
 TEACHER, PIPELINE = "teacher", "transformers' pipeline"
