@@ -35,6 +35,7 @@ from pipelines.runs import SHARDS_FOLDER, build_guard, build_job, check_encoder,
 from pipelines.settings import ConfigError
 from pipelines.terminal import print_scaling
 from pipelines.training.config import TrainingConfig, find_contradictions, find_idle
+from pipelines.training.devices import DeviceMemoryError
 from pipelines.training.history import read_metrics
 from pipelines.training.job import TrainingJob
 from pipelines.training.parallel import STRATEGIES, ParallelConfig
@@ -254,7 +255,7 @@ def _measure_all(
 ) -> dict[Case, list[dict[str, Any]]]:
     """The rows of every case; those that fail are left out. Raises what failed if nothing is left to compare with."""
     runs: dict[Case, list[dict[str, Any]]] = {}
-    failed: list[ray.train.TrainingFailedError] = []
+    failed: list[Exception] = []
     for number, (case, job) in enumerate(jobs.items(), 1):
         needs, message = resources[case], f"case {number} of {len(jobs)}: {case.describe()}"
         if case.growth > 1 and not runs:
@@ -262,9 +263,9 @@ def _measure_all(
         try:
             runs[case] = _measure(job, needs, folder / _name_folder(case, needs, job.training), record, message)
             discard(folder.parent)
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, DeviceMemoryError) as error:
             failed.append(error)
-            left_out[case] = str(error).strip().splitlines()[-1]
+            left_out[case] = _tell(error) if isinstance(error, UserError) else str(error).strip().splitlines()[-1]
             progress_console.print(f"[yellow]![/] {escape(case.describe())}: {escape(left_out[case])}")
     if not runs:
         raise failed[-1]

@@ -20,7 +20,13 @@ from pipelines.training.adversarial import Adversary
 from pipelines.training.averaging import Average
 from pipelines.training.batches import BatchPlan, Windows
 from pipelines.training.config import TrainingConfig, TrainingError
-from pipelines.training.devices import Stopwatch, describe_device, resolve_precision, settle_vector_math
+from pipelines.training.devices import (
+    Stopwatch,
+    build_memory_error,
+    describe_device,
+    resolve_precision,
+    settle_vector_math,
+)
 from pipelines.training.freezing import Freezing
 from pipelines.training.objective import Imitation
 from pipelines.training.optimizer import Optimizer
@@ -63,6 +69,7 @@ def train(
     Raises:
         TrainingError: nothing to train on, a loss or a gradient that is not a number, or gradients that never fit into
             fp16.
+        DeviceMemoryError: a pass that the device has no memory for; in the worker alone that meets it.
     """
     parallel, state = parallel or ParallelConfig(), state or TrainingState()
     run = _Run(model, windows, config, parallel, imitation, pad_id, device, listener, state)
@@ -192,9 +199,16 @@ class _Run:
         ends_round = (state.step + 1) % strategy.sync_every == 0
         is_measured = not self.is_measured and self.num_taken >= MEASURED_STEP and ends_round
         with TrafficMeter() if is_measured and strategy.world_size > 1 else nullcontext() as meter:
-            loss = self.compute_gradients(step, num_words)
-            own_s = sum(self.watch.parts.get(part, 0.0) for part in ("batch", "forward"))
-            rate, norm = self.optimizer.step(state.step, self.num_steps)
+            try:
+                loss = self.compute_gradients(step, num_words)
+                own_s = sum(self.watch.parts.get(part, 0.0) for part in ("batch", "forward"))
+                rate, norm = self.optimizer.step(state.step, self.num_steps)
+            except torch.OutOfMemoryError as error:
+                where = f"step {state.step + 1}, epoch {state.epoch + 1}"
+                hands = strategy.plan_share(self.plan, step)
+                passes = [self.windows.num_tokens[hand or step[:1]] for hand in hands]
+                saves = strategy.config.gradient_checkpointing
+                raise build_memory_error(where, passes, 2 if self.config.r_drop else 1, saves, error) from error
             self.watch.lap("optimizer")
             state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
             strategy.end_step(state.step)

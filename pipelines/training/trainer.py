@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.ner.errors import UserError
 from pipelines.training.checkpoints import list_checkpoints
+from pipelines.training.devices import DeviceMemoryError
 from pipelines.training.job import Job, TrainingResult, load_result
 from pipelines.training.notices import FailureNotices
 from pipelines.training.recorder import CHECKPOINTS, METRICS_FILE
@@ -45,7 +46,7 @@ def fit(job: Job, resources: ResourcesConfig, output_dir: Path, *, may_grow: boo
 
     Raises:
         TrainingError: what no retry mends (a loss that is not a number, nothing to train on, no room in the cluster,
-            storage that stays away, checkpoints that are all damaged).
+            storage that stays away, checkpoints that are all damaged, a pass that a device has no memory for).
         KeyboardInterrupt: the user stopped it; the workers have ended.
         ray.train.TrainingFailedError: workers died more often than `MAX_FAILURES` times without progress.
     """
@@ -63,15 +64,20 @@ def fit(job: Job, resources: ResourcesConfig, output_dir: Path, *, may_grow: boo
                 callbacks=[FailureNotices(output_dir / METRICS_FILE)],
             )
             break
-        except WorkerGroupError:
+        except WorkerGroupError as error:
             if list_checkpoints(checkpoints)[:1] == before:
-                raise
+                raise _find_mistake(error) or error from None
         except ControllerError:
             plan_workers(resources, may_grow=may_grow)  # tells if there is no room
             raise
     if isinstance(value, UserError):
         raise value
     return load_result(output_dir)
+
+
+def _find_mistake(error: WorkerGroupError) -> UserError | None:
+    """What one worker has met alone; the others ended because of it."""
+    return next((one for one in error.worker_failures.values() if isinstance(one, UserError)), None)
 
 
 def run_alone(function: Callable[[], T]) -> T:
@@ -146,9 +152,12 @@ class _TrainGroup(Group):
 
 
 def _train_worker(config: dict[str, Any]) -> UserError | None:
+    group = _TrainGroup()
     try:
         output_dir, patience_s = config["storage"]
-        run_worker(config["job"], output_dir, patience_s, _TrainGroup())
+        run_worker(config["job"], output_dir, patience_s, group)
     except UserError as error:  # returned, not raised: no restart mends it
+        if isinstance(error, DeviceMemoryError) and group.size > 1:
+            raise  # the others wait for this worker until Ray Train ends them
         return error
     return None

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-import ray.train
 from ray.train import WorkerGroupError
 
 from pipelines import scale
@@ -13,6 +12,7 @@ from pipelines.run_record import RunRecord
 from pipelines.scale import ScaleConfig, _find_idle, _find_problems, _fix_training, _measure_all, _name_folder
 from pipelines.training.adversarial import AdversarialConfig
 from pipelines.training.config import TrainingConfig
+from pipelines.training.devices import DeviceMemoryError
 from pipelines.training.parallel import ParallelConfig
 from pipelines.training.resources import ResourcesConfig
 
@@ -52,10 +52,11 @@ def test_local_sgd_needs_steps_in_which_it_exchanges():
 
 
 @pytest.mark.parametrize("failing", [(1,), (1, 2)])
-def test_cases_that_fail_are_left_out_unless_nothing_is_left_to_compare_with(monkeypatch, tmp_path, failing):
+@pytest.mark.parametrize("error", [WorkerGroupError("too little memory", {}), DeviceMemoryError("too little memory")])
+def test_cases_that_fail_are_left_out_unless_nothing_is_left_to_compare_with(monkeypatch, tmp_path, failing, error):
     def measure(job, needs, *_):
         if needs.num_workers in failing and job.training.batch_tokens == batch_tokens:
-            raise WorkerGroupError("too little memory", {})
+            raise error
         return [{"kind": "start"}]
 
     config, batch_tokens = ScaleConfig(), TrainingConfig().batch_tokens
@@ -65,7 +66,7 @@ def test_cases_that_fail_are_left_out_unless_nothing_is_left_to_compare_with(mon
     monkeypatch.setattr(scale, "_measure", measure)
     left_out: dict[Case, str] = {}
     if len(failing) == 2:
-        with pytest.raises(ray.train.TrainingFailedError, match="too little memory"):
+        with pytest.raises(type(error), match="too little memory"):
             _measure_all(jobs, resources, tmp_path, RunRecord("scale", config), left_out)
     else:
         runs = _measure_all(jobs, resources, tmp_path, RunRecord("scale", config), left_out)

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,11 +15,11 @@ from pipelines.training.adversarial import AdversarialConfig
 from pipelines.training.averaging import AveragingConfig
 from pipelines.training.batches import BatchPlan, TrainingWindows
 from pipelines.training.config import TrainingConfig, TrainingError, find_contradictions
-from pipelines.training.devices import resolve_precision
+from pipelines.training.devices import DeviceMemoryError, build_memory_error, resolve_precision
 from pipelines.training.freezing import FreezingConfig
 from pipelines.training.loop import MEASURED_STEP, MOST_OVERFLOWS
 from pipelines.training.optimizer import OptimizerConfig
-from pipelines.training.parallel import ParallelConfig
+from pipelines.training.parallel import ParallelConfig, Strategy
 
 BASE = {"num_epochs": 2, "batch_tokens": 120, "precision": "fp32", "checkpoint_every_steps": 3}
 
@@ -279,6 +280,43 @@ def test_a_gradient_that_is_not_finite_is_told_as_one(training_room, tiny_encode
     with pytest.raises(TrainingError, match=r"^the norm of the gradients is not a number") as caught:
         training_room.run_loop(model, training_room.make_table(4), configure(batch_tokens=1000))
     assert caught.value.where == "step 1, epoch 1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "parallel", "remedy"),
+    [
+        ({"batch_tokens": 1000}, {}, "set `--training.device_batch_tokens {half}` (the steps stay the same) or "),
+        ({"batch_tokens": 1000, "r_drop": 1.0}, {}, "set `--training.device_batch_tokens {twice_half}` (the"),
+        ({"batch_tokens": 1}, {}, "set `--parallel.gradient_checkpointing true`"),
+        ({"batch_tokens": 1}, {"gradient_checkpointing": True}, "take a smaller `--encoding.window`"),
+    ],
+)
+def test_a_device_without_memory_is_told_with_a_size_to_try(
+    training_room, tiny_encoder, monkeypatch, changes, parallel, remedy
+):
+    def compute(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Strategy, "compute", compute)
+    table = training_room.make_table(20)
+    lengths = TrainingWindows(table).num_tokens
+    half = len(lengths) * lengths.max() // 2
+    with pytest.raises(DeviceMemoryError) as caught:
+        training_room.run_loop(
+            training_room.build_model(tiny_encoder, "linear", dropout=0.1),
+            table,
+            configure(**changes),
+            parallel=ParallelConfig(**parallel),
+        )
+    assert caught.value.where == "step 1, epoch 1"
+    assert "CUDA out of memory" in caught.value.value
+    assert caught.value.remedy.startswith(remedy.format(half=half, twice_half=2 * half))
+
+
+def test_the_size_to_try_is_none_that_the_planner_would_take_for_left_out():
+    error = build_memory_error("step 1", [np.full(32, 256)], 1, True, torch.OutOfMemoryError("out of memory"))
+    assert TrainingConfig.device_batch_tokens == 4096
+    assert error.remedy == "set `--training.device_batch_tokens 4095` (the steps stay the same)"
 
 
 def test_windows_without_any_word_are_refused(training_room, tiny_encoder):

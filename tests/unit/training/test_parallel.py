@@ -1,6 +1,7 @@
 """Every strategy trains as one process does: losses, weights, checkpoints; several gloo processes a group."""
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -10,6 +11,7 @@ import ray
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from ray.train import WorkerGroupError
 from transformers import (
     AlbertConfig,
     AutoModelForTokenClassification,
@@ -22,11 +24,12 @@ from transformers import (
 
 from pipelines.ner.encoders import EncoderError
 from pipelines.ner.model import TokenClassifier
-from pipelines.training import worker
+from pipelines.training import trainer, worker
 from pipelines.training.adversarial import AdversarialConfig
 from pipelines.training.averaging import AveragingConfig
 from pipelines.training.batches import TrainingWindows
 from pipelines.training.config import TrainingConfig, TrainingError, find_idle
+from pipelines.training.devices import DeviceMemoryError
 from pipelines.training.forward import ForwardError, check_passes_differ
 from pipelines.training.freezing import FreezingConfig
 from pipelines.training.optimizer import OptimizerConfig
@@ -493,6 +496,29 @@ def test_mistake_of_one_worker_is_raised_in_all():
     with pytest.raises(EncoderError, match="no weights here"):
         worker._open_task(job, Pair(use_gpu=False), torch.device("cpu"))
     assert worker._open_task(job, Group(use_gpu=False), torch.device("cpu")) == "a task"
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_device_without_memory_ends_the_group_and_is_told(tmp_path, monkeypatch, size):
+    """Of several workers, the others wait for the one that has met it: it has to fail for them to end."""
+
+    def run_worker(*_):
+        raise DeviceMemoryError("no memory", remedy="`--training.device_batch_tokens 512`")
+
+    def run_workers(function, config, *_, **__):
+        try:
+            return function(config)
+        except DeviceMemoryError as error:
+            raise WorkerGroupError("worker 1 failed", {0: RuntimeError("connection closed"), 1: error}) from None
+
+    monkeypatch.setattr(trainer, "_TrainGroup", lambda: SimpleNamespace(size=size))
+    monkeypatch.setattr(trainer, "run_worker", run_worker)
+    monkeypatch.setattr(trainer, "_run_workers", run_workers)
+    monkeypatch.setattr(trainer, "plan_workers", lambda *_, **__: None)
+    with pytest.raises(WorkerGroupError) if size > 1 else nullcontext():
+        run_workers(trainer._train_worker, {"job": None, "storage": (tmp_path, 0.0)})
+    with pytest.raises(DeviceMemoryError, match="device_batch_tokens 512"):
+        trainer.fit(SimpleNamespace(), ResourcesConfig(), tmp_path)
 
 
 def test_a_worker_that_does_not_see_the_run_folder_ends_all(tmp_path):
