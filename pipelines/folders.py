@@ -10,20 +10,27 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.markup import escape
 
-from pipelines.job import find_mistake, progress_console
+from pipelines.job import NEVER_BEGAN, find_mistake, progress_console
 from pipelines.ner.files import write_text
-from pipelines.replacement import STAGING_FOLDER, discard, is_own, put_back, remove_own, set_aside
+from pipelines.replacement import (
+    PREPARED,
+    SETTINGS_FILE,
+    STAGING_FOLDER,
+    discard,
+    is_own,
+    put_back,
+    remove_own,
+    set_aside,
+    take_prepared,
+)
 from pipelines.settings import ConfigError
 
 RUN_FILE = "run.json"
-SETTINGS_FILE = "settings.json"
 SUCCESS_FILE = "_SUCCESS"
 LOCK_FILE = ".lock"
 CORPUS_KEY = "corpus_fingerprint"
 REFUSED_KEY = "refused"
 """In the settings of a run that a mistake has ended before there was work to lose."""
-PREPARED = ("shards", "text")
-"""Folders with the prepared corpus."""
 NOT_OF_CORPUS = ("training", "parallel", "space", "search")
 """Groups of settings that it does not depend on, but for this one, of a `scratch` encoder."""
 SEED = "training.seed"
@@ -94,11 +101,13 @@ def check_resumable(
     Raises ConfigError if the folder holds a run with other settings or on another corpus, or something else.
     """
     settings = json.loads(json.dumps(settings, default=str))
+    takes_prepared = False
     if fresh:
         check_replaceable(folder)
         set_aside(folder)
+        takes_prepared = take_prepared(folder)
     if _holds(folder / SETTINGS_FILE, set()):
-        return _resume(folder, settings, corpus, free)
+        return _resume(folder, settings, corpus, free, takes_prepared)
     if list_content(folder) and not fresh:
         raise ConfigError(
             "the output folder holds something else",
@@ -110,17 +119,25 @@ def check_resumable(
     return False
 
 
-def _resume(folder: Path, settings: dict[str, Any], corpus: str | None, free: Collection[str]) -> bool:
-    """Hold a run against the one whose settings are there; whether that one is finished."""
+def _resume(
+    folder: Path, settings: dict[str, Any], corpus: str | None, free: Collection[str], takes_prepared: bool
+) -> bool:
+    """Hold a run against the one whose settings are there; whether that one is finished.
+
+    Args:
+        takes_prepared: whether what is there is of a run that never began, and this one starts over.
+    """
     before = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    corpus_before, was_refused = before.pop(CORPUS_KEY, None), before.pop(REFUSED_KEY, False)
+    corpus_before, was_refused = before.pop(CORPUS_KEY, None), before.pop(REFUSED_KEY, False) or takes_prepared
     told = {key: f"`{key}`: {old!r} then, {new!r} now" for key, old, new in _compare(before, settings)}
     changes = [change for key, change in told.items() if key not in free]
-    is_other_corpus = bool(corpus and corpus_before and corpus != corpus_before)
+    is_known = bool(corpus and corpus_before)
+    is_other_corpus = corpus != corpus_before if is_known else takes_prepared
     if was_refused and (changes or is_other_corpus):
         stays = not is_other_corpus and all(key.split(".")[0] in NOT_OF_CORPUS and key != SEED for key in told)
         remove_own(folder, besides=(SETTINGS_FILE, *(PREPARED if stays else ())))  # killed, it is taken again
         _write_settings(folder, settings, corpus)
+        _tell_of_prepared(folder, stays and takes_prepared)
         return False
     if changes:
         raise ConfigError(
@@ -144,11 +161,19 @@ def _resume(folder: Path, settings: dict[str, Any], corpus: str | None, free: Co
         progress_console.print(f"[yellow]![/] the run goes on with {escape(change)}", soft_wrap=True)
     if told or was_refused:
         _write_settings(folder, settings, corpus_before)
+    _tell_of_prepared(folder, takes_prepared)
     return False
 
 
 def _write_settings(folder: Path, settings: dict[str, Any], corpus: str | None) -> None:
     write_json(folder / SETTINGS_FILE, settings | ({CORPUS_KEY: corpus} if corpus else {}))
+
+
+def _tell_of_prepared(folder: Path, is_taken: bool) -> None:
+    """Say that a run that starts over takes what one that never began has prepared of the same corpus."""
+    if is_taken:
+        taken = ", ".join(f"{name}/" for name in PREPARED if (folder / name).is_dir())
+        progress_console.print(f"[yellow]![/] {taken} is taken as the run has prepared it that never began")
 
 
 def check_replaceable(folder: Path) -> None:
@@ -218,8 +243,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
         _restore(folder)
         try:
             yield
-        except BaseException:
-            _restore(folder)
+        except BaseException as error:
+            if _restore(folder):
+                error.add_note(NEVER_BEGAN)
             raise
         discard(folder)
     finally:
@@ -227,11 +253,13 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _restore(folder: Path) -> None:
-    """Put back what a run was to replace that never began, and say so."""
-    if put_back(folder):
+def _restore(folder: Path) -> bool:
+    """Put back what a run was to replace that never began, and say so; whether there was anything."""
+    is_back = put_back(folder)
+    if is_back:
         told = f"the run that was to replace it did not begin: {folder} is as it was before"
         progress_console.print(f"[yellow]![/] {escape(told)}", soft_wrap=True)
+    return is_back
 
 
 @contextmanager

@@ -22,6 +22,8 @@ STARTS_OVER = ("evaluate", "plan", "prepare")
 """Verbs that keep nothing for the next time."""
 SAME_COMMAND = "the same command"
 """How messages name what goes on with a run."""
+NEVER_BEGAN = "the run never began: what it was to replace is back"
+"""A note to the error that has ended a run so: to start over again is to go on."""
 EXIT_OK, EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 0, 1, 2, 130
 
 Config = TypeVar("Config")
@@ -66,9 +68,9 @@ def _run_door(
         if hasattr(cluster, "find_idle"):  # what all doors that have one say of it
             warn_of_idle(cluster.find_idle())
         return run(config) or EXIT_OK
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         goes_on = "" if verb in STARTS_OVER else f"; {SAME_COMMAND} goes on where it was"
-        print(f"\nrayner {verb}: stopped{_spare_work(goes_on, config)}", file=sys.stderr)
+        print(f"\nrayner {verb}: stopped{_spare_work(goes_on, config, error)}", file=sys.stderr)
         return EXIT_STOPPED
     except BrokenPipeError:  # whoever read the output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,21 +80,21 @@ def _run_door(
             logger.exception("rayner %s", verb)
         mistake = find_mistake(error)
         if mistake is not None:
-            print(f"rayner {verb}: {_spare_work(str(mistake), config)}", file=sys.stderr)
+            print(f"rayner {verb}: {_spare_work(str(mistake), config, error)}", file=sys.stderr)
             return EXIT_MISTAKE
         bare = next((one for one in iterate_causes(error) if not _is_wrapper(one)), error)
         told = RAY_NOTE.sub("", str(bare)).strip()
         reason = next((line for line in reversed(told.splitlines()) if line.strip()), "")
-        print(f"rayner {verb} failed: {type(bare).__name__}: {_spare_work(reason, config)}", file=sys.stderr)
+        print(f"rayner {verb} failed: {type(bare).__name__}: {_spare_work(reason, config, error)}", file=sys.stderr)
         has_workers = "cluster.log_workers" in list_keys(config_class)
         more = ", `--cluster.log_workers true` what the workers print" if has_workers else ""
         print(f"  `--debug` shows the whole story{more}", file=sys.stderr)
         return EXIT_FAILED
 
 
-def _spare_work(told: str, config: object) -> str:
-    """A message that says what goes on with a run: where the command starts over, it goes on only without that."""
-    fresh = getattr(config, "fresh", False)
+def _spare_work(told: str, config: object, error: BaseException) -> str:
+    """A message that says what goes on with a run: where the command has started over, it goes on only without that."""
+    fresh = getattr(config, "fresh", False) and NEVER_BEGAN not in getattr(error, "__notes__", ())
     return told.replace(SAME_COMMAND, f"{SAME_COMMAND} without `--fresh`") if fresh else told
 
 

@@ -1,5 +1,6 @@
 """What `--fresh` replaces: set aside at first, put back where the new run never begins, removed once it has.
 
+What a run has prepared that never began is kept, too, for the one that starts over next with the same corpus.
 All inside the output folder, by renaming, so that a kill at any point leaves all of it: who locks the folder next puts
 it back.
 """
@@ -18,10 +19,15 @@ from pipelines.settings import ConfigError, iterate_texts
 ASIDE = ".earlier"
 MOVING, GOING = f"{ASIDE}.moving", f"{ASIDE}.removed"
 """Names of what is set aside while it is moved, to there or back, and while it is removed."""
+PREPARED = ("shards", "text")
+"""Folders with the prepared corpus."""
+PREPARED_FOLDER = ".prepared"
+"""What a run has prepared that never began, with its settings."""
+SETTINGS_FILE = "settings.json"
 STAGING_FOLDER = ".rayner.partial"
 """What `replace_content` is to put in the place of all else."""
 OWN = {
-    *("run.json", "settings.json", "_SUCCESS", "metrics.jsonl", "checkpoints", "shards", "bundle"),
+    *("run.json", SETTINGS_FILE, PREPARED_FOLDER, "_SUCCESS", "metrics.jsonl", "checkpoints", "shards", "bundle"),
     *("report.json", "report.md", "report.html", "ledger.parquet", "tracking.json", "tensorboard", "wandb"),
     *("shards.json", "records", "scratch", STAGING_FOLDER),  # prepare
     *("text", "encoder"),  # pretrain
@@ -61,6 +67,7 @@ def put_back(folder: Path) -> bool:
     """Put back what is set aside, in place of what a run has written that never began; whether there was anything."""
     shutil.rmtree(folder / GOING, ignore_errors=True)
     if (folder / ASIDE).is_dir():
+        _keep_prepared(folder)
         remove_own(folder)
         (folder / ASIDE).rename(folder / MOVING)
     if not (folder / MOVING).is_dir():
@@ -68,6 +75,29 @@ def put_back(folder: Path) -> bool:
     for path in (folder / MOVING).iterdir():
         path.rename(folder / path.name)
     (folder / MOVING).rmdir()
+    return True
+
+
+def _keep_prepared(folder: Path) -> None:
+    """Put what a new run has prepared beside what is set aside, the settings last: without them it is nothing."""
+    found = [folder / name for name in PREPARED if any((folder / name).rglob("*.parquet"))]
+    kept = folder / ASIDE / PREPARED_FOLDER
+    if found:
+        kept.mkdir(exist_ok=True)
+    for path in [*found, folder / SETTINGS_FILE] if kept.is_dir() else []:
+        if path.exists():
+            path.rename(kept / path.name)
+
+
+def take_prepared(folder: Path) -> bool:
+    """Give a run that starts over what the one before had prepared, with its settings; whether there was anything."""
+    kept = folder / ASIDE / PREPARED_FOLDER
+    if not (kept / SETTINGS_FILE).is_file():
+        shutil.rmtree(kept, ignore_errors=True)
+        return False
+    for path in sorted(kept.iterdir(), key=lambda path: path.name == SETTINGS_FILE):
+        path.rename(folder / path.name)
+    kept.rmdir()
     return True
 
 

@@ -27,7 +27,7 @@ from pipelines.folders import (
     prepare_output_dir,
     write_json,
 )
-from pipelines.job import find_mistake, run_door, warn_of_idle
+from pipelines.job import NEVER_BEGAN, find_mistake, run_door, warn_of_idle
 from pipelines.ner.bundle import load_bundle, save_bundle
 from pipelines.ner.errors import UserError, UserErrors
 from pipelines.ner.files import write_text
@@ -164,6 +164,13 @@ def test_exit_code_is_130_when_the_user_stops_it(capsys):
 def test_what_goes_on_with_a_run_does_not_remove_it(capsys, argv, told, error):
     open_door(error, argv)
     assert told in capsys.readouterr().err
+
+
+def test_run_that_never_began_goes_on_by_starting_over_again(capsys):
+    error = KeyboardInterrupt()
+    error.add_note(NEVER_BEGAN)
+    open_door(error, ["--fresh"])
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_help_exits_with_0():

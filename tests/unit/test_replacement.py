@@ -10,8 +10,16 @@ from pipelines import compress, predict, prepare, pretrain, replacement, scale, 
 from pipelines.corpus.config import CorpusConfig
 from pipelines.corpus.text_config import TextConfig
 from pipelines.folders import check_resumable, lock_folder
+from pipelines.job import NEVER_BEGAN
 from pipelines.ner.errors import UserError
-from pipelines.replacement import check_inputs_stay, discard_with_rows, is_own, put_back, set_aside
+from pipelines.replacement import (
+    check_inputs_stay,
+    discard_with_rows,
+    is_own,
+    put_back,
+    set_aside,
+    take_prepared,
+)
 from pipelines.settings import ConfigError
 from tests.conftest import make_bundle
 
@@ -123,6 +131,77 @@ def test_run_that_came_to_its_end_has_replaced_the_earlier_one(tmp_path):
     with lock_folder(tmp_path):
         check_resumable(tmp_path, NEW, fresh=True)
     assert sorted(read_tree(tmp_path)) == ["notes.txt", "settings.json"]
+
+
+def prepare_and_end(folder: Path, settings: dict, error: BaseException, corpus: str | None = "as it is") -> list[str]:
+    """Start over, prepare the corpus unless that is done, and end before the first step; which files were there."""
+    found: list[str] = []
+
+    def run():
+        with lock_folder(folder):
+            assert check_resumable(folder, settings, fresh=True, corpus=corpus) is False
+            found.extend(sorted(path.name for path in folder.glob("shards/*")))
+            (folder / "shards").mkdir(exist_ok=True)
+            (folder / "shards" / "shards.json").write_text('{"of": "new"}')
+            (folder / "shards" / "part.parquet").write_text("an hour of work")
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        run()
+    assert NEVER_BEGAN in caught.value.__notes__
+    return found
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ConfigError("a mistake")])
+def test_what_a_run_has_prepared_that_never_began_is_there_when_it_starts_over_again(tmp_path, error, capsys):
+    before = write_finished(tmp_path)
+    assert prepare_and_end(tmp_path, NEW, error) == []
+    for changed in (NEW, NEW, NEW | {"training": {"seed": 2, "num_epochs": 9}}):
+        found = read_tree(tmp_path)
+        assert {name: found.pop(name) for name in before} == before
+        assert all(map(is_own, {Path(name).parts[0] for name in found}))
+        assert prepare_and_end(tmp_path, changed, error) == ["part.parquet", "shards.json"]
+        assert "shards/ is taken as the run has prepared it that never began" in capsys.readouterr().err
+    with lock_folder(tmp_path):
+        check_resumable(tmp_path, NEW, fresh=True, corpus="as it is")
+    assert sorted(read_tree(tmp_path)) == ["notes.txt", "settings.json", "shards/part.parquet", "shards/shards.json"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "corpus"),
+    [(NEW | {"model": {"encoder": "another"}}, "as it is"), (NEW, "changed"), (NEW, None)],
+)
+def test_what_was_prepared_for_another_run_is_not_taken(tmp_path, settings, corpus):
+    before = write_finished(tmp_path)
+    prepare_and_end(tmp_path, NEW, KeyboardInterrupt())
+    assert prepare_and_end(tmp_path, settings, KeyboardInterrupt(), corpus) == []
+    found = read_tree(tmp_path)
+    assert {name: found.pop(name) for name in before} == before
+
+
+def test_killed_while_what_was_prepared_is_moved_nothing_of_the_earlier_run_is_lost(tmp_path, monkeypatch):
+    for number in range(40):
+        folder = tmp_path / str(number)
+        before = write_finished(folder)
+        prepare_and_end(folder, NEW, KeyboardInterrupt())
+        with monkeypatch.context() as killed:
+            kill_at(killed, number)
+            try:
+                set_aside(folder)
+                take_prepared(folder)
+                put_back(folder)
+            except Killed:
+                was_killed = True
+            else:
+                was_killed = False
+        with lock_folder(folder):
+            found = read_tree(folder)
+            assert {name: found.pop(name) for name in before} == before
+        assert prepare_and_end(folder, NEW, KeyboardInterrupt()) in ([], ["part.parquet", "shards.json"])
+        if not was_killed:
+            break
+    assert number > 12
+    assert not was_killed
 
 
 class Killed(BaseException):
