@@ -32,7 +32,8 @@ class TrainingConfig:
     batch_tokens: int = 1024
     """Sub-tokens of one optimizer step over all workers; gradients are accumulated where a device takes less."""
     device_batch_tokens: int = 4096
-    """Padded sub-tokens of one forward pass on one worker."""
+    """Padded sub-tokens of one forward pass on one worker. At the default `train` and `tune` plan it
+    (`resources.auto`), on a GPU perhaps to more."""
     precision: str = "auto"
     """bf16, fp16 (with scaled gradients), fp32, or auto: bf16 where the hardware computes it faster. Weights stay in
     fp32."""
