@@ -8,15 +8,26 @@ import torch.distributed as dist
 
 from pipelines.evaluation.metrics import Counts, Scored, count, scores
 from pipelines.ner.engine import NerEngine
+from pipelines.ner.errors import UserError
 
 
 def score_dev(engine: NerEngine, dev: Sequence[Scored]) -> float:
-    """Strict micro F1 of the workers' dev records together, each scored by the engine that predicts for users."""
-    predicted = engine.predict_documents([scored.content for scored in dev])
-    counts = count(replace(scored, predicted=spans) for scored, spans in zip(dev, predicted, strict=True))
+    """Strict micro F1 of the workers' dev records together, each scored by the engine that predicts for users.
+
+    Raises the UserError that any worker has met, in all: those whose records show nothing wrong would wait for it.
+    """
+    own: Any
+    try:
+        predicted = engine.predict_documents([scored.content for scored in dev])
+        own = count(replace(scored, predicted=spans) for scored, spans in zip(dev, predicted, strict=True)).to_dict()
+    except UserError as error:
+        own = error
+    told = [own]
     if dist.is_initialized() and dist.get_world_size() > 1:
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, counts.to_dict())
-        counts = sum((Counts.from_dict(plain) for plain in gathered), Counts())
-    f1: float = scores(counts)["strict"]["micro"]["f1"]
+        told = [None] * dist.get_world_size()
+        dist.all_gather_object(told, own)
+    problem = next((one for one in told if isinstance(one, UserError)), None)
+    if problem is not None:
+        raise problem
+    f1: float = scores(sum((Counts.from_dict(plain) for plain in told), Counts()))["strict"]["micro"]["f1"]
     return f1

@@ -22,8 +22,10 @@ from transformers import (
     XLNetConfig,
 )
 
+from pipelines.evaluation.metrics import Counts
 from pipelines.ner.encoders import EncoderError
 from pipelines.ner.model import TokenClassifier
+from pipelines.ner.streams import EmissionsError
 from pipelines.training import trainer, worker
 from pipelines.training.adversarial import AdversarialConfig
 from pipelines.training.averaging import AveragingConfig
@@ -36,6 +38,7 @@ from pipelines.training.optimizer import OptimizerConfig
 from pipelines.training.parallel import ParallelConfig, Strategy
 from pipelines.training.pipeline import KEPT_SCHEDULES, Pipeline
 from pipelines.training.resources import ResourcesConfig, choose_cpus, count_places, plan_workers
+from pipelines.training.scoring import score_dev
 from pipelines.training.slices import Sliced
 from pipelines.training.strategies import find_idle_alone, find_misfits
 from pipelines.training.worker import Group
@@ -496,6 +499,29 @@ def test_mistake_of_one_worker_is_raised_in_all():
     with pytest.raises(EncoderError, match="no weights here"):
         worker._open_task(job, Pair(use_gpu=False), torch.device("cpu"))
     assert worker._open_task(job, Group(use_gpu=False), torch.device("cpu")) == "a task"
+
+
+@pytest.mark.parametrize("meets", ["this worker", "the other"])
+def test_a_mistake_that_one_worker_meets_when_it_scores_is_raised_in_all(monkeypatch, meets):
+    """As emissions that are no numbers, of a worker that has dev records where another has none."""
+    mistake = EmissionsError("the model computes no numbers")
+
+    def predict_documents(documents):
+        if meets == "this worker":
+            raise mistake
+        return []
+
+    def gather(told, value):
+        told[:] = [value, Counts().to_dict() if meets == "this worker" else mistake]
+        gathered.append(value)
+
+    gathered: list[object] = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    with pytest.raises(EmissionsError, match="no numbers"):
+        score_dev(SimpleNamespace(predict_documents=predict_documents), [])
+    assert len(gathered) == 1
 
 
 @pytest.mark.parametrize("size", [1, 2])
