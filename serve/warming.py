@@ -4,7 +4,7 @@ from pipelines.ner.encoding import Window
 from pipelines.ner.engine import NerEngine
 
 WORD = "a"
-"""One sub-token in any vocabulary."""
+"""Whose first sub-token the batches are made of."""
 MAX_TOKENS = 512
 """Of the batches computed: kernels of larger ones are made while they are needed, in a small part of their time."""
 GROWTH = 1.06
@@ -24,11 +24,16 @@ def warm_up(engine: NerEngine, max_tokens: int = MAX_TOKENS) -> None:
 
 
 def _make_windows(engine: NerEngine, num_tokens: int) -> list[Window]:
-    """So many sub-tokens, or a few more: full windows and one with the rest."""
-    capacity = engine.encoder.capacity
-    [full] = engine.prepare(" ".join([WORD] * capacity)).document.windows
-    number, rest = divmod(num_tokens, len(full.input_ids))
-    special = len(full.input_ids) - capacity
-    return [full] * number + (
-        engine.prepare(" ".join([WORD] * max(1, rest - special))).document.windows if rest else []
-    )
+    """So many sub-tokens, or a few more: full windows and one with the rest.
+
+    They are made as windows, not of text: a word may have more than one sub-token, and then more than fit.
+    """
+    encoder = engine.encoder
+    first = len(encoder.prefix)
+    token = engine.prepare(WORD).document.windows[0].input_ids[first]
+    number, rest = divmod(num_tokens, encoder.window)
+    counts = [encoder.capacity] * number + ([max(1, rest - encoder.window + encoder.capacity)] if rest else [])
+    return [
+        Window([*encoder.prefix, *[token] * count, *encoder.suffix], list(range(first, first + count)), True, True)
+        for count in counts
+    ]
