@@ -123,10 +123,12 @@ async def _release_memory() -> None:
 class LeavingBoard(Board):
     """A board as an actor that ends itself."""
 
-    async def wait_until_left(self) -> None:
+    async def wait_until_left(self) -> bool:
         """End once no replica has been heard of for long."""
-        await super().wait_until_left()
-        ray.actor.exit_actor()
+        is_left = await super().wait_until_left()
+        if is_left:
+            ray.actor.exit_actor()
+        return is_left
 
 
 def build_app(arguments: Arguments) -> serve.Application:

@@ -78,6 +78,7 @@ class Board:
         self.redaction_key = redaction_key
         self.told: dict[str, tuple[float, list[Metric]]] = {}
         self.heard_at = time.monotonic()
+        self.is_watched = False
 
     async def get_key(self) -> bytes:
         """The key that the first replica brought."""
@@ -94,10 +95,21 @@ class Board:
         self.told = {name: told for name, told in self.told.items() if now - told[0] < STALE_S}
         return {name: figures for name, (_, figures) in self.told.items()}
 
-    async def wait_until_left(self) -> None:
-        """Return once no replica has been heard of for long."""
-        while time.monotonic() - self.heard_at < LEFT_S:
-            await asyncio.sleep(STALE_S)
+    async def wait_until_left(self) -> bool:
+        """True once no replica has been heard of for long; False at once where another call waits for that already.
+
+        Each replica calls this as it starts, and an actor has room for a thousand calls that wait: then it would answer
+        nobody.
+        """
+        if self.is_watched:
+            return False
+        self.is_watched = True
+        try:
+            while time.monotonic() - self.heard_at < LEFT_S:
+                await asyncio.sleep(STALE_S)
+        finally:
+            self.is_watched = False
+        return True
 
 
 def render_figures(figures: dict[str, list[Metric]]) -> bytes:

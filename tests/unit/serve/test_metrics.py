@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipelines.ner.entities import Coverage, Entity, Prediction
 from serve import metrics
+from serve.app import LeavingBoard
 from serve.metrics import Board, Metrics, render_figures
 
 
@@ -96,5 +97,24 @@ def test_board_forgets_replicas_that_say_nothing_any_more(monkeypatch):
 def test_board_keeps_the_redaction_key_of_the_first_replica():
     async def check() -> None:
         assert await Board(b"k" * 32).get_key() == b"k" * 32
+
+    asyncio.run(check())
+
+
+def test_board_ends_after_the_last_replica_and_calls_that_wait_for_it_do_not_add_up(monkeypatch):
+    """Each replica that starts asks for it, and an actor has room for a thousand calls."""
+    ends: list[bool] = []
+    monkeypatch.setattr(metrics, "STALE_S", 0.01)
+    monkeypatch.setattr("ray.actor.exit_actor", lambda: ends.append(True))
+
+    async def check() -> None:
+        board = LeavingBoard(b"k" * 32)
+        calls = [asyncio.create_task(board.wait_until_left()) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        assert sum(not call.done() for call in calls) == 1
+        assert not ends
+        board.heard_at -= metrics.LEFT_S
+        await asyncio.wait(calls, timeout=10)
+        assert len(ends) == 1
 
     asyncio.run(check())
