@@ -1,9 +1,7 @@
 """Which predicted span stands for which gold span, and what kind of error each pair is."""
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 from pipelines.ner.entities import Span
 
@@ -49,17 +47,25 @@ def match_spans(gold: Sequence[Span], predicted: Sequence[Span]) -> list[Match]:
 
 
 def _find_overlaps(gold: list[Span], predicted: list[Span]) -> list[tuple[int, int, int, str]]:
-    """(gold index, predicted index, overlap, kind) of every overlapping pair; gold may be nested."""
+    """(gold index, predicted index, overlap, kind) of every overlapping pair; spans of either may be nested.
+
+    In the order of their starts, each span meets those of the other side that have not ended by then.
+    """
     found = []
-    reach = list(accumulate((span.end for span in gold), max))
-    for predicted_index, span in enumerate(predicted):
-        for gold_index in range(bisect_right(reach, span.start), len(gold)):
-            other = gold[gold_index]
-            if other.start >= span.end:
-                break
-            overlap = min(other.end, span.end) - max(other.start, span.start)
+    sides = gold, predicted
+    begun: tuple[list[int], list[int]] = [], []
+    for start, side, index in sorted(
+        (span.start, side, index) for side, spans in enumerate(sides) for index, span in enumerate(spans)
+    ):
+        other = 1 - side
+        begun[other][:] = [one for one in begun[other] if sides[other][one].end > start]
+        for one in begun[other]:
+            gold_index, predicted_index = (one, index) if other == 0 else (index, one)
+            left, right = gold[gold_index], predicted[predicted_index]
+            overlap = min(left.end, right.end) - start
             if overlap > 0:
-                found.append((gold_index, predicted_index, overlap, _judge(other, span)))
+                found.append((gold_index, predicted_index, overlap, _judge(left, right)))
+        begun[side].append(index)
     return found
 
 

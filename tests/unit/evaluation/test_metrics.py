@@ -13,7 +13,7 @@ from seqeval.metrics.sequence_labeling import precision_recall_fscore_support as
 from seqeval.metrics.v1 import precision_recall_fscore_support as strict_scores
 from seqeval.scheme import IOB1, IOB2, IOBES
 
-from pipelines.evaluation.matching import match_spans
+from pipelines.evaluation.matching import _find_overlaps, match_spans
 from pipelines.evaluation.metrics import Counts, Scored, count, count_documents, get_surface, scores
 from pipelines.ner.entities import Span
 from pipelines.ner.labels import SCHEMES, read_spans, write_tags
@@ -219,6 +219,30 @@ def test_larger_overlap_wins():
 def test_a_nested_gold_span_behind_a_long_one_is_found():
     gold = [Span(0, 100, A), Span(10, 12, B), Span(50, 60, B)]
     assert ("boundary", gold[2], Span(55, 60, B)) in kinds(gold, [Span(55, 60, B)])
+
+
+nested = st.lists(st.builds(Span, st.integers(0, 12), st.integers(0, 12), st.sampled_from([A, B])), max_size=8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(nested, nested)
+def test_overlaps_are_those_of_all_pairs_however_spans_are_nested(gold, predicted):
+    wanted = {
+        (i, j, overlap)
+        for i, one in enumerate(gold)
+        for j, other in enumerate(predicted)
+        if (overlap := min(one.end, other.end) - max(one.start, other.start)) > 0
+    }
+    found = _find_overlaps(gold, predicted)
+    assert len(found) == len(wanted)
+    assert {pair[:3] for pair in found} == wanted
+
+
+def test_span_of_a_whole_book_does_not_have_each_mention_met_with_all_others():
+    """With every pair looked at, it takes minutes."""
+    mentions = [Span(at, at + 1, A) for at in range(0, 80_000, 2)]
+    found = [kind for kind, _, _ in kinds([Span(0, 80_000, B), *mentions], mentions)]
+    assert (found.count("correct"), found.count("missed")) == (len(mentions), 1)
 
 
 def test_confusion_names_the_missing_side_o():
