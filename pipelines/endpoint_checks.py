@@ -98,6 +98,10 @@ def find_file_mistakes(models: Mapping[str, str], redaction_key_file: str | None
 def find_port_mistakes(http: HttpConfig, cluster: ClusterConfig) -> list[UserError]:
     """Ports that are none, or that something of this machine listens at."""
     problems: list[UserError] = []
+    if http.port == http.grpc_port:
+        remedy = "`--http.grpc_port`, another one"
+        where = "`http.port` and `http.grpc_port`"
+        problems.append(ConfigError("HTTP and gRPC cannot share a port", where=where, value=http.port, remedy=remedy))
     for name in ("port", "grpc_port"):
         port = getattr(http, name)
         if port is None:

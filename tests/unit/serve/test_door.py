@@ -70,6 +70,12 @@ def test_ports_of_another_machine_are_not_tried_here(tmp_path):
     door.check(configure(api_keys_file=str(file), http=http, cluster=ClusterConfig(ADDRESS)))
 
 
+def test_http_and_grpc_at_one_port_are_refused():
+    [port] = find_free_ports(1)
+    with pytest.raises(ConfigError, match="cannot share a port"):
+        door.check(configure(http=HttpConfig(port=port, grpc_port=port)))
+
+
 class Cluster:
     """Stands in for Ray Serve: which applications there are, in which state, and whether it was shut down."""
 
