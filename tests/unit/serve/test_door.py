@@ -1,5 +1,7 @@
 """`rayner serve` without Ray: what it refuses, what replicas are told of keys, how it leaves a cluster of others."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,6 +76,24 @@ def test_http_and_grpc_at_one_port_are_refused():
     [port] = find_free_ports(1)
     with pytest.raises(ConfigError, match="cannot share a port"):
         door.check(configure(http=HttpConfig(port=port, grpc_port=port)))
+
+
+def test_endpoint_is_asked_whether_it_answers_without_the_proxy_of_the_environment(monkeypatch):
+    class Ready(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing to see."""
+
+    [closed] = find_free_ports(1)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with HTTPServer(("127.0.0.1", 0), Ready) as server:
+        server.timeout = 5
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert door._answers("127.0.0.1", server.server_port)
 
 
 class Cluster:
