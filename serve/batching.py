@@ -28,7 +28,7 @@ PATIENT_SHARE = 0.5
 MIN_BATCH_TOKENS = 64
 """Work is spread over free threads in batches of at least this."""
 RATE_MEMORY = 0.9
-"""Of the running mean of the speed: the weight of what was before."""
+"""Of the running means of speeds: the weight of what was before."""
 FIRST_RATE = 5000.0
 """Sub-tokens per second, before any batch was measured."""
 FIRST_PREPARED_RATE = 100_000.0
@@ -101,6 +101,8 @@ class Batcher:
         self.num_failed = 0
         """The last batches, none of whose windows could be computed."""
         self.tokens_per_s = FIRST_RATE
+        self.num_measured_tokens = 0.0
+        """Of the batches that this is the speed of; earlier ones count for less."""
         self.num_streams = engine.streams.num_streams
         self.preparing = ThreadPoolExecutor(1, "preparing")
 
@@ -331,8 +333,7 @@ class Batcher:
         self.num_failed = self.num_failed + 1 if done.is_failed else 0
         self.num_computed_tokens += done.work.num_tokens
         self.computing_s += done.seconds
-        rate = self.num_streams * done.work.num_tokens / max(done.seconds, 1e-6)
-        self.tokens_per_s = RATE_MEMORY * self.tokens_per_s + (1 - RATE_MEMORY) * rate
+        self._measure(done.work.num_tokens, done.seconds)
         self.observe(done.work.num_tokens, self.max_batch_tokens, done.seconds)
         self._start_batches()  # before the answers are written: the thread is free now
         finished = []
@@ -352,6 +353,18 @@ class Batcher:
                 self.engine.streams.pool, finish, self.engine, finished
             )
             deciding.add_done_callback(_give_answers)
+
+    def _measure(self, num_tokens: int, seconds: float) -> None:
+        """Count a batch in the speed at which a queue goes down, by its sub-tokens.
+
+        Once that is known, batches smaller than those of a queue are left out: a lone sentence takes as long as some
+        together, and after a quiet hour of them the first requests of a rush would be sent away.
+        """
+        if num_tokens < MIN_BATCH_TOKENS <= self.num_measured_tokens:
+            return
+        self.num_measured_tokens = RATE_MEMORY * self.num_measured_tokens + num_tokens
+        rate = self.num_streams * num_tokens / max(seconds, 1e-6)
+        self.tokens_per_s += (rate - self.tokens_per_s) * num_tokens / self.num_measured_tokens
 
 
 def _time_prepare(engine: NerEngine, text: str) -> tuple[PreparedText, float]:

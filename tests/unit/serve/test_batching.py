@@ -341,6 +341,27 @@ def test_queue_that_would_take_too_long_has_no_room(engine):
     run(check())
 
 
+def test_lone_sentences_do_not_make_a_queue_seem_slow(engine):
+    """A batch of theirs takes as long as a full one: after a quiet hour the first requests of a rush were sent away."""
+    engine.pause_s = 0.03
+
+    async def check() -> None:
+        async with open_batcher(engine) as batcher:
+            await batcher.predict(LONG[:4000])  # in batches of up to 128 sub-tokens
+            speed = batcher.tokens_per_s
+            for _ in range(30):
+                await batcher.predict("Ada met Grace.")
+            engine.gate.clear()
+            long = asyncio.create_task(batcher.predict(LONG[:6000]))
+            await wait_until(lambda: batcher.num_queued_tokens > 1000, "the long text waits")
+            batcher.max_wait_s = 2 * batcher.num_queued_tokens / speed
+            batcher.check_room()
+            await cancel(long)
+            engine.gate.set()
+
+    run(check())
+
+
 def test_patient_callers_wait_for_room_and_are_all_answered(engine):
     asked = ["Ada met Grace in Paris.", LONG[:2500], "王小明住在台北。"] * 10
 
