@@ -51,6 +51,14 @@ def _split_models(value: Any) -> Any:
     return models
 
 
+def _can_trace() -> bool:
+    """Whether the extra's exporter is there; others of OpenTelemetry come with Ray Serve."""
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:
+        return False
+
+
 Models = Annotated[
     dict[Annotated[str, Field(pattern=NAME)], Annotated[str, Field(min_length=1)]], BeforeValidator(_split_models)
 ]
@@ -116,7 +124,7 @@ class Arguments(BaseModel):
             raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
         if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
             raise ValueError(f"num_gpus must be a fraction up to 1 or a whole number, not {self.num_gpus}")
-        if self.tracing and find_spec("opentelemetry.exporter") is None:
+        if self.tracing and not _can_trace():
             raise ValueError("tracing needs the extra `tracing`: pip install 'rayner[tracing]'")
         if self.model_name in self.models:
             raise ValueError(f"two models are named `{self.model_name}`")

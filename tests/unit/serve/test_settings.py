@@ -1,6 +1,8 @@
 """What an endpoint can be told: command lines' strings are read, contradictions and nonsense are refused."""
 
+import importlib.util
 import math
+from importlib.machinery import ModuleSpec
 
 import pytest
 from pydantic import ValidationError
@@ -91,3 +93,17 @@ def test_model_must_be_given():
 @pytest.mark.parametrize("share", [0, 0.25, 1, 2])
 def test_shares_of_gpus_that_ray_can_give_are_taken(share):
     assert Arguments(model="m", num_gpus=share).num_gpus == share
+
+
+def test_tracing_without_its_extra_is_refused_although_ray_brings_other_parts_of_opentelemetry(monkeypatch):
+    assert Arguments(model="m", tracing=True).tracing
+
+    def find_spec(name: str) -> ModuleSpec | None:
+        """As where `opentelemetry.exporter.prometheus` alone is installed."""
+        if name.startswith("opentelemetry.exporter.otlp"):
+            raise ModuleNotFoundError(name)
+        return importlib.util.find_spec(name)
+
+    monkeypatch.setattr("serve.settings.find_spec", find_spec)
+    with pytest.raises(ValidationError, match="extra `tracing`"):
+        Arguments(model="m", tracing=True)
