@@ -29,6 +29,7 @@ from pipelines.training.job import Task
 from pipelines.training.masked_model import IN_ORDER, IN_SWAPPED_ORDER, MaskedModel, build_masked_model
 from pipelines.training.masking import (
     HELD_OUT_EPOCH,
+    HELD_OUT_MASKING,
     HELD_OUT_SEED,
     Mask,
     MaskingConfig,
@@ -242,7 +243,7 @@ class PretrainingJob:
         return MaskedWindows(
             self.load_windows(split),
             Frame.of(load_tokenizer(self.encoder)),
-            self.masking.without_preference() if held_out else self.masking,
+            HELD_OUT_MASKING if held_out else self.masking,
             HELD_OUT_SEED if held_out else self.training.seed,
             tells_order=self.tells_order,
         )

@@ -162,15 +162,18 @@ def test_held_out_perplexity_is_the_same_for_any_cut_into_batches(frame, tiny_en
     assert 1 / scores[0] > 100  # random weights know nothing of some thousand sub-tokens
 
 
-def test_job_masks_held_out_text_without_preference_and_the_same_for_every_seed(tiny_encoder):
-    def open_held_out(seed, weight):
-        masking = MaskingConfig(entity_weight=weight, rare_weight=weight)
+def test_job_masks_held_out_text_without_preference_and_the_same_in_every_run(tiny_encoder):
+    def draw_held_out(seed, **settings):
+        masking = MaskingConfig(**settings)
         job = PretrainingJob(
             tiny_encoder, None, masking, False, replace(CONFIG, seed=seed), ParallelConfig(), lambda _: make_table()
         )
-        return job.open_windows("held_out").draw(3, 0).positions.tolist()
+        mask = job.open_windows("held_out").draw(3, 0)
+        return mask.positions.tolist(), mask.ids.tolist()
 
-    assert open_held_out(1, 1.0) == open_held_out(7, 5.0)
+    plain = draw_held_out(1)
+    assert draw_held_out(7, entity_weight=5.0, rare_weight=5.0) == plain
+    assert draw_held_out(1, rate=0.4) == draw_held_out(1, mask_share=0.0, unit="sub-token") == plain
 
 
 def test_head_is_told_to_be_new_or_old(tiny_encoder, tmp_path):
