@@ -59,7 +59,7 @@ class PlanConfig:
     """Tags that the model predicts; shards know theirs."""
     corpus: list[str] = field(default_factory=list)
     """Files, as `train` and `predict` take them; a folder of shards from `rayner prepare`; or a JSON file with a
-    histogram, `{"17": 300}`: 300 texts of 17 sub-tokens."""
+    histogram, `{"17": 300}`: 300 texts of 17 sub-tokens, without special ones."""
     num_documents: int | None = None
     """Plan for so many documents of lengths as those of the corpus; default: as many as it has."""
     cluster: str | None = None

@@ -12,7 +12,7 @@ from pipelines.corpus.shards import SHARDS_FILE, load_shards_info
 from pipelines.job import progress_console
 from pipelines.ner.encoders import EncoderError, find_encoder, load_tokenizer
 from pipelines.ner.encoding import Encoder
-from pipelines.planning.lengths import Lengths
+from pipelines.planning.lengths import SPECIAL_TOKENS, Lengths
 from pipelines.resources import read_lengths
 from pipelines.settings import ConfigError
 
@@ -43,7 +43,7 @@ class PlannedCorpus:
             found = Lengths.from_records(counts, window=self.window, stride=self.stride, step=1)
             return found, sum(counts.values()), None
         census = count_lengths(find_files(self.names), self._build_counter(), FormatOptions())
-        words = census.num_words / census.num_tokens
+        words = census.num_words / (census.num_tokens + SPECIAL_TOKENS * census.num_records)
         found = Lengths.from_records(census.histogram, window=self.window, stride=self.stride, words_per_token=words)
         return found, census.num_records, None
 

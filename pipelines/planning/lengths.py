@@ -10,6 +10,8 @@ HISTOGRAM_STEP = 16
 """Sub-tokens to a bar in the histograms of `rayner prepare`."""
 POOL_BATCHES = 16
 """Batches in whose pool the training loop sorts windows by length (`pipelines.training.batches`)."""
+SPECIAL_TOKENS = 2
+"""Of a window, as most tokenizers put them around one."""
 MOST_WINDOWS = 20_000
 """Windows drawn to see how batches fall; a larger corpus is sampled."""
 
@@ -40,18 +42,18 @@ class Lengths:
     ) -> "Lengths":
         """Of a `token_histogram` as `ShardsInfo` has it (lower edge of 16 sub-tokens → records), cut into windows.
 
-        A bar counts as its middle. Of a longer record each window but the last is full, and begins `stride`
-        sub-tokens before the end of the one before.
+        Records are counted without special tokens, which each window has. A bar counts as its middle. Of a longer
+        record each window but the last is full, and begins `stride` sub-tokens before the end of the one before.
 
         Args:
             step: sub-tokens of a bar; 1 for lengths that are known exactly.
         """
         counts: dict[int, int] = {}
         for edge, number in histogram.items():
-            left = max(1, int(edge) + step // 2)
+            left = max(1, int(edge) + step // 2) + SPECIAL_TOKENS
             while left > window:
                 counts[window] = counts.get(window, 0) + number
-                left -= max(1, window - 2 - stride)  # two are special
+                left -= max(1, window - SPECIAL_TOKENS - stride)
             counts[left] = counts.get(left, 0) + number
         return cls.from_counts(counts, words_per_token)
 

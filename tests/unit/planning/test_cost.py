@@ -1,5 +1,7 @@
 """Against torch's own counter of operations, and the loop's own batches."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForTokenClassification
 
+from pipelines.ner.encoders import load_tokenizer
+from pipelines.ner.encoding import Encoder
 from pipelines.planning import cost, lengths
 from pipelines.planning.architecture import convert_config, read_architecture
 from pipelines.planning.cost import Load, TrainingSetup, count_operations
@@ -79,13 +83,25 @@ def test_constants_are_those_of_the_training_loop():
 
 def test_records_longer_than_a_window_become_several():
     exact = Lengths.from_records({"17": 300, "0": 1}, window=256, stride=64, step=1)
-    assert dict(exact.counts) == {17: 300, 1: 1}
+    assert dict(exact.counts) == {19: 300, 3: 1}
     lengths = Lengths.from_records({"16": 3, "496": 1}, window=256, stride=64)
-    assert lengths.counts == ((24, 3), (124, 1), (256, 2))
+    assert lengths.counts == ((26, 3), (126, 1), (256, 2))
     assert lengths.num_windows == 6
-    assert lengths.num_tokens == 3 * 24 + 2 * 256 + 124
-    assert lengths.sum_of_squares == 3 * 24**2 + 2 * 256**2 + 124**2
+    assert lengths.num_tokens == 3 * 26 + 2 * 256 + 126
+    assert lengths.sum_of_squares == 3 * 26**2 + 2 * 256**2 + 126**2
     assert lengths.longest == 256
+
+
+@pytest.mark.parametrize("num_words", [1, 12, 29, 30, 31, 60, 200])
+def test_windows_are_those_that_the_encoder_makes(tiny_encoder, num_words):
+    encoder = Encoder(load_tokenizer(tiny_encoder), window=32, stride=8, splitter="whitespace")
+    encoded = encoder.encode_words(["a"] * num_words)
+    expected = Lengths.from_counts(Counter(len(window.input_ids) for window in encoded.windows))
+    found = Lengths.from_records({str(encoded.num_tokens): 1}, window=32, stride=8, step=1)
+    assert (found.num_windows, found.longest) == (expected.num_windows, expected.longest)
+    assert found.num_tokens <= expected.num_tokens  # the last window reaches back
+    if found.num_windows == 1:
+        assert found == expected
 
 
 def test_padding_counts_where_there_is_any():
