@@ -16,10 +16,13 @@ MAX_WORD_CHARACTERS = 100
 
 # Scripts written without spaces: each character (with its combining marks) is a word. Joiners and soft hyphens belong
 # to the letter before them, as in Persian and Hindi.
-_SCRIPTS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
+_SCRIPT_NAMES = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+_SCRIPTS = rf"[{_SCRIPT_NAMES}]"
 _EXTENDED = r"[\p{M}\u00ad\u200c\u200d]*"
 _UNSPACED = rf"{_SCRIPTS}{_EXTENDED}"
 _ALNUM = rf"(?:(?!{_SCRIPTS})[\p{{L}}\p{{N}}]{_EXTENDED})"
+# Nothing tells where an address ends within text without spaces: it ends before that text, and its punctuation.
+_NOT_IN_ADDRESS = rf"\s<>\"{_SCRIPT_NAMES}\u3000-\u303f\uff00-\uffef"
 # Any other user-perceived character, e.g. a punctuation mark or a whole emoji sequence. A mark that Unicode joins to
 # the character after it (Arabic number signs) stands alone: that character may be a space, or belong to a word.
 # Flags are matched here because `\X` counts all flags before each.
@@ -29,9 +32,10 @@ _PUNCTUATION = regex.compile(rf"{_UNSPACED}|{_ALNUM}+|(?!\s){_MARK}")
 
 _UNICODE = regex.compile(
     rf"""
-    (?:https?://|www\.)[^\s<>"]*[^\s<>".,;:!?)\]}}'’]      # addresses on the web
-  | [\p{{L}}\p{{N}}._%+\-]{{1,64}}@[\p{{L}}\p{{N}}\-]+(?:\.[\p{{L}}\p{{N}}\-]+)+   # e-mail; at most 64 before the @
-  | [@\#][\p{{L}}\p{{N}}_]+                                 # handles and hashtags
+    (?:https?://|www\.)[^{_NOT_IN_ADDRESS}]*[^{_NOT_IN_ADDRESS}.,;:!?)\]}}'’]   # addresses on the web
+  | (?=[^\s@]{{1,64}}@)                                     # e-mail; at most 64 before the @
+    (?:{_ALNUM}|[._%+\-])+@(?:{_ALNUM}|-)+(?:\.(?:{_ALNUM}|-)+)+
+  | [@\#](?:{_ALNUM}|_)+                                   # handles and hashtags
   | {_UNSPACED}
   | (?:\p{{L}}\.){{2,}}                                     # U.S., e.g.
   | \p{{N}}+(?:[.,:/]\p{{N}}+)+                             # 1,000.50  12:30
