@@ -18,7 +18,7 @@ from pipelines.corpus.formats.files import drop_repeats, find_files, read_record
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import RECORD_SCHEMA, CorpusError, Record, to_table
-from pipelines.corpus.summary import Summary
+from pipelines.corpus.summary import SHOWN_SOURCES, Summary
 from pipelines.ner.entities import Span
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.labels import (
@@ -147,10 +147,15 @@ def check_records(summary: Summary, *, needs_gold: bool) -> None:
             remedy="give files that hold some; of a table every row below its names is one",
         )
     if needs_gold and summary.num_without_gold:
+        more = " …" if summary.num_without_gold > len(summary.without_gold) else ""
         raise CorpusError(
             f"{summary.num_without_gold} records have no annotation",
-            rule="each record has `entities`, `spans` or `label` beside its text, or `tags` beside its words",
-            remedy="name the column: `reader.spans_column` or `reader.tags_column`",
+            where=", ".join(summary.without_gold) + more,
+            rule="each record has `entities`, `spans` or `label` beside its text, or `tags` beside its words; an empty "
+            "list where there is no entity",
+            value=f"{summary.num_without_gold} of {summary.ledger.num_kept} records",
+            remedy="annotate them or leave them out; where a column is called otherwise, name it: "
+            "`reader.spans_column` or `reader.tags_column`",
         )
 
 
@@ -281,6 +286,7 @@ def _summarize(table: pa.Table) -> dict[str, Any]:
             summary.span_labels.setdefault(split, set()).update(span["label"] for span in spans)
         else:
             summary.num_without_gold += 1
+            summary.without_gold = [*summary.without_gold, row["source"]][:SHOWN_SOURCES]
     summary.hashes = {split: [np.array(values, dtype=np.uint64)] for split, values in hashes.items()}
     return {"summary": [pickle.dumps(summary)]}
 

@@ -8,6 +8,7 @@ import numpy as np
 from pipelines.corpus.ledger import Ledger
 
 SPLITS = ("train", "dev", "test")
+SHOWN_SOURCES = 5
 
 
 @dataclass
@@ -24,6 +25,8 @@ class Summary:
     """Split → labels of its records with character spans."""
     num_texts: int = 0
     num_without_gold: int = 0
+    without_gold: list[str] = field(default_factory=list)
+    """The sources of the first of those."""
     hashes: dict[str, list[np.ndarray]] = field(default_factory=dict)
     """Split → hashes of its records' contents."""
 
@@ -34,6 +37,7 @@ class Summary:
         self.tags_seen += other.tags_seen
         self.num_texts += other.num_texts
         self.num_without_gold += other.num_without_gold
+        self.without_gold = (self.without_gold + other.without_gold)[:SHOWN_SOURCES]
         for split, tags in other.raw_tags.items():
             self.raw_tags[split] = tags | self.raw_tags.get(split, {})
         for split, labels in other.span_labels.items():

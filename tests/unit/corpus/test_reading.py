@@ -1,10 +1,13 @@
 """Which tag scheme a corpus is read with, and what is made of its files."""
 
+import pickle
+
+import pyarrow as pa
 import pytest
 
 from pipelines.corpus.ledger import Ledger
-from pipelines.corpus.reading import check_records, choose_scheme, find_all_files
-from pipelines.corpus.records import CorpusError
+from pipelines.corpus.reading import RAW_SCHEMA, _summarize, check_records, choose_scheme, find_all_files
+from pipelines.corpus.records import CorpusError, Record, to_table
 from pipelines.corpus.summary import Summary
 from pipelines.ner.labels import observe_tags
 
@@ -42,3 +45,19 @@ def test_a_corpus_without_records_or_gold_is_refused():
     with pytest.raises(CorpusError, match="2 records have no annotation"):
         check_records(Summary(Ledger(num_kept=3), num_without_gold=2), needs_gold=True)
     check_records(Summary(Ledger(num_kept=3), num_without_gold=2), needs_gold=False)
+
+
+def test_records_without_gold_are_told_with_their_places():
+    sources = [f"a.jsonl:{number}" for number in range(1, 8)]
+    records = [
+        Record(source, source, source, text="one", spans=None if source[-1] != "2" else []) for source in sources
+    ]
+    kept = {"split": "train", "outcome": "kept", "reason": None, "detail": None}
+    block = pa.Table.from_pylist([row | kept for row in to_table(records).to_pylist()], RAW_SCHEMA)
+    summary = Summary()
+    for table in (block, block):
+        summary.add(pickle.loads(_summarize(table)["summary"][0]))
+    with pytest.raises(CorpusError, match="12 records have no annotation") as caught:
+        check_records(summary, needs_gold=True)
+    assert caught.value.where == "a.jsonl:1, a.jsonl:3, a.jsonl:4, a.jsonl:5, a.jsonl:6 …"
+    assert caught.value.value == "12 of 14 records"
