@@ -24,6 +24,8 @@ from pipelines.corpus.records import Record
 __all__ = ["RowError", "read_row", "to_record"]
 
 _NOT_ACCEPTED = ("reject", "ignore")
+_LABEL_STUDIO_SPANS = ("labels", "hypertextlabels", "paragraphlabels")
+"""Results that mark text; the latter two by places in HTML or a dialogue, for which the record is rejected."""
 
 
 def read_row(row: Any, source: str, options: FormatOptions) -> Iterator[Record | LedgerEntry]:
@@ -182,7 +184,7 @@ def _from_label_studio(task: Mapping[str, Any], *, has_gold: bool) -> Mapping[st
     if len(done) > 1:
         raise RowError("several_annotations", f"the task has {len(done)} annotations; export one of them")
     results = as_list(done[0].get("result"), "bad_spans", "`result`") if done else []
-    labelled = [one for one in results if isinstance(one, Mapping) and one.get("type", "labels") == "labels"]
+    labelled = [one for one in results if isinstance(one, Mapping) and one.get("type", "labels") in _LABEL_STUDIO_SPANS]
     values = [one.get("value") for one in labelled]
     return {"id": task.get("id"), **task["data"], **({"entities": values} if done else {})}
 

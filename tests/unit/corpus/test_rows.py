@@ -206,6 +206,11 @@ def spans(*values):
     return {"text": TEXT, "entities": list(values)}
 
 
+def label_studio(kind, start):
+    value = {"start": start, "end": start, "startOffset": 0, "endOffset": 13, kind: ["PER"]}
+    return {"data": {"text": TEXT}, "annotations": [{"result": [{"type": kind, "value": value}]}]}
+
+
 @pytest.mark.parametrize(
     ("row", "reason", "told"),
     [
@@ -250,6 +255,8 @@ def spans(*values):
         ({"words": ["a"], "tags": [1]}, "no_label_names", "set `label_names`"),
         ({"text": TEXT, "tags": ["O", "B-PER"]}, "tags_without_words", "`tags`"),
         ({"data": {"text": TEXT}, "annotations": [{"result": []}, {"result": []}]}, "several_annotations", "2"),
+        (label_studio("hypertextlabels", "/p[1]/text()[1]"), "bad_offset", "'/p[1]/text()[1]'"),
+        (label_studio("paragraphlabels", "0"), "bad_offset", "'0'"),
         (spans([0, 13, "PER"]) | {"answer": "reject"}, "not_accepted", "`reject`"),
         ({"text": TEXT, "answer": "ignore"}, "not_accepted", "`ignore`"),
         ("just text", "bad_row", "'just text'"),
