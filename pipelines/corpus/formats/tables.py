@@ -117,7 +117,7 @@ def read_table(table: Any, source: str, options: FormatOptions | None = None) ->
 
 
 def check_columns(names: Iterable[str], source: str, options: FormatOptions) -> None:
-    """Raise CorpusError if a table has no column of text or words, or lacks one that the options name."""
+    """Raise CorpusError if a table has no column of text or words, lacks one that is named, or has two of one name."""
     names = list(names)
     shown = ", ".join(f"`{name}`" for name in names) or "none"
     wanted = (*options.text_names(), *options.words_names())
@@ -128,6 +128,15 @@ def check_columns(names: Iterable[str], source: str, options: FormatOptions) -> 
             rule="a table has a column " + " or ".join(f"`{name}`" for name in wanted) + ", named in its header",
             value=f"the columns are {shown}",
             remedy="set `text_column` (or `words_column` and `tags_column`) to the column's name",
+        )
+    twice = sorted({name for name in names if names.count(name) > 1} & options.column_names())
+    if twice:
+        raise CorpusError(
+            f"two columns are called `{twice[0]}`",
+            where=source,
+            rule="the name of a column that is read tells which one is meant",
+            value=f"the columns are {shown}",
+            remedy="rename or remove one of them",
         )
     for option in ("spans_column", "tags_column", "id_column"):
         name = getattr(options, option)

@@ -141,9 +141,10 @@ def test_csv_cells_may_be_long():
         ("text,label", {"text_column": "body"}, "`body`"),
         ("text,label", {"spans_column": "gold"}, "there is no column `gold`"),
         ("text,label", {"id_column": "key"}, "there is no column `key`"),
+        ("text,text,label", {}, "two columns are called `text`"),
     ],
 )
-def test_missing_columns_are_refused_with_those_there_are(header, options, told):
+def test_missing_and_repeated_columns_are_refused_with_those_there_are(header, options, told):
     with pytest.raises(CorpusError) as caught:
         read_lines_of_csv(f"{header}\na,b\n", **options)
     assert told in str(caught.value)
