@@ -53,7 +53,7 @@ from pipelines.training.trainer import fit
 START = "start"
 VARIANT_FILE = "variant.json"
 DETAILS_FILE = "details.json"
-"""What a step found on its way: F1 and time by threshold of the exits, or the sensitivity of layers to int8."""
+"""What a step found on its way: F1 and layers by threshold of the exits, or the sensitivity of layers to int8."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,19 @@ class Exits(nn.Module):
         least_B = torch.ones(num_windows, device=sure_W.device).scatter_reduce(0, windows_W, sure_W, "amin")
         return least_B >= self.threshold
 
+    def pick(self, emissions: Sequence[Tensor], windows_W: Tensor, num_windows: int) -> tuple[Tensor, Tensor]:
+        """Of the emissions of each exit and of the whole network, each `[W, K]`, those of where windows leave.
+
+        Returns:
+            Also where each window does, `[B]`: the number of its exit, or one more for the end.
+        """
+        picked_WK, exit_B = emissions[-1], torch.full((num_windows,), len(self.layers), device=windows_W.device)
+        for number in reversed(range(len(self.layers))):  # the first one that lets a window go has the last word
+            leaves_B = self.find_leaving(emissions[number], windows_W, num_windows)
+            picked_WK = torch.where(leaves_B[windows_W][:, None], emissions[number], picked_WK)
+            exit_B[leaves_B] = number
+        return picked_WK, exit_B
+
 
 def compute_with_exits(
     network: Any, exits: Exits, ids_BT: Tensor, mask_BT: Tensor, places_W: Tensor, windows_W: Tensor
@@ -52,15 +65,17 @@ def compute_with_exits(
         places_W: the words' places in the flattened `[B * T]`.
         windows_W: the words' windows.
     """
+    return exits.pick(compute_everywhere(network, exits, ids_BT, mask_BT, places_W), windows_W, len(ids_BT))[0]
+
+
+def compute_everywhere(network: Any, exits: Exits, ids_BT: Tensor, mask_BT: Tensor, places_W: Tensor) -> list[Tensor]:
+    """Emissions `[W, K]` of each exit and, last, of the whole network."""
     more = {}
     if has_cases(network):
         ids_BT, more["token_type_ids"] = split_cases(ids_BT)
     found = network(input_ids=ids_BT, attention_mask=mask_BT, output_hidden_states=True, **more)
-    emissions_WK: Tensor = found.logits.flatten(0, 1)[places_W].float()
-    stays_B = torch.ones(len(ids_BT), dtype=torch.bool, device=ids_BT.device)
-    for number, layer in enumerate(exits.layers):
-        at_exit_WK = exits.classify(number, found.hidden_states[layer].flatten(0, 1)[places_W])
-        leaves_B = exits.find_leaving(at_exit_WK, windows_W, len(ids_BT)) & stays_B
-        emissions_WK = torch.where(leaves_B[windows_W][:, None], at_exit_WK, emissions_WK)
-        stays_B &= ~leaves_B
-    return emissions_WK
+    states = [found.hidden_states[layer].flatten(0, 1)[places_W] for layer in exits.layers]
+    return [
+        *(exits.classify(number, x_WH) for number, x_WH in enumerate(states)),
+        found.logits.flatten(0, 1)[places_W].float(),
+    ]

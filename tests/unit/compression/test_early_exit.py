@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipelines.compression.config import CompressionError, EarlyExitConfig
-from pipelines.compression.early_exit import choose_exits, choose_threshold, train_exits
+from pipelines.compression.early_exit import Answers, choose_exits, choose_threshold, train_exits
 from pipelines.evaluation.metrics import Scored
 from pipelines.ner.bundle import Bundle, load_bundle, save_bundle
 from pipelines.ner.encoders import load_tokenizer
@@ -116,6 +116,9 @@ def test_exits_learn_and_the_threshold_keeps_to_its_bound(training_bundle, train
     assert made.model.exits.threshold > 1
     chosen, points = choose_threshold(made, dev, 1.0, accept=lambda found: True)
     assert points[0].threshold > 1
+    layers = [point.layers for point in points]
+    assert layers[0] == training_bundle.model.network.config.num_hidden_layers
+    assert layers == sorted(layers, reverse=True), "a lower threshold lets more leave"
     by_threshold = {point.threshold: point.f1 for point in points}
     assert 100 * (points[0].f1 - by_threshold[chosen.model.exits.threshold]) <= 1.0
     assert chosen.model.exits.threshold < 1, "an exit that has learned lets something leave"
@@ -129,6 +132,22 @@ def test_threshold_is_one_that_the_gate_accepts_if_there_is_any(training_bundle,
     chosen, points = choose_threshold(made, dev, 100.0, accept=lambda found: next(calls) < num_good)
     assert [point.accepted for point in points] == [number < num_good for number in range(len(points))]
     assert chosen.model.exits.threshold == points[num_good - 1].threshold
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.7, 2.0])
+def test_thresholds_are_tried_on_what_engines_tell(bundle, threshold):
+    """Words, and texts of several windows, in one computation for all thresholds."""
+    with_exits = add_exits(bundle, threshold)
+    documents = [*TEXTS, TEXTS[0].split(), ["x"]]
+    found, layers = Answers(add_exits(bundle, 0.5), documents).label(threshold)
+    expected = NerEngine(with_exits, **EXACT).predict_documents(documents)
+    assert [strip(spans) for spans in found] == [strip(spans) for spans in expected]
+    assert any(found)
+    assert layers == {0.0: 1.0, 2.0: 4.0}.get(threshold, pytest.approx(2.5, abs=1.49))
+
+
+def strip(spans):
+    return [(span.start, span.end, span.label, round(span.score, 4)) for span in spans]
 
 
 @pytest.fixture(scope="module")
