@@ -4,6 +4,7 @@ The input is counted, then labelled in chunks, each committed once; at the end t
 command goes on with what an interrupted run has done.
 """
 
+import math
 import sys
 import time
 import uuid
@@ -293,7 +294,7 @@ def _find_wrong_choices(config: PredictConfig) -> list[UserError]:
     ranges = (
         ("max_bad_fraction", 0 <= config.max_bad_fraction < 1, "0 ≤ fraction < 1"),
         ("chunk_characters", config.chunk_characters >= 1, "at least 1"),
-        ("output_file_mib", config.output_file_mib > 0, "above 0"),
+        ("output_file_mib", 0 < config.output_file_mib < math.inf, "above 0, and a number"),
         ("price_per_hour", (config.price_per_hour or 0) >= 0, "at least 0"),
     )
     problems += [

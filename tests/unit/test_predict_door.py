@@ -1,6 +1,7 @@
 """What `rayner predict` keeps of its input, from its flags to the columns of a chunk."""
 
 import json
+import math
 from dataclasses import replace
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 from pipelines.corpus.census import Census, count_file
 from pipelines.corpus.chunks import pack_chunk, read_items, unpack_chunk
 from pipelines.corpus.labeller import _find_kept
-from pipelines.predict import PredictConfig, _build_reader
+from pipelines.predict import PredictConfig, _build_reader, _find_problems
 
 
 def keep(folder, rows, **given):
@@ -38,3 +39,9 @@ def test_column_of_the_input_is_kept_rather_than_what_is_known_of_the_document(t
     found = keep(tmp_path, rows, keep=["text", "source"], **given)
     place = str(tmp_path / "a.jsonl")
     assert found == {name: [one and one.replace("{}", place) for one in values] for name, values in expected.items()}
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0, math.inf, math.nan])
+def test_size_of_files_that_is_none_is_refused_before_anything_is_labelled(size):
+    [problem] = _find_problems(PredictConfig(model="m", input=["a.jsonl"], output_file_mib=size))
+    assert problem.where == "`output_file_mib`"
