@@ -1,9 +1,7 @@
 """Many requests, few batches: windows of waiting texts are computed together, under a budget of sub-tokens.
 
-Nothing waits for a batch to fill: whenever a thread is free it takes what is there. A batch is filled from several
-lanes, each of texts of like length, an equal part of it from each that has work: a long text advances in every batch
-and holds up no shorter one. All that touches the lanes runs on one event loop; threads see only the batches that they
-are handed.
+Nothing waits for a batch to fill: whenever a thread is free it takes what is there, of several lanes (`serve.lanes`).
+All that touches the lanes runs on one event loop; threads see only the batches that they are handed.
 
 Patient texts, as those of streams, have lanes of their own, take a part of the queue alone, and are not even encoded
 before there is room for them: however many they are, they send no other text away.
@@ -12,17 +10,15 @@ before there is room for them: however many they are, they send no other text aw
 import asyncio
 import math
 import time
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.ner.engine import NerEngine, PreparedText
 from pipelines.ner.entities import Prediction
+from serve.lanes import Lanes
 from serve.work import Answer, Done, Job, Load, Work, compute, finish
 
-LANES = (0.25, 1.0, 4.0, 16.0)
-"""The longest texts of each lane, in batches; the last lane has those beyond."""
 PATIENT_SHARE = 0.5
 """Of the queue, and of the longest waiting: patient texts come in where less than this waits."""
 MIN_BATCH_TOKENS = 64
@@ -81,10 +77,6 @@ class Batcher:
         self.engine, self.observe = engine, observe
         self.max_batch_tokens, self.max_queued_tokens = max_batch_tokens, max_queued_tokens
         self.max_wait_s = max_wait_s
-        self.lanes: list[deque[Job]] = [deque() for _ in range(2 * (len(LANES) + 1))]
-        """Those of ordinary texts, then those of patient ones."""
-        self.first_lane = 0
-        """Each comes first in turn, for only the first one may take a window that is larger than its part."""
         self.patient: deque[tuple[asyncio.Future[None], int]] = deque()
         """Texts that wait for room in the queue: what tells them that there is some, and about how many sub-tokens they
         have."""
@@ -92,6 +84,7 @@ class Batcher:
         """Encoded in this turn of the loop."""
         self.loads = {is_patient: Load() for is_patient in (False, True)}
         """Of ordinary texts, and of patient ones that have come in."""
+        self.lanes = Lanes(self.loads)
         self.prepared_per_s = FIRST_PREPARED_RATE
         self.running: dict[Work, float] = {}
         """Batches under way, and when they began."""
@@ -182,7 +175,8 @@ class Batcher:
             try:
                 return await job.future
             finally:
-                self._drop(job)
+                if self.lanes.drop(job):
+                    self._let_in()
 
     def close(self) -> None:
         """Take nothing more. Jobs under way are cancelled."""
@@ -247,11 +241,7 @@ class Batcher:
         return num_queued / self.tokens_per_s + num_preparing / self.prepared_per_s
 
     def _queue(self, job: Job) -> None:
-        waiting = job.count_waiting()
-        lane = bisect_left(LANES, waiting / self.max_batch_tokens) + job.is_patient * (len(LANES) + 1)
-        self.lanes[lane].append(job)
-        self.loads[job.is_patient].num_queued += waiting
-        job.is_queued = True
+        self.lanes.add(job, self.max_batch_tokens)
         if self.num_running < self.num_streams:
             asyncio.get_running_loop().call_soon(self._start_batches)  # with what arrives in this turn of the loop
 
@@ -266,20 +256,13 @@ class Batcher:
                 turn.set_result(None)
             self.patient.popleft()
 
-    def _drop(self, job: Job) -> None:
-        """Take no more windows of a job: it failed or was cancelled, or has none left."""
-        waiting = job.count_waiting()
-        job.num_taken = len(job.windows)
-        if job.is_queued and waiting:
-            self.loads[job.is_patient].num_queued -= waiting
-            self._let_in()
-
     def _start_batches(self) -> None:
         budget = int(min(self.max_batch_tokens, self.engine.streams.fitting_tokens))
         started = []
         while self.num_running < self.num_streams:
             share = -(-self.num_queued_tokens // (self.num_streams - self.num_running))
-            work = self._take(min(budget, max(MIN_BATCH_TOKENS, share)))
+            work = self.lanes.take(min(budget, max(MIN_BATCH_TOKENS, share)))
+            self._let_in()
             if not work.jobs:
                 break
             self.running[work] = time.monotonic()
@@ -295,34 +278,6 @@ class Batcher:
                     self._give_back
                 )  # by its thread: engines share it, also when this loop ends
             asyncio.wrap_future(computing).add_done_callback(self._take_back)
-
-    def _take(self, budget: int) -> Work:
-        """The next batch: an equal part of it from each lane that has work, then what is left from any."""
-        work = Work()
-        self.first_lane += 1
-        start = self.first_lane % len(self.lanes)
-        lanes = [lane for lane in self.lanes[start:] + self.lanes[:start] if lane]
-        limits = [budget * number // len(lanes) for number in range(1, len(lanes) + 1)]
-        for lane, limit in [*zip(lanes, limits, strict=True), *((lane, budget) for lane in lanes)]:
-            for job in self._iterate(lane):
-                num_tokens = len(job.windows[job.num_taken].input_ids)
-                if work.jobs and work.num_tokens + num_tokens > limit:
-                    break
-                work.add(job)
-                self.loads[job.is_patient].num_queued -= num_tokens
-        self._let_in()
-        return work
-
-    def _iterate(self, lane: deque[Job]) -> Iterator[Job]:
-        """The first job of a lane that has windows to take, again and again."""
-        while lane:
-            job = lane[0]
-            if job.future.done():  # cancelled, or failed in another batch
-                self._drop(job)
-            if job.num_taken == len(job.windows):
-                lane.popleft()
-            else:
-                yield job
 
     def _give_back(self, _: object) -> None:
         self.engine.streams.wide.is_taken = False
