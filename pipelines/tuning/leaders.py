@@ -12,6 +12,8 @@ from pipelines.tuning.trials import FAILED, FINISHED, OPEN, REFUSED, Journal, Pl
 
 BASE = 0
 """The number of the trial that is the recipe as it is, where the sampler draws trials one by one."""
+T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+"""Quantiles of Student's t distribution, 97.5 %, with 1, 2, 3 … degrees of freedom."""
 UNTRIED = -1
 """The number of the recipe as it is where no trial is that, and leaders are compared with it nevertheless."""
 
@@ -167,15 +169,16 @@ def describe_gain(leaders: Sequence[Leader]) -> str:
         return "No trial was better than the recipe as it is."
     scores = {run.seed: run.f1 for run in base.runs}
     pairs = [(run.f1, scores[run.seed]) for run in winner.runs if run.seed in scores]
-    if len(pairs) < 2:
+    gains = [100 * (ours - theirs) for ours, theirs in pairs or [(winner.mean_f1, base.mean_f1)]]
+    gain = mean(gains)
+    if len(gains) < 2:
         return (
-            f"On dev, trial {winner.number} has {100 * (winner.mean_f1 - base.mean_f1):+.1f} points of F1 over the "
-            "recipe as it is, by one seed: it may be noise."
+            f"On dev, trial {winner.number} has {gain:+.1f} points of F1 over the recipe as it is, by one seed: it may "
+            "be noise."
         )
-    gains = [100 * (ours - theirs) for ours, theirs in pairs]
-    gain, spread = mean(gains), stdev(gains)
-    error = spread / len(gains) ** 0.5
-    verdict = "more than the seeds differ by" if gain > 2 * error else "no more than the seeds differ by"
+    error = stdev(gains) / len(gains) ** 0.5
+    bound = error * T_95[min(len(gains) - 1, len(T_95)) - 1]
+    verdict = "more than the seeds differ by" if gain > bound else "no more than the seeds differ by"
     return (
         f"On dev, trial {winner.number} has {gain:+.1f} points of F1 over the recipe as it is, over {len(gains)} seeds "
         f"(standard error {error:.1f}): {verdict}."

@@ -1,11 +1,15 @@
 """Leaders, their seeds, the winner among them, and the front of F1 against cost."""
 
 import math
+from pathlib import Path
 
 import pytest
+from scipy.stats import ttest_rel
 
 from pipelines.tuning.leaders import (
     UNTRIED,
+    Leader,
+    Run,
     choose_leaders,
     describe_gain,
     find_front,
@@ -77,6 +81,33 @@ def test_leader_whose_last_seed_was_cut_is_compared_by_those_that_all_have(journ
     write_trial(repeats, {"a": 1}, [0.61], FINISHED, seed=2)
     found = gather_leaders(leaders, [1, 2, 3], search, repeats)
     assert [(leader.number, len(leader.runs)) for leader in found] == [(1, 2), (0, 3)]
+
+
+def make_leader(number, *scores):
+    runs = tuple(Run(seed, f1, Path(), True) for seed, f1 in enumerate(scores, 1))
+    return Leader(number, {"a": 1} if number else {}, runs)
+
+
+def test_gain_by_one_seed_is_of_the_seed_that_both_have():
+    assert "+6.0 points of F1 over the recipe as it is, by one seed" in describe_gain(
+        [make_leader(1, 0.60), make_leader(0, 0.54, 0.40)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("gains", "is_more"),
+    [
+        ((0.005, 0.012), False),  # as far apart as two seeds of the same recipe are once in seven times
+        ((0.010, 0.011), True),
+        ((0.004, 0.010, 0.013), False),
+        ((0.010, 0.012, 0.013), True),
+    ],
+)
+def test_gain_is_more_than_noise_by_the_t_test_of_so_few_seeds(gains, is_more):
+    assert (ttest_rel([0.5 + gain for gain in gains], [0.5] * len(gains)).pvalue < 0.05) == is_more
+    told = describe_gain([make_leader(1, *(0.5 + gain for gain in gains)), make_leader(0, *[0.5] * len(gains))])
+    assert told.endswith("more than the seeds differ by.")
+    assert told.endswith("no more than the seeds differ by.") != is_more
 
 
 def test_repeats_are_what_leaders_lack_seed_by_seed():
