@@ -142,7 +142,7 @@ def _plan(
 ) -> Plan:
     if config.node_price is not None:
         inventory = set_price(inventory, config.node_price)
-    if config.resources.use_gpu is not False and config.limits.gpus != 0:
+    if _may_take_gpus(config):
         for node in [*inventory.nodes, *(group.node for group in inventory.groups)]:
             if node.gpus:
                 find_node_rates(node, 1, "auto", gpus=1)  # raises for a kind that is not known
@@ -158,6 +158,15 @@ def _plan(
         return plan_prediction(inventory, architecture, lengths, inference(), config.limits)
     request = replace(inference(), tokens_per_s=config.load_tokens_per_s)
     return plan_serving(inventory, architecture, lengths, request, config.limits)
+
+
+def _may_take_gpus(config: PlanConfig) -> bool:
+    """Whether the settings of the task leave GPUs to the plan."""
+    if config.limits.gpus == 0:
+        return False
+    if config.task in ("train", "tune"):
+        return config.resources.use_gpu is not False
+    return config.inference.device != "cpu" and config.actors.gpus_per_actor != 0
 
 
 def _read_lengths(config: PlanConfig, architecture: Architecture) -> tuple[Lengths, int]:

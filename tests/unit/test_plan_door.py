@@ -100,6 +100,19 @@ def test_missing_tokenizer_is_told_and_characters_count(run, model):
     assert "no tokenizer" in err
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--task", "predict", "--actors.gpus_per_actor", "0"),
+        ("--task", "serve", "--inference.device", "cpu"),
+        ("--task", "train", "--resources.use_gpu", "false"),
+    ],
+)
+def test_gpus_of_unknown_kind_hinder_no_task_that_takes_none(run, model, histogram, flags):
+    code, _, err = run("--model", model, "--corpus", histogram, "--cluster", "1x(8cpu,32GiB,1gpu)", *flags)
+    assert (code, "unknown kind" in err) == (0, False)
+
+
 def test_nodes_to_be_added_are_told(run, model, histogram):
     code, out, _ = run("--model", model, "--corpus", histogram, "--cluster", "1x(2cpu)+0..4x(8cpu,32GiB,1xL4)")
     assert code == 0
