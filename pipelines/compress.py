@@ -4,7 +4,6 @@ Every step starts from the last variant that was good enough, is trained on the 
 teacher, and is compared with that model on dev. The same command goes on where it was.
 """
 
-import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -272,7 +271,7 @@ def _collect_facts(
         "train": f"{info.splits['train'].num_records:,} records",
         **({} if raw is None else {"unlabelled text": describe_ledger(asdict(raw.counts()))}),
         "may lose": f"{config.max_f1_loss:g} points of strict F1, {config.max_label_loss:g} of a label",
-        "steps": json.dumps(config.steps),
+        "steps": ", ".join(config.steps),
         "epochs of each step": config.training.num_epochs,
         "the teacher's share": config.distillation.teacher_share,
     }

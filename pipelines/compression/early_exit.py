@@ -121,8 +121,8 @@ class Answers:
         self.ranges = [split_words(one, encoder.splitter) if isinstance(one, str) else None for one in documents]
         encoded = [
             encoder.encode_words(one)
-            if ranges is None
-            else encoder.encode_pieces([one[start:end] for start, end in ranges])
+            if not isinstance(one, str)
+            else encoder.encode_pieces([one[start:end] for start, end in ranges or []])
             for one, ranges in zip(documents, self.ranges, strict=True)
         ]
         windows = [window for document in encoded for window in document.windows]

@@ -208,5 +208,6 @@ def _draw(result: Mapping[str, Any], name: str, label: str) -> str:
         f"F1 against {label}",
         label,
         "strict F1 on dev",
+        least_height=1.0,
         more_is_better=name == "tokens_per_s",
     )

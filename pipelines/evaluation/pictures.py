@@ -56,15 +56,19 @@ def draw_scatter(
     x_label: str,
     y_label: str,
     *,
+    least_height: float = 0.0,
     more_is_better: bool = False,
 ) -> str:
     """A dot for each line's last point; those of the front, by their places in `lines`, are joined by steps.
 
     Args:
+        least_height: so much of y is shown at least, for equal points to look equal.
         more_is_better: x is a gain and not a cost, so that a point reaches what lies left of it.
     """
     points = [line.points[-1] for line in lines]
-    x_ticks, y_ticks = find_ticks([0.0, *(x for x, _ in points)]), find_ticks([y for _, y in points])
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    room = max(0.0, least_height - (high - low)) / 2
+    x_ticks, y_ticks = find_ticks([0.0, *(x for x, _ in points)]), find_ticks([low - room, high + room])
     parts = [_draw_frame(x_ticks, y_ticks, x_label, y_label)]
     places = [_place(point, x_ticks, y_ticks) for point in points]
     if front:

@@ -144,3 +144,15 @@ def test_steps_of_a_front_pass_below_what_was_reached():
     gain = draw_scatter(lines, [0, 1], "t", "x", "y", more_is_better=True)
     assert re.search(r"M[\d.]+ [\d.]+H[\d.]+V", cost)
     assert re.search(r"M[\d.]+ [\d.]+V[\d.]+H", gain)
+
+
+def test_nearly_equal_points_look_equal_where_a_height_is_asked_for():
+    lines = [Line(name, 1.0, False, [point]) for name, point in (("a", (1.0, 59.793)), ("b", (4.0, 59.805)))]
+
+    def measure(**height: float) -> float:
+        picture = draw_scatter(lines, [], "t", "x", "y", **height)
+        first, second = (float(y) for y in re.findall(r'cy="([0-9.]+)"', picture))
+        return abs(first - second)
+
+    assert measure() > 100
+    assert measure(least_height=1.0) < 5
