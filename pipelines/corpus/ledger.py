@@ -24,6 +24,8 @@ LEDGER_SCHEMA = pa.schema(
         ("count", pa.int64()),
     ]
 )
+NOT_ACCEPTED = "not_accepted"
+"""Why a record is rejected that its annotator has turned down: left out on purpose, and so no mistake of the corpus."""
 _SHOWN_ENTRIES = 10
 _DETAIL_LIMIT = 200
 
@@ -152,10 +154,13 @@ class Ledger:
         os.replace(part, path)
 
     def check(self, max_bad_fraction: float) -> None:
-        """Raise CorpusError if the share of rejected records is above the limit; the message shows the first ten."""
-        counts = self.counts()
-        shown = [entry.render() for entry in self.rejected()[:_SHOWN_ENTRIES]]
-        check_bad_fraction(counts.rejected, counts.total, "records", shown, max_bad_fraction)
+        """Raise CorpusError if the share of bad records is above the limit; the message shows the first ten.
+
+        Those that an annotator has turned down are rejected without being bad.
+        """
+        bad = [entry for entry in self.rejected() if entry.reason != NOT_ACCEPTED]
+        shown = [entry.render() for entry in bad[:_SHOWN_ENTRIES]]
+        check_bad_fraction(len(bad), self.num_kept + len(bad), "records", shown, max_bad_fraction)
 
     def render(self) -> str:
         """Totals in a few lines of text."""

@@ -18,7 +18,7 @@ from pipelines.corpus.formats.spans import (
     read_span_list,
     read_word_span_list,
 )
-from pipelines.corpus.ledger import LedgerEntry
+from pipelines.corpus.ledger import NOT_ACCEPTED, LedgerEntry
 from pipelines.corpus.records import Record
 
 __all__ = ["RowError", "read_row", "to_record"]
@@ -45,7 +45,7 @@ def to_record(row: Any, source: str, options: FormatOptions | None = None) -> tu
     options = options or FormatOptions()
     row = _to_mapping(row, options)
     if options.spans_names() and row.get("answer") in _NOT_ACCEPTED:
-        raise RowError("not_accepted", f"the annotator's `answer` (of Prodigy) is `{row['answer']}`")
+        raise RowError(NOT_ACCEPTED, f"the annotator's `answer` (of Prodigy) is `{row['answer']}`")
     text_name, words_name = _find(row, options.text_names(), blank=True), _find(row, options.words_names())
     if words_name and (not text_name or _prefers_words(row, text_name, words_name, options)):
         content, repairs = _read_words(row, words_name, options)

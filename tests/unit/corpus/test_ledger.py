@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.corpus.ledger import LEDGER_SCHEMA, Ledger, LedgerEntry
+from pipelines.corpus.ledger import LEDGER_SCHEMA, NOT_ACCEPTED, Ledger, LedgerEntry
 from pipelines.corpus.records import CorpusError, Record
 
 entries = st.builds(
@@ -80,6 +80,17 @@ def test_check_passes_at_the_limit_and_for_nothing_at_all():
     Ledger().check(0.0)
     with pytest.raises(CorpusError):
         Ledger([reject(1)], num_kept=98).check(0.01)
+
+
+def test_what_an_annotator_has_turned_down_is_not_bad():
+    """Usual exports of Prodigy hold a good part of such rows."""
+    turned_down = [LedgerEntry(f"a:{line}", f"a:{line}", "rejected", NOT_ACCEPTED) for line in range(60)]
+    Ledger(turned_down, num_kept=40).check(0.0)
+    ledger = Ledger([*turned_down, reject(1)], num_kept=40)
+    ledger.check(0.03)
+    with pytest.raises(CorpusError, match="1 of 41 records cannot be used"):
+        ledger.check(0.02)
+    assert ledger.counts().rejected == 61
 
 
 def test_check_shows_the_first_ten_with_file_line_and_reason():
