@@ -57,7 +57,7 @@ def gather_scores(records: Iterable[Scored]) -> dict[str, Scores]:
     """Label → the scores of its predicted entities, strictly compared with gold."""
     found: dict[str, list[tuple[float, bool]]] = {}
     for record in records:
-        gold = {(span.start, span.end, span.label) for span in record.gold}
+        gold = {(span.start, span.end, span.label) for span in record.gold_strict}
         for span in record.predicted:
             is_right = (span.start, span.end, span.label) in gold
             found.setdefault(span.label, []).append((span.score, is_right))

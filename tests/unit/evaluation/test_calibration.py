@@ -62,6 +62,12 @@ def test_scores_are_compared_strictly_with_gold_and_one_kind_alone_says_nothing(
     assert fit_temperatures({}) == {}
 
 
+def test_gold_that_the_scheme_does_not_allow_is_read_as_strictly_as_in_reports():
+    predicted = [Span(0, 1, "PER", 0.9), Span(2, 3, "PER", 0.9)]
+    record = Scored.from_tags("d", "f:1", list("abc"), ["I-PER", "O", "B-PER"], "BIO", predicted)
+    assert gather_scores([record])["PER"].is_right_E.tolist() == [0, 1]
+
+
 def make_documents(temperatures, label="PER"):
     """A document of many mentions for each temperature."""
     records = []
