@@ -94,8 +94,8 @@ class Batcher:
         self.num_failed = 0
         """The last batches, none of whose windows could be computed."""
         self.tokens_per_s = FIRST_RATE
-        self.num_measured_tokens = 0.0
-        """Of the batches that this is the speed of; earlier ones count for less."""
+        self.num_measured_tokens = float(MIN_BATCH_TOKENS)
+        """Of the batches that this is the speed of, the first guess for one of them; earlier ones count for less."""
         self.num_streams = engine.streams.num_streams
         self.preparing = ThreadPoolExecutor(1, "preparing")
 
@@ -312,10 +312,10 @@ class Batcher:
     def _measure(self, num_tokens: int, seconds: float) -> None:
         """Count a batch in the speed at which a queue goes down, by its sub-tokens.
 
-        Once that is known, batches smaller than those of a queue are left out: a lone sentence takes as long as some
-        together, and after a quiet hour of them the first requests of a rush would be sent away.
+        Batches smaller than those of a queue are left out: a lone sentence takes as long as some together, and after a
+        quiet hour of them the first requests of a rush would be sent away.
         """
-        if num_tokens < MIN_BATCH_TOKENS <= self.num_measured_tokens:
+        if num_tokens < MIN_BATCH_TOKENS:
             return
         self.num_measured_tokens = RATE_MEMORY * self.num_measured_tokens + num_tokens
         rate = self.num_streams * num_tokens / max(seconds, 1e-6)

@@ -10,6 +10,7 @@ from pipelines.corpus.raw_text import TextInfo
 from pipelines.corpus.shards import AugmentationInfo, ShardsInfo, SplitInfo
 from pipelines.pretraining_report import collect_facts, print_text
 from pipelines.terminal import (
+    MOST_EXAMPLES,
     LabellingView,
     describe_epoch,
     format_duration,
@@ -28,8 +29,8 @@ def make_row(text=None, words=None, predicted=()):
     return {"text": text, "words": words, "predicted": spans}
 
 
-def capture_examples(capsys, *rows, **options):
-    print_examples(rows, **options)
+def capture_examples(capsys, *rows):
+    print_examples(rows)
     return capsys.readouterr().out
 
 
@@ -111,12 +112,12 @@ def test_print_examples_takes_only_the_sentences_with_entities(capsys):
     assert "left" not in printed
 
 
-def test_print_examples_shows_at_most_the_limit_and_the_richest_first(capsys):
-    plain = [make_row(f"Angela {index}", predicted=[(0, 6, "PER")]) for index in range(6)]
+def test_print_examples_shows_a_few_and_the_richest_first(capsys):
+    plain = [make_row(f"Angela {index}", predicted=[(0, 6, "PER")]) for index in range(MOST_EXAMPLES)]
     rich = make_row("Angela saw Utrecht", predicted=[(0, 6, "PER"), (11, 18, "LOC")])
-    printed = capture_examples(capsys, *plain, rich, limit=3)
+    printed = capture_examples(capsys, *plain, rich)
     lines = [line for line in printed.splitlines() if "PER" in line]
-    assert len(lines) == 3
+    assert len(lines) == MOST_EXAMPLES
     assert "Utrecht" in lines[0]
 
 
