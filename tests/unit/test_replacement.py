@@ -184,16 +184,13 @@ def test_killed_while_what_was_prepared_is_moved_nothing_of_the_earlier_run_is_l
         folder = tmp_path / str(number)
         before = write_finished(folder)
         prepare_and_end(folder, NEW, KeyboardInterrupt())
-        with monkeypatch.context() as killed:
-            kill_at(killed, number)
-            try:
-                set_aside(folder)
-                take_prepared(folder)
-                put_back(folder)
-            except Killed:
-                was_killed = True
-            else:
-                was_killed = False
+
+        def start_over_and_put_back(folder=folder) -> None:
+            set_aside(folder)
+            take_prepared(folder)
+            put_back(folder)
+
+        was_killed = is_killed(monkeypatch, number, start_over_and_put_back)
         with lock_folder(folder):
             found = read_tree(folder)
             assert {name: found.pop(name) for name in before} == before
@@ -225,22 +222,30 @@ def kill_at(monkeypatch, number: int) -> None:
         monkeypatch.setattr(owner, name, count(getattr(owner, name)))
 
 
+def is_killed(monkeypatch, number: int, act) -> bool:
+    """Whether a process that does this does not come to its end, killed before so many renames or removals."""
+    with monkeypatch.context() as killed:
+        kill_at(killed, number)
+        try:
+            act()
+        except Killed:
+            return True
+    return False
+
+
 def test_earlier_run_is_whole_again_whenever_the_new_one_was_killed_before_it_began(tmp_path, monkeypatch):
     """In setting aside, and in putting back."""
     for number in range(20):
         folder = tmp_path / str(number)
         before = write_finished(folder)
-        with monkeypatch.context() as killed:
-            kill_at(killed, number)
-            try:
-                set_aside(folder)
-                (folder / "settings.json").write_text(json.dumps(NEW))
-                (folder / "shards").mkdir()
-                put_back(folder)
-            except Killed:
-                was_killed = True
-            else:
-                was_killed = False
+
+        def begin_and_put_back(folder=folder) -> None:
+            set_aside(folder)
+            (folder / "settings.json").write_text(json.dumps(NEW))
+            (folder / "shards").mkdir()
+            put_back(folder)
+
+        was_killed = is_killed(monkeypatch, number, begin_and_put_back)
         with lock_folder(folder):
             assert read_tree(folder) == before | {".lock": ""}
         if not was_killed:

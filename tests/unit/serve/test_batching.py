@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipelines.ner.encoding import Window
 from pipelines.ner.entities import Prediction
 from serve import batching
-from serve.batching import Batcher, Overloaded
+from serve.batching import FIRST_RATE, Batcher, Overloaded
 from serve.work import Answer
 from tests.conftest import EXACT
 from tests.unit.serve.replicas import WatchedEngine, run, wait_until
@@ -351,6 +351,7 @@ def test_lone_sentences_do_not_make_a_queue_seem_slow(engine):
             speed = batcher.tokens_per_s
             for _ in range(30):
                 await batcher.predict("Ada met Grace.")
+            assert batcher.tokens_per_s == speed
             engine.gate.clear()
             long = asyncio.create_task(batcher.predict(LONG[:6000]))
             await wait_until(lambda: batcher.num_queued_tokens > 1000, "the long text waits")
@@ -358,6 +359,20 @@ def test_lone_sentences_do_not_make_a_queue_seem_slow(engine):
             batcher.check_room()
             await cancel(long)
             engine.gate.set()
+
+    run(check())
+
+
+def test_first_guess_of_the_speed_stands_until_a_batch_as_large_as_a_queues(engine):
+    """A cold sentence is slow: it made the first rush after a start look hopeless."""
+    engine.pause_s = 0.2
+
+    async def check() -> None:
+        async with open_batcher(engine) as batcher:
+            await batcher.predict("Ada met Grace.")
+            assert batcher.tokens_per_s == FIRST_RATE
+            await batcher.predict(LONG[:4000])
+            assert batcher.tokens_per_s < FIRST_RATE
 
     run(check())
 
