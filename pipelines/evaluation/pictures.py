@@ -13,6 +13,8 @@ _LEFT, _RIGHT, _TOP, _FLOOR = 64, 20, 34, 270
 _LOW_HUE, _HIGH_HUE = 232, 28
 _AXIS_FLOOR = 300
 _MAX_LABEL = 16
+_LABEL_WIDTH, _LINE_HEIGHT = 80, 14
+"""Of a label beside a dot, about."""
 _LAST = "dev F1"
 _HALO = 'stroke="var(--page)" stroke-width="3" paint-order="stroke"'
 """Text that lies on lines stays readable."""
@@ -76,6 +78,7 @@ def draw_scatter(
         steps = "".join(f"V{y:.1f}H{x:.1f}" if more_is_better else f"H{x:.1f}V{y:.1f}" for x, y in rest)
         style = 'fill="none" stroke="currentColor" stroke-opacity=".45" stroke-width="1.5"'
         parts.append(f'<path d="M{first[0]:.1f} {first[1]:.1f}{steps}" {style}/>')
+    labels: list[tuple[float, float]] = []
     for line, (x, y) in zip(lines, places, strict=True):
         radius = 6 if line.is_leader else 4
         dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{_color(line.score)}">'
@@ -83,8 +86,17 @@ def draw_scatter(
         if line.label:
             end = ' text-anchor="end"' if x > WIDTH * 0.75 else ""
             at = x - radius - 4 if end else x + radius + 4
-            parts.append(f'<text x="{at:.1f}" y="{y - 6:.1f}"{end} {_HALO}>{escape(line.label)}</text>')
+            height = _find_height(at, y - 6, labels)
+            labels.append((at, height))
+            parts.append(f'<text x="{at:.1f}" y="{height:.1f}"{end} {_HALO}>{escape(line.label)}</text>')
     return wrap_svg(parts, title, WIDTH, _FLOOR + 44, _LEFT, f"{title}: {len(lines)} trials")
+
+
+def _find_height(x: float, y: float, others: Sequence[tuple[float, float]]) -> float:
+    """Where a label at `y` can be read that is not to lie over others: there, or above them."""
+    while any(abs(x - other_x) < _LABEL_WIDTH and abs(y - other_y) < _LINE_HEIGHT for other_x, other_y in others):
+        y -= _LINE_HEIGHT
+    return y
 
 
 def draw_parallel(lines: Sequence[Line], axes: Sequence[Mapping[str, Any]], title: str) -> str:

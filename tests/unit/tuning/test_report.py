@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -156,3 +157,10 @@ def test_nearly_equal_points_look_equal_where_a_height_is_asked_for():
 
     assert measure() > 100
     assert measure(least_height=1.0) < 5
+
+
+def test_labels_of_dots_in_one_place_lie_one_above_the_other():
+    lines = [Line(name, 1.0, False, [(4.0, 59.8)], label=name) for name in "abc"]
+    heights = [float(y) for y in re.findall(r'y="([0-9.]+)"[^>]*>[abc]<', draw_scatter(lines, [], "t", "x", "y"))]
+    assert len(heights) == 3
+    assert min(a - b for a, b in pairwise(sorted(heights, reverse=True))) >= 12
