@@ -30,8 +30,8 @@ Config = TypeVar("Config")
 logger = logging.getLogger("rayner")
 console = Console(highlight=False, soft_wrap=True, emoji=False)
 """What a door has made, on stdout."""
-progress_console = Console(highlight=False, stderr=True, emoji=False)
-"""How far it is, on stderr."""
+progress_console = Console(highlight=False, stderr=True, emoji=False, soft_wrap=not sys.stderr.isatty())
+"""How far it is, on stderr; lines of a log stay whole."""
 
 
 def run_door(

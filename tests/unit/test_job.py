@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from pipelines.training.job import TrainingJob
 from pipelines.training.masking import MaskingConfig
 from pipelines.training.parallel import ParallelConfig
 from tests.conftest import make_bundle
+from tests.quickstart import ROOT
 from tests.unit.shards import make_info
 
 SETTINGS = {"corpus": {"train": ["a"], "dev": []}, "training": {"seed": 1, "rate": None}}
@@ -718,3 +720,9 @@ def test_settings_of_a_local_cluster_are_told_where_it_is_another(capsys, monkey
     for address, is_told in ([], False), (["--cluster.address", "10.0.0.1:6379"], True):
         assert run_door("try", DoorWithCluster, lambda config: None, "", [*address, "--cluster.num_cpus", "4"]) == 0
         assert ("`cluster.num_cpus` has no effect" in capsys.readouterr().err) == is_told
+
+
+def test_lines_of_a_log_are_not_broken(capfd):
+    code = "from pipelines.job import progress_console as console; console.print('plan: ' + 'word ' * 60)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert capfd.readouterr().err.count("\n") == 1
