@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.formats.brat import find_text
 from pipelines.corpus.formats.files import find_files
 from pipelines.corpus.formats.hub import PREFIX
 from pipelines.corpus.formats.names import is_uri
@@ -41,7 +42,10 @@ def identify_model(model: str, scheme: str | None = None) -> str:
 
 
 def identify_input(paths: Sequence[str]) -> dict[str, str]:
-    """File → its place in the input, its size, and when it was changed, where its file system tells."""
+    """File → its place in the input, its size, and when it was changed, where its file system tells.
+
+    Where it annotates a text, the same of that.
+    """
     with ThreadPoolExecutor(STORE_REQUESTS if any(map(is_uri, paths)) else 1) as pool:
         found = list(pool.map(_identify_file, paths))
     return {path: f"file {number}, {one}" for number, (path, one) in enumerate(zip(paths, found, strict=True), 1)}
@@ -79,8 +83,9 @@ def identify_corpus(corpus: CorpusConfig | TextConfig, more: Sequence[str] = ())
                 return sidecar
             found = [("shards", sidecar)]
         here = [(split, one) for split, one in patterns if not is_uri(one) and not one.startswith(PREFIX)]
-        files = [(split, Path(path)) for split, one in here for path in find_files([one])]
-        found += [(split, _hash_file(path)) for split, path in files if path.is_file()]
+        files = [(split, path) for split, one in here for path in find_files([one])]
+        whole = [(split, Path(part)) for split, path in files for part in sorted({path, find_text(path)})]
+        found += [(split, _hash_file(path)) for split, path in whole if path.is_file()]
     except (OSError, CorpusError):  # which reading tells of
         return None
     return fingerprint(found) if found else None
@@ -92,6 +97,10 @@ def fingerprint(content: Any) -> str:
 
 
 def _identify_file(path: str) -> str:
+    return ", ".join(map(_describe_file, dict.fromkeys((path, find_text(path)))))
+
+
+def _describe_file(path: str) -> str:
     if is_uri(path):
         store, place = open_store(path)
         info = store.get_file_info(place)

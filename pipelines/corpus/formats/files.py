@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from pipelines.corpus.formats.brat import BRAT_EXTENSION, find_text, read_brat
 from pipelines.corpus.formats.conll import looks_like_conll, read_conll
 from pipelines.corpus.formats.hub import PREFIX, is_dataset, read_dataset
 from pipelines.corpus.formats.jsonl import detect_json, read_json, read_jsonl
@@ -22,6 +23,8 @@ from pipelines.corpus.formats.names import (
 from pipelines.corpus.formats.opening import explain_damage, read_head, read_head_lines, read_lines, read_text
 from pipelines.corpus.formats.options import Format, FormatOptions
 from pipelines.corpus.formats.parquet import read_parquet
+from pipelines.corpus.formats.pubtator import PUBTATOR_EXTENSION, looks_like_pubtator, read_pubtator
+from pipelines.corpus.formats.rows import read_checked
 from pipelines.corpus.formats.tables import read_csv
 from pipelines.corpus.formats.text import read_text_lines
 from pipelines.corpus.ledger import LedgerEntry
@@ -57,11 +60,15 @@ def locate_files(pattern: str) -> str:
 
 
 def drop_repeats(paths: Iterable[str]) -> list[str]:
-    """The first path of each file, whatever links or dots the others have on their way to it."""
+    """The first path of each file, whatever links or dots the others have on their way to it.
+
+    Without the texts of which BRAT's annotations are among the files: they are read with these.
+    """
     first: dict[str, str] = {}
     for path in paths:
         first.setdefault(path if is_uri(path) else os.path.realpath(path), path)
-    return list(first.values())
+    texts = {find_text(path) for path in first if get_extension(path) == BRAT_EXTENSION}
+    return [path for whole, path in first.items() if whole not in texts]
 
 
 def detect_format(path: str, options: FormatOptions | None = None) -> Format:
@@ -73,6 +80,8 @@ def detect_format(path: str, options: FormatOptions | None = None) -> Format:
         return "conll"
     if extension in (".csv", ".parquet"):
         return "csv" if extension == ".csv" else "parquet"
+    if extension in (BRAT_EXTENSION, PUBTATOR_EXTENSION):
+        return "brat" if extension == BRAT_EXTENSION else "pubtator"
     if read_head(path, 4) == b"PAR1":
         return "parquet"
     lines = read_head_lines(path)
@@ -85,6 +94,8 @@ def detect_format(path: str, options: FormatOptions | None = None) -> Format:
         names = options and (options.text_column or options.words_column)
         is_table = bool(names) or _is_header(first.split("\t")) or not looks_like_conll(lines)
         return "csv" if is_table and lines else "conll"
+    if looks_like_pubtator(first):
+        return "pubtator"
     return "conll" if looks_like_conll(lines) else "text"
 
 
@@ -117,7 +128,15 @@ def _read(path: str, file_format: Format, options: FormatOptions) -> Iterator[Re
         return read_parquet(path, options)
     if file_format == "json":
         return read_json(read_text(path), path, options)
-    readers = {"conll": read_conll, "jsonl": read_jsonl, "csv": read_csv, "text": read_text_lines}
+    if file_format == "brat":
+        return read_checked(lambda: read_brat(path, options), f"{path}:1")
+    readers = {
+        "conll": read_conll,
+        "jsonl": read_jsonl,
+        "csv": read_csv,
+        "text": read_text_lines,
+        "pubtator": read_pubtator,
+    }
     bad_encoding = "refuse_file" if file_format == "conll" else options.bad_encoding
     lines = read_lines(path, keep_ends=file_format in ("csv", "text"), bad_encoding=bad_encoding)
     return readers[file_format](lines, path, options)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 CONLL_EXTENSIONS = (".conll", ".bio", ".iob", ".iob2")
 JSON_EXTENSIONS = (".json", ".jsonl", ".ndjson")
-EXTENSIONS = (*CONLL_EXTENSIONS, *JSON_EXTENSIONS, ".tsv", ".csv", ".parquet", ".txt")
+EXTENSIONS = (*CONLL_EXTENSIONS, *JSON_EXTENSIONS, ".tsv", ".csv", ".parquet", ".ann", ".pubtator", ".txt")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 
 _NOT_CORPORA = ("readme", "license", "licence", "notice", "changelog")

@@ -5,7 +5,8 @@ from typing import Literal
 
 from pipelines.corpus.records import CorpusError
 
-Format = Literal["auto", "conll", "jsonl", "json", "csv", "parquet", "text", "hf"]
+Format = Literal["auto", "conll", "jsonl", "json", "csv", "parquet", "text", "hf", "brat", "pubtator"]
+Overlaps = Literal["reject_record", "keep_longest"]
 BadEncoding = Literal["refuse_file", "reject_record"]
 NO_COLUMN = "none"
 
@@ -45,9 +46,12 @@ class FormatOptions:
     document_per: Literal["line", "paragraph", "file"] = "line"
     """Plain text: whether every line is a document (blank lines are not), every paragraph (blank lines end it), or
     every file."""
+    overlapping_spans: Overlaps = "reject_record"
+    """Whether a record whose gold spans overlap is rejected, or those are dropped that a longer one covers or crosses:
+    a word has one label at most."""
     bad_encoding: BadEncoding = "refuse_file"
-    """JSONL, CSV, Parquet and plain text: whether bytes that are not UTF-8 refuse the file or reject the one record.
-    Binary files are refused either way."""
+    """JSONL, CSV, Parquet, PubTator and plain text: whether bytes that are not UTF-8 refuse the file or reject the one
+    record. Binary files are refused either way."""
 
     def find_idle(self, place: str = "reader") -> list[str]:
         """Settings given that change nothing in a run of any command, each with its reason."""

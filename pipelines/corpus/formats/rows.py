@@ -20,18 +20,28 @@ from pipelines.corpus.formats.spans import (
 )
 from pipelines.corpus.ledger import NOT_ACCEPTED, LedgerEntry
 from pipelines.corpus.records import Record
+from pipelines.ner.entities import Span
 
-__all__ = ["RowError", "read_row", "to_record"]
+__all__ = ["Found", "RowError", "annotate", "read_checked", "read_row", "to_record"]
 
 _NOT_ACCEPTED = ("reject", "ignore")
 _LABEL_STUDIO_SPANS = ("labels", "hypertextlabels", "paragraphlabels")
 """Results that mark text; the latter two by places in HTML or a dialogue, for which the record is rejected."""
 
 
+Found = tuple[Record, list[LedgerEntry]]
+"""A record, and the entries of what was repaired in it."""
+
+
 def read_row(row: Any, source: str, options: FormatOptions) -> Iterator[Record | LedgerEntry]:
     """The row's repairs and its record, or the entry that rejects it."""
+    return read_checked(lambda: to_record(row, source, options), source)
+
+
+def read_checked(make: Callable[[], Found], source: str) -> Iterator[Record | LedgerEntry]:
+    """The repairs and the record of one that may raise RowError, or the entry that rejects it."""
     try:
-        record, repairs = to_record(row, source, options)
+        record, repairs = make()
     except RowError as error:
         detail = error.detail.encode("utf-8", "backslashreplace").decode("utf-8")  # it may quote what is not Unicode
         yield LedgerEntry(source, source, "rejected", error.reason, detail)
@@ -40,7 +50,22 @@ def read_row(row: Any, source: str, options: FormatOptions) -> Iterator[Record |
         yield record
 
 
-def to_record(row: Any, source: str, options: FormatOptions | None = None) -> tuple[Record, list[LedgerEntry]]:
+def annotate(
+    text: str, read_mentions: Callable[[], Sequence[Any]], source: str, doc_id: str, options: FormatOptions
+) -> Found:
+    """The record of a text whose mentions stand apart from it; they are not looked at where no gold is wanted.
+
+    Raises RowError if there can be none.
+    """
+    check_unicode(text, "the text")
+    spans: list[Span] | None = None
+    repairs: list[Repair] = []
+    if options.spans_names():
+        spans, repairs = read_span_list(read_mentions(), text, "annotations", options.overlapping_spans)
+    return Record(source, doc_id, source, text=text, spans=spans), _note(repairs, source)
+
+
+def to_record(row: Any, source: str, options: FormatOptions | None = None) -> Found:
     """The record of a row and the entries of what was repaired in it. Raises RowError if there can be none."""
     options = options or FormatOptions()
     row = _to_mapping(row, options)
@@ -55,8 +80,11 @@ def to_record(row: Any, source: str, options: FormatOptions | None = None) -> tu
         raise RowError("no_text", _describe_missing(row, options))
     doc_id = _read_doc_id(row, source, options)
     extra = {name: _check_extra(row[name], f"`{name}`") for name in options.extra_columns if name in row}
-    entries = [LedgerEntry(source, source, "repaired", reason, detail) for reason, detail in repairs]
-    return Record(record_id=source, doc_id=doc_id, source=source, extra=extra, **content), entries
+    return Record(record_id=source, doc_id=doc_id, source=source, extra=extra, **content), _note(repairs, source)
+
+
+def _note(repairs: Sequence[Repair], source: str) -> list[LedgerEntry]:
+    return [LedgerEntry(source, source, "repaired", reason, detail) for reason, detail in repairs]
 
 
 def _read_text(row: Mapping[str, Any], name: str, options: FormatOptions) -> tuple[dict[str, Any], list[Repair]]:
@@ -66,7 +94,7 @@ def _read_text(row: Mapping[str, Any], name: str, options: FormatOptions) -> tup
     check_unicode(text, f"`{name}`")
     spans_name = _find(row, options.spans_names())
     if spans_name:
-        spans, repairs = read_span_list(row[spans_name], text, spans_name)
+        spans, repairs = read_span_list(row[spans_name], text, spans_name, options.overlapping_spans)
         return {"text": text, "spans": spans}, repairs
     tags_name = _find(row, options.tags_names())
     if tags_name and _holds(row[tags_name], lambda item: isinstance(item, str) and is_tag(item)):
@@ -93,7 +121,7 @@ def _read_words(row: Mapping[str, Any], name: str, options: FormatOptions) -> tu
         row, [name for name in options.spans_names() if name in ("entities", "spans", options.spans_column)]
     )
     if spans_name:
-        spans, repairs = read_word_span_list(row[spans_name], len(words), spans_name)
+        spans, repairs = read_word_span_list(row[spans_name], len(words), spans_name, options.overlapping_spans)
         return {"words": words, "spans": spans}, repairs
     return {"words": words}, []
 

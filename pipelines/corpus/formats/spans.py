@@ -5,11 +5,13 @@ import io
 import json
 import re
 import tokenize
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
+from pipelines.corpus.formats.options import Overlaps
 from pipelines.ner.entities import Span
 
 Repair = tuple[str, str]
@@ -29,7 +31,9 @@ class RowError(ValueError):
         super().__init__(f"{reason}: {detail}")
 
 
-def read_span_list(value: Any, text: str, name: str = "spans") -> tuple[list[Span], list[Repair]]:
+def read_span_list(
+    value: Any, text: str, name: str = "spans", overlaps: Overlaps = "reject_record"
+) -> tuple[list[Span], list[Repair]]:
     """Spans of characters of `text`, checked, trimmed of white space, without duplicates, sorted."""
     spans, repairs = [], []
     for item in as_list(value, "bad_spans", f"the column of spans, `{name}`,"):
@@ -40,13 +44,15 @@ def read_span_list(value: Any, text: str, name: str = "spans") -> tuple[list[Spa
             detail = f"{_show(span)} {text[span.start : span.end]!r} became {trimmed.start}..{trimmed.end}"
             repairs.append(("trimmed_span", f"{detail}: white space at its edge"))
         spans.append(trimmed)
-    return _settle(spans, repairs)
+    return _settle(spans, repairs, overlaps)
 
 
-def read_word_span_list(value: Any, num_words: int, name: str = "spans") -> tuple[list[Span], list[Repair]]:
+def read_word_span_list(
+    value: Any, num_words: int, name: str = "spans", overlaps: Overlaps = "reject_record"
+) -> tuple[list[Span], list[Repair]]:
     """Spans of words (half-open), checked, without duplicates, sorted."""
     items = as_list(value, "bad_spans", f"the column of spans, `{name}`,")
-    return _settle([_read_span(item, num_words, "words") for item in items], [])
+    return _settle([_read_span(item, num_words, "words") for item in items], [], overlaps)
 
 
 _ADJACENT = re.compile(r"""['"]\s*[bBrRuU]?['"]""")
@@ -143,7 +149,7 @@ def _first(item: Mapping[str, Any], names: Sequence[str]) -> Any:
 def _check_mention(item: Any, found: str) -> None:
     """Objects may repeat the mention; another one means that the offsets count something else than code points."""
     told = item.get("text") if isinstance(item, Mapping) else None
-    if isinstance(told, str) and told.strip() != found.strip():
+    if isinstance(told, str) and told.split() != found.split():
         detail = f"the span says {told!r} but the text there is {found!r}; offsets count Unicode code points"
         raise RowError("span_text_differs", detail)
 
@@ -157,17 +163,32 @@ def _trim(span: Span, text: str) -> Span:
     return Span(start, end, span.label)
 
 
-def _settle(spans: list[Span], repairs: list[Repair]) -> tuple[list[Span], list[Repair]]:
-    """Sorted and without duplicates, unless some overlap."""
+def _settle(spans: list[Span], repairs: list[Repair], overlaps: Overlaps) -> tuple[list[Span], list[Repair]]:
+    """Sorted and without duplicates; of those that overlap the longest, where they do not reject the record."""
     result: list[Span] = []
     for span in sorted(spans):
         if result and span == result[-1]:
             repairs.append(("duplicate_span", f"{_show(span)} was given twice"))
-        elif result and span.start < result[-1].end:
-            raise RowError("overlapping_spans", f"{_show(result[-1])} and {_show(span)} overlap")
+        elif result and span.start < result[-1].end and overlaps == "reject_record":
+            detail = f"{_show(result[-1])} and {_show(span)} overlap; `reader.overlapping_spans` can keep the longest"
+            raise RowError("overlapping_spans", detail)
         else:
             result.append(span)
-    return result, repairs
+    return _keep_longest(result, repairs), repairs
+
+
+def _keep_longest(spans: Sequence[Span], repairs: list[Repair]) -> list[Span]:
+    """Of sorted spans those that overlap no longer one that is kept; of equally long ones the first."""
+    kept: list[Span] = []
+    for span in sorted(spans, key=lambda one: one.start - one.end):
+        place = bisect(kept, span)
+        around = kept[max(0, place - 1) : place + 1]
+        other = next((one for one in around if one.start < span.end and span.start < one.end), None)
+        if other is None:
+            kept.insert(place, span)
+        else:
+            repairs.append(("overlapping_spans", f"{_show(span)} was dropped: {_show(other)} is kept"))
+    return kept
 
 
 def _show(span: Span) -> str:

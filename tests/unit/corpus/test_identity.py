@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from pipelines.corpus.identity import check_unchanged, identify_input
+from pipelines.corpus.config import CorpusConfig
+from pipelines.corpus.identity import check_unchanged, identify_corpus, identify_input
 from pipelines.corpus.records import CorpusError
 
 
@@ -21,4 +22,16 @@ def test_file_that_changed_after_it_was_read_is_told_also_where_its_size_is_the_
     assert caught.value.where == str(paths[1])
     paths[1].unlink()
     with pytest.raises(CorpusError, match="of unknown size now"):
+        check_unchanged(before)
+
+
+def test_text_beside_annotations_belongs_to_what_is_identified(tmp_path):
+    annotations, text = tmp_path / "a.ann", tmp_path / "a.txt"
+    annotations.write_text("")
+    text.write_text("Ada in Oslo\n")
+    before, corpus = identify_input([str(annotations)]), CorpusConfig(train=(str(tmp_path),))
+    first = identify_corpus(corpus)
+    text.write_text("Ada lives in Oslo\n")
+    assert identify_corpus(corpus) != first
+    with pytest.raises(CorpusError, match="1 of 1 files were changed"):
         check_unchanged(before)

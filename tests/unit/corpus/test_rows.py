@@ -329,3 +329,36 @@ def test_annotations_of_label_studio_are_nobodys_business_where_no_gold_is_wante
     task = {"id": 7, "data": {"text": TEXT}, "annotations": [{"result": []}, {"result": "broken"}]}
     record, entries = to_record(task, "a.json", FormatOptions(spans_column="none", tags_column="none"))
     assert (record.text, entries) == (TEXT, [])
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "dropped"),
+    [
+        ([[0, 13, "PER"], [7, 13, "ORG"]], [Span(0, 13, "PER")], ["`ORG` 7..13 was dropped: `PER` 0..13 is kept"]),
+        ([[0, 13, "PER"], [0, 13, "ORG"]], [Span(0, 13, "ORG")], ["`PER` 0..13 was dropped: `ORG` 0..13 is kept"]),
+        (  # the second is longer than those before and behind it
+            [[0, 6, "A"], [3, 15, "B"], [14, 21, "C"], [22, 29, "LOC"]],
+            [Span(3, 15, "B"), Span(22, 29, "LOC")],
+            ["`C` 14..21 was dropped: `B` 3..15 is kept", "`A` 0..6 was dropped: `B` 3..15 is kept"],
+        ),
+        ([[0, 6, "A"], [6, 13, "B"]], [Span(0, 6, "A"), Span(6, 13, "B")], []),
+    ],
+)
+def test_of_overlapping_spans_the_longest_are_kept_on_request(given, kept, dropped):
+    text = "Angela-Merkel-visited Utrecht."
+    record, repairs = read({"text": text, "entities": given}, overlapping_spans="keep_longest")
+    assert record.spans == kept
+    assert [(one.reason, one.detail) for one in repairs] == [("overlapping_spans", detail) for detail in dropped]
+    words, _ = read({"words": list(text.replace(" ", "_")), "entities": given}, overlapping_spans="keep_longest")
+    assert words.spans == kept
+
+
+@given(st.lists(st.tuples(st.integers(0, 29), st.integers(1, 30)).map(sorted).filter(lambda one: one[0] < one[1])))
+def test_longest_spans_never_overlap_and_leave_out_only_what_does(places):
+    given = [[start, end, "X"] for start, end in places]
+    record, _ = read({"words": ["w"] * 30, "entities": given}, overlapping_spans="keep_longest")
+    taken = [place for span in record.spans for place in range(span.start, span.end)]
+    assert len(taken) == len(set(taken))
+    for start, end in places:
+        around = [span for span in record.spans if span.start < end and start < span.end]
+        assert any(span.end - span.start >= end - start for span in around)
