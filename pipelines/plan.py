@@ -19,7 +19,7 @@ from pipelines.cluster import ClusterConfig, connect
 from pipelines.corpus.inference import ActorResources, InferenceConfig
 from pipelines.folders import write_json
 from pipelines.job import console, progress_console, render_next, run_door, warn_of_idle
-from pipelines.ner.encoding import EncodingConfig
+from pipelines.ner.encoding import EncodingConfig, EncodingError, find_window_problems
 from pipelines.ner.errors import UserError, find_wrong_values, raise_all
 from pipelines.plan_view import print_plan
 from pipelines.planned_corpus import PlannedCorpus
@@ -171,8 +171,13 @@ def _may_take_gpus(config: PlanConfig) -> bool:
 
 def _read_lengths(config: PlanConfig, architecture: Architecture) -> tuple[Lengths, int]:
     """The lengths of windows, and the number of tags."""
-    window = config.encoding.window or min(DEFAULT_WINDOW, architecture.max_window or DEFAULT_WINDOW)
-    stride = config.encoding.stride if config.encoding.stride is not None else window // 4
+    longest, window, stride = architecture.max_window, config.encoding.window, config.encoding.stride
+    raise_all(find_window_problems(window, longest, str(config.model)))
+    window = min(DEFAULT_WINDOW, longest or DEFAULT_WINDOW) if window is None else window
+    stride = window // 4 if stride is None else stride
+    if not 0 <= stride <= window // 2:
+        rule = f"0 to {window // 2}, half of the window"
+        raise EncodingError("the stride does not fit the window", where="`encoding.stride`", rule=rule, value=stride)
     corpus = PlannedCorpus(config.corpus, str(config.model), window, stride)
     with progress_console.status("counting the corpus …"):
         lengths, num_records, num_tags = corpus.count()

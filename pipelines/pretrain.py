@@ -24,7 +24,7 @@ from pipelines.folders import check_resumable, lock_folder, prepare_output_dir
 from pipelines.job import console, render_next, run_door, warn_of_idle
 from pipelines.ner.bundle import DEFAULT_WINDOW
 from pipelines.ner.encoders import SCRATCH, find_encoder, load_tokenizer
-from pipelines.ner.encoding import Encoder, EncodingError
+from pipelines.ner.encoding import Encoder, find_window_problems
 from pipelines.ner.errors import UserError, raise_all
 from pipelines.ner.model import ModelConfig, ModelError, get_max_window
 from pipelines.planning.running_cluster import read_running_cluster
@@ -242,7 +242,7 @@ def _find_encoder_problems(config: PretrainConfig) -> list[UserError]:
     """What the encoder is not, or cannot read; nothing of one that is yet to be made."""
     window = config.encoding.window
     if config.model.encoder == SCRATCH:
-        return _find_window_problems(window, 512, SCRATCH)
+        return find_window_problems(window, 512, SCRATCH)
     try:
         encoder = find_encoder(config.model.encoder)
         tokenizer = load_tokenizer(encoder)
@@ -253,20 +253,7 @@ def _find_encoder_problems(config: PretrainConfig) -> list[UserError]:
             Encoder(tokenizer, window=window, stride=0, splitter="whitespace")
     except UserError as error:
         return [error]
-    return problems + _find_window_problems(window, longest, config.model.encoder)
-
-
-def _find_window_problems(window: int | None, longest: int, name: str) -> list[UserError]:
-    if window is None or 8 <= window <= longest:
-        return []
-    return [
-        EncodingError(
-            "a window that the encoder cannot have",
-            where="`encoding.window`",
-            rule=f"8 to {longest} sub-tokens for `{name}`, special tokens included",
-            value=window,
-        )
-    ]
+    return problems + find_window_problems(window, longest, config.model.encoder)
 
 
 def _find_longest(encoder: str) -> int:

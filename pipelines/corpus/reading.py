@@ -71,7 +71,8 @@ def read_corpus(
 
     Args:
         patterns: split → paths, globs, folders or `hf:` ids.
-        split_off: split → share of the training documents that it is made of (by hash of the document's id).
+        split_off: split → share of the training documents that it is made of (by hash of the document's id, or
+            of what a record alone says).
         needs_gold: refuse records without gold.
 
     Raises:
@@ -240,8 +241,7 @@ def _build_block(
 ) -> pa.Table:
     split, folder = file["split"], os.path.join(os.path.dirname(file["path"]), "")
     records = to_table(kept)
-    # by a name that does not depend on where the file lies, or how it was given
-    splits = [_choose_split(record.doc_id.removeprefix(folder), split, split_off) for record in kept]
+    splits = [_choose_split(_name_document(record, folder), split, split_off) for record in kept]
     ok = [["kept"] * len(kept), [None] * len(kept), [None] * len(kept)]
     for (name, kind), values in zip(_STATUS, [splits, *ok], strict=True):
         records = records.append_column(name, pa.array(values, kind))
@@ -249,10 +249,29 @@ def _build_block(
     return pa.concat_tables([records, pa.Table.from_pylist(rows, schema=RAW_SCHEMA)], promote_options="default")
 
 
-def _choose_split(doc_id: str, split: str, split_off: dict[str, float]) -> str:
+def _name_document(record: Record, folder: str) -> str:
+    """What a document's split is chosen by: its id without the folder that it lies in; a record alone by what it says.
+
+    So copies of such a record come into one split.
+    """
+    if record.doc_id == record.record_id:
+        return _join_content(record.text, record.words)
+    return record.doc_id.removeprefix(folder)
+
+
+def _join_content(text: str | None, words: Sequence[str] | None) -> str:
+    return text if text is not None else "\x1f".join(words or ())
+
+
+def _hash(content: str) -> int:
+    """64 bits."""
+    return int.from_bytes(hashlib.blake2b(content.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
+def _choose_split(document: str, split: str, split_off: dict[str, float]) -> str:
     if split != "train" or not split_off:
         return split
-    place = int.from_bytes(hashlib.blake2b(doc_id.encode("utf-8", "replace"), digest_size=8).digest(), "big") / 2**64
+    place = _hash(document) / 2**64
     for name, fraction in split_off.items():
         if place < fraction:
             return name
@@ -273,9 +292,7 @@ def _summarize(table: pa.Table) -> dict[str, Any]:
             continue
         summary.ledger.num_kept += 1
         split, tags, spans, text = row["split"], row["tags"], row["spans"], row["text"]
-        content = text if text is not None else "\x1f".join(row["words"])
-        digest = hashlib.blake2b(content.encode("utf-8", "replace"), digest_size=8).digest()
-        hashes.setdefault(split, []).append(int.from_bytes(digest, "big"))
+        hashes.setdefault(split, []).append(_hash(_join_content(text, row["words"])))
         summary.num_texts += text is not None
         if tags is not None:
             summary.tags_seen += observe_tags(tags)

@@ -31,6 +31,20 @@ class EncodingError(UserError):
     """A window that the encoder cannot have, or a tokenizer that cannot be used."""
 
 
+def find_window_problems(window: int | None, longest: int, name: str) -> list[UserError]:
+    """What is wrong with a window for an encoder of that name, which reads so many sub-tokens (0: any number)."""
+    if window is None or 8 <= window <= (longest or window):
+        return []
+    return [
+        EncodingError(
+            "a window that the encoder cannot have",
+            where="`encoding.window`",
+            rule=f"8 to {longest} sub-tokens for `{name}`, special tokens included" if longest else "at least 8",
+            value=window,
+        )
+    ]
+
+
 @dataclass(frozen=True)
 class EncodingConfig:
     """How text becomes windows of sub-tokens."""

@@ -147,6 +147,15 @@ def test_splits_are_made_of_whole_documents_and_stay_the_same(tmp_path):
     assert 10 <= counts["test"] <= 30
 
 
+def test_copies_of_a_record_come_into_one_split_wherever_they_stand(tmp_path):
+    rows = [{"text": f"Ada {number % 100}", "entities": [[0, 3, "PER"]]} for number in range(300)]
+    files = [write_rows(tmp_path, f"{name}.jsonl", part) for name, part in (("a", rows[:150]), ("b", rows[150:]))]
+    found = [(row["text"], row["split"]) for row in rows_of(read(*files, split_off={"dev": 0.2, "test": 0.2}))]
+    assert len(found) == 300
+    assert len(set(found)) == 100
+    assert {split for _, split in found} == {"train", "dev", "test"}
+
+
 def test_records_without_gold_are_refused(tmp_path):
     path = write_rows(tmp_path, "a.jsonl", [{"text": "Ada"}, {"text": "Bern", "entities": [[0, 4, "LOC"]]}])
     with pytest.raises(CorpusError, match="1 records have no annotation"):

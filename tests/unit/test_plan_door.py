@@ -174,6 +174,21 @@ def test_histogram_that_is_none_is_refused(run, model, tmp_path, content, fact):
     assert fact in err
 
 
+@pytest.mark.parametrize(
+    ("flags", "facts"),
+    [
+        (["--encoding.window", 513], ["`encoding.window`", "8 to 512", "513"]),
+        (["--encoding.window", 0], ["`encoding.window`", "8 to 512"]),
+        (["--encoding.window", 64, "--encoding.stride", 33], ["`encoding.stride`", "0 to 32", "33"]),
+        (["--encoding.stride", -1], ["`encoding.stride`", "-1"]),
+    ],
+)
+def test_windows_that_training_would_refuse_are_refused(run, model, histogram, flags, facts):
+    code, _, err = run("--model", model, "--corpus", histogram, "--cluster", CLUSTER, *flags)
+    assert code == 2
+    assert [fact for fact in facts if fact not in err] == []
+
+
 def test_everything_left_out_is_told_at_once(run):
     code, _, err = run()
     assert code == 2
