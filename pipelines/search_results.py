@@ -66,7 +66,7 @@ def write_results(
     tuning |= {
         "search": asdict(search),
         "winner": winner.number,
-        "gain": describe_gain(leaders),
+        "gain": describe_gain(leaders, trials[0].plan.seed),
         "preset": preset,
         "test_f1": scores["strict"]["micro"]["f1"],
         "test_interval": scores["intervals"]["strict"]["micro"]["f1"],

@@ -159,8 +159,13 @@ def _rank_leaders(found: Sequence[Leader]) -> list[Leader]:
     return sorted(found, key=rank)
 
 
-def describe_gain(leaders: Sequence[Leader]) -> str:
-    """A sentence on how much the winner is better than the recipe as it is, by the seeds that both have."""
+def describe_gain(leaders: Sequence[Leader], seed: int) -> str:
+    """A sentence on how much the winner is better than the recipe as it is, by the seeds that both have.
+
+    Args:
+        seed: that of the search. It counts only where there is no other: the best of many trials with one seed owes a
+            part of its score to luck with that seed.
+    """
     winner = leaders[0]
     base = next((leader for leader in leaders if leader.is_recipe), None)
     if base is None:
@@ -168,21 +173,18 @@ def describe_gain(leaders: Sequence[Leader]) -> str:
     if base is winner:
         return "No trial was better than the recipe as it is."
     scores = {run.seed: run.f1 for run in base.runs}
-    pairs = [(run.f1, scores[run.seed]) for run in winner.runs if run.seed in scores]
-    gains = [100 * (ours - theirs) for ours, theirs in pairs or [(winner.mean_f1, base.mean_f1)]]
+    pairs = {run.seed: (run.f1, scores[run.seed]) for run in winner.runs if run.seed in scores}
+    others = [pair for one, pair in pairs.items() if one != seed]
+    gains = [100 * (ours - theirs) for ours, theirs in others or pairs.values() or [(winner.mean_f1, base.mean_f1)]]
     gain = mean(gains)
+    told = f"On dev, trial {winner.number} has {gain:+.1f} points of F1 over the recipe as it is,"
     if len(gains) < 2:
-        return (
-            f"On dev, trial {winner.number} has {gain:+.1f} points of F1 over the recipe as it is, by one seed: it may "
-            "be noise."
-        )
+        by = "a seed other than the search's" if others else "the search's seed" if pairs else "different seeds"
+        return f"{told} by {by}: it may be noise."
     error = stdev(gains) / len(gains) ** 0.5
     bound = error * T_95[min(len(gains) - 1, len(T_95)) - 1]
     verdict = "more than the seeds differ by" if gain > bound else "no more than the seeds differ by"
-    return (
-        f"On dev, trial {winner.number} has {gain:+.1f} points of F1 over the recipe as it is, over {len(gains)} seeds "
-        f"(standard error {error:.1f}): {verdict}."
-    )
+    return f"{told} over {len(gains)} seeds other than the search's (standard error {error:.1f}): {verdict}."
 
 
 def find_front(trials: Sequence[Trial], cost: str) -> list[Trial]:

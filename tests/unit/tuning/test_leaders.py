@@ -68,7 +68,7 @@ def test_recipe_that_was_no_trial_is_compared_with_nevertheless(journals):
         (0, 0.6, False),
         (UNTRIED, 0.55, True),
     ]
-    assert "+5.0 points" in describe_gain(found)
+    assert "+5.0 points" in describe_gain(found, 1)
 
 
 def test_leader_whose_last_seed_was_cut_is_compared_by_those_that_all_have(journals):
@@ -89,8 +89,18 @@ def make_leader(number, *scores):
 
 
 def test_gain_by_one_seed_is_of_the_seed_that_both_have():
-    assert "+6.0 points of F1 over the recipe as it is, by one seed" in describe_gain(
-        [make_leader(1, 0.60), make_leader(0, 0.54, 0.40)]
+    told = describe_gain([make_leader(1, 0.60), make_leader(0, 0.54, 0.40)], 1)
+    assert "+6.0 points of F1 over the recipe as it is, by the search's seed: it may be noise" in told
+
+
+def test_gain_leaves_out_the_seed_by_which_the_winner_was_chosen_among_many():
+    leaders = [make_leader(1, 0.60, 0.52, 0.53), make_leader(0, 0.50, 0.51, 0.52)]
+    assert "+1.0 points of F1 over the recipe as it is, over 2 seeds other than the search's" in describe_gain(
+        leaders, 1
+    )
+    assert "+4.0 points" in describe_gain([make_leader(1, 0.60, 0.55), make_leader(0, 0.50, 0.51)], 1)
+    assert "by a seed other than the search's: it may be noise" in describe_gain(
+        [make_leader(1, 0.60, 0.55), make_leader(0, 0.50, 0.51)], 1
     )
 
 
@@ -105,7 +115,7 @@ def test_gain_by_one_seed_is_of_the_seed_that_both_have():
 )
 def test_gain_is_more_than_noise_by_the_t_test_of_so_few_seeds(gains, is_more):
     assert (ttest_rel([0.5 + gain for gain in gains], [0.5] * len(gains)).pvalue < 0.05) == is_more
-    told = describe_gain([make_leader(1, *(0.5 + gain for gain in gains)), make_leader(0, *[0.5] * len(gains))])
+    told = describe_gain([make_leader(1, *(0.5 + gain for gain in gains)), make_leader(0, *[0.5] * len(gains))], 0)
     assert told.endswith("more than the seeds differ by.")
     assert told.endswith("no more than the seeds differ by.") != is_more
 
@@ -132,7 +142,7 @@ def test_winner_is_the_best_over_seeds_not_the_luckiest(journals):
     assert leaders[0].mean_f1 == pytest.approx(0.575)
     assert leaders[0].best_run.seed == 1
     assert leaders[0].best_run.folder == search.find(2)
-    assert "over the recipe as it is, over 2 seeds" in describe_gain(leaders)
+    assert "+6.0 points of F1 over the recipe as it is, by a seed other than the search's" in describe_gain(leaders, 1)
 
 
 def test_gain_within_the_seeds_spread_is_told_as_such(journals):
@@ -144,7 +154,7 @@ def test_gain_within_the_seeds_spread_is_told_as_such(journals):
     write_trial(repeats, {}, [0.50], FINISHED, seed=3)
     write_trial(repeats, {"a": 1}, [0.56], FINISHED, seed=3)
     leaders = gather_leaders(choose_leaders(search.read_all(), 1), [1, 2, 3], search, repeats)
-    assert describe_gain(leaders).endswith("no more than the seeds differ by.")
+    assert describe_gain(leaders, 1).endswith("no more than the seeds differ by.")
 
 
 def test_recipe_that_wins_is_told(journals):
@@ -152,7 +162,7 @@ def test_recipe_that_wins_is_told(journals):
     write_trial(search, {}, [0.50], FINISHED)
     write_trial(search, {"a": 1}, [0.40], FINISHED)
     leaders = gather_leaders(choose_leaders(search.read_all(), 1), [1], search, None)
-    assert describe_gain(leaders) == "No trial was better than the recipe as it is."
+    assert describe_gain(leaders, 1) == "No trial was better than the recipe as it is."
 
 
 def test_leader_stopped_early_is_taken_from_its_whole_repeat(journals):

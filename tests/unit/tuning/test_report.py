@@ -43,7 +43,7 @@ def tuning(tmp_path):
         phases_s={"reading": 3.0},
     )
     return found | {
-        "gain": describe_gain(leaders),
+        "gain": describe_gain(leaders, 1),
         "preset": "model:\n  head: <crf>\n",
         "figures": [("dev F1 of the winner", "60.0", "one seed")],
         "notes": ["Mind <this>."],
