@@ -5,11 +5,11 @@
 WNUT-17's train split is cut down to some percent of its documents (by a hash of their ids with the seed, a smaller part
 within a larger one); dev and test stay whole, which real low-resource work would not have: the epoch is chosen on more
 documents than are trained on. Siblings are made from that part alone. All runs of a part read about as many sub-tokens,
-with siblings or without, so that what they gain is not a longer training. Each run is in bf16, with one thread, in a
-process of its own and without Ray, on the code that `rayner prepare` runs. Runs that are in
-`benchmarks/results/augmentation.json` are not done again; the file is written after every run. Differences to the same
-seeds without augmentation are tested by a paired bootstrap over the test documents. Writes the table of README.md and
-the plot at the end.
+with siblings or without, so that what they gain is not a longer training. Each run is in fp32, which is the same on
+every machine, with one thread, in a process of its own and without Ray, on the code that `rayner prepare` runs. Runs
+that are in `benchmarks/results/augmentation.json` are not done again; the file is written after every run. Differences
+to the same seeds without augmentation are tested by a paired bootstrap over the test documents. Writes the table of
+README.md and the plot at the end.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from benchmarks.quality import CORPORA, DEFAULTS, Bench, Run, compare, fit, prepare
+from benchmarks.quality import CORPORA, Bench, Run, compare, fit, prepare
 from benchmarks.tables import README, put_table
 from pipelines.corpus.augmentation.config import TECHNIQUES, AugmentationConfig
 from pipelines.corpus.augmentation.pools import Counts
@@ -45,6 +45,8 @@ RESULTS = Path(__file__).parent / "results" / "augmentation.json"
 PLOT = RESULTS.with_suffix(".svg")
 CORPUS = "wnut17"
 NONE, PRESET = "none", "preset augmented"
+FP32 = "fp32"
+"""The recipe of `benchmarks.quality` that all runs are."""
 CHINESE = ("width_forms", "script_forms")
 RECIPES: dict[str, list[str]] = {
     NONE: [],
@@ -118,7 +120,7 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], shards: Path
 def run_recipe(shards: Path, percent: int, recipe: str, seed: int) -> Run:
     """Train on a part of the corpus and its siblings."""
     torch.set_num_threads(1)
-    bench = Bench(shards, DEFAULTS, seed)
+    bench = Bench(shards, FP32, seed)
     corpus = ["--corpus.train", "x"]
     config = parse_settings("train", TrainConfig, [*RECIPES[recipe], *corpus], "").corpus.augmentation
     part = take_part(read_split(shards, "train"), percent, seed)
@@ -138,7 +140,7 @@ def run_recipe(shards: Path, percent: int, recipe: str, seed: int) -> Run:
         "passes": repeats * num_epochs,
         "batch_tokens": batch_tokens,
     }
-    return bench.report(model, DEFAULTS) | facts
+    return bench.report(model, FP32) | facts
 
 
 def take_part(records: pa.Table, percent: int, seed: int) -> pa.Table:
