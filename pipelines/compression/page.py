@@ -41,7 +41,22 @@ def render_markdown(result: Mapping[str, Any], title: str) -> str:
 
 
 def describe(result: Mapping[str, Any]) -> str:
-    """What came of it, in a sentence."""
+    """What came of it: a sentence, and one on each int8 form that is not what its variant computes with here."""
+    return " ".join(filter(None, [_describe_choice(result), *map(_describe_idle_int8, result["variants"])]))
+
+
+def _describe_idle_int8(variant: Variant) -> str:
+    left_out = (variant["details"] or {}).get("left_out")
+    if left_out is None or variant["precision"] == "int8":
+        return ""
+    told = f"{variant['name']} is computed in {variant['precision']} here, not in int8"
+    if not left_out:
+        return f"{told}."
+    num_layers = len(variant["details"]["layers"])
+    return f"{told}: {len(left_out)} of {num_layers} layers are left out for what they would cost."
+
+
+def _describe_choice(result: Mapping[str, Any]) -> str:
     start, chosen = (find_variant(result, result[name]) for name in ("start", "chosen"))
     if chosen is start:
         if any(one["verdict"] and one["verdict"]["passes"] for one in result["variants"]):

@@ -5,7 +5,7 @@ import torch
 
 from pipelines.compression.config import Tolerance
 from pipelines.compression.int8_settings import QuantizationConfig
-from pipelines.compression.page import list_tables, render_html, render_markdown
+from pipelines.compression.page import describe, list_tables, render_html, render_markdown
 from pipelines.compression.steps import Recipe
 from pipelines.evaluation.metrics import Scored
 from pipelines.ner.bundle import load_bundle
@@ -46,6 +46,23 @@ def test_runtimes_of_variants_and_of_an_int8_form_are_told():
     assert title == "1-int8: the layers, computed by the runtime `openvino`"
     for page in (render_html(result, "small"), render_markdown(result, "small")):
         assert all(fact in page for fact in (title, "packed bf16", "openvino int8"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "left_out", "told"),
+    [
+        ("fp32", ["layer.0.feed"], "1-int8 is computed in fp32 here, not in int8: 1 of 1 layers are left out for what"),
+        ("bf16", [], "1-int8 is computed in bf16 here, not in int8."),
+        ("int8", ["layer.0.feed"], ""),
+    ],
+)
+def test_int8_form_that_is_of_no_use_here_is_told(precision, left_out, told):
+    variants = [make_variant("start", "packed", "fp32")]
+    variants += [make_variant("1-int8", "packed", precision, LAYERS | {"left_out": left_out})]
+    result = {"start": "start", "chosen": "1-int8", "variants": variants, "not_made": {}, "facts": {}}
+    [_, rest] = describe(result).split("points.")
+    assert rest.strip().startswith(told)
+    assert bool(rest.strip()) == bool(told)
 
 
 def test_details_of_an_older_run_name_no_runtime():
