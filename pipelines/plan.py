@@ -22,13 +22,13 @@ from pipelines.job import console, progress_console, render_next, run_door, warn
 from pipelines.ner.encoding import EncodingConfig, EncodingError, find_window_problems
 from pipelines.ner.errors import UserError, find_wrong_values, raise_all
 from pipelines.plan_view import print_plan
-from pipelines.planned_corpus import PlannedCorpus
+from pipelines.planned_corpus import PlannedCorpus, find_longest
 from pipelines.planning.architecture import Architecture, read_architecture
 from pipelines.planning.cost import count_parameters
 from pipelines.planning.descriptions import EXAMPLE, parse_cluster
 from pipelines.planning.inference_plans import plan_prediction, plan_serving
 from pipelines.planning.inventory import Inventory, set_price
-from pipelines.planning.lengths import Lengths
+from pipelines.planning.lengths import SPECIAL_TOKENS, Lengths
 from pipelines.planning.manifests import read_manifest
 from pipelines.planning.plans import TASKS, Limits, Plan
 from pipelines.planning.running_cluster import read_running_cluster, read_this_machine, request_nodes
@@ -99,12 +99,12 @@ def run(config: PlanConfig) -> None:
     raise_all(_find_problems(config))
     warn_of_idle(_find_idle(config))
     architecture = read_architecture(str(config.model)) if config.model else None
+    encoding = _resolve_window(config, architecture) if architecture else None
     if config.calibrate:
         _calibrate(config.training.precision)
-        if architecture is None:
-            return
-    assert architecture is not None
-    lengths, num_tags = _read_lengths(config, architecture)
+    if architecture is None or encoding is None:
+        return
+    lengths, num_tags = _read_lengths(config, *encoding)
     address = _find_address(config)
     if address is None:
         plan = _plan(config, architecture, lengths, num_tags, _read_inventory(config))
@@ -169,15 +169,21 @@ def _may_take_gpus(config: PlanConfig) -> bool:
     return config.inference.device != "cpu" and config.actors.gpus_per_actor != 0
 
 
-def _read_lengths(config: PlanConfig, architecture: Architecture) -> tuple[Lengths, int]:
-    """The lengths of windows, and the number of tags."""
+def _resolve_window(config: PlanConfig, architecture: Architecture) -> tuple[int, int]:
+    """Window and stride, defaults filled in. Raises EncodingError for what training would refuse."""
     longest, window, stride = architecture.max_window, config.encoding.window, config.encoding.stride
+    longest = find_longest(str(config.model), longest)
     raise_all(find_window_problems(window, longest, str(config.model)))
     window = min(DEFAULT_WINDOW, longest or DEFAULT_WINDOW) if window is None else window
-    stride = window // 4 if stride is None else stride
-    if not 0 <= stride <= window // 2:
-        rule = f"0 to {window // 2}, half of the window"
+    stride, most = window // 4 if stride is None else stride, (window - SPECIAL_TOKENS) // 2
+    if not 0 <= stride <= most:
+        rule = f"0 to {most}, half of the room in a window of {window}"
         raise EncodingError("the stride does not fit the window", where="`encoding.stride`", rule=rule, value=stride)
+    return window, stride
+
+
+def _read_lengths(config: PlanConfig, window: int, stride: int) -> tuple[Lengths, int]:
+    """The lengths of windows, and the number of tags."""
     corpus = PlannedCorpus(config.corpus, str(config.model), window, stride)
     with progress_console.status("counting the corpus …"):
         lengths, num_records, num_tags = corpus.count()

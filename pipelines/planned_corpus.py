@@ -1,6 +1,7 @@
 """The lengths that a plan reckons with: of files, of prepared shards, or of a histogram that somebody else counted."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from pipelines.settings import ConfigError
 
 LEAST_VOCABULARY = 100
 CHARACTERS_PER_TOKEN = 4
+NO_TOKENIZER = (EncoderError, OSError, ValueError, KeyError)
+"""What loading one raises where a model has none here."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,17 @@ class PlannedCorpus:
             if len(tokenizer) < LEAST_VOCABULARY:  # what is made of a configuration without a vocabulary
                 raise ValueError("no vocabulary")
             return Encoder(tokenizer, window=self.window, stride=0, splitter="unicode").count_tokens
-        except (EncoderError, OSError, ValueError, KeyError):
+        except NO_TOKENIZER:
             progress_console.print("[yellow]![/] the model has no tokenizer here: four characters count as a sub-token")
             return lambda words: sum(max(1, round(len(word) / CHARACTERS_PER_TOKEN)) for word in words)
+
+
+def find_longest(model: str, longest: int) -> int:
+    """Sub-tokens that an encoder which reads so many (0: any number) takes with its tokenizer, where that is here."""
+    try:
+        return int(min(longest or sys.maxsize, load_tokenizer(find_encoder(model)).model_max_length))
+    except NO_TOKENIZER:
+        return longest
 
 
 def _read_histogram(path: Path) -> dict[str, int] | None:

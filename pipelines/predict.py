@@ -114,7 +114,7 @@ def run(config: PredictConfig, load: LoadEngine = load_engine) -> None:
     folder = prepare_output_dir(config.output_dir)
     with lock_folder(folder):
         reader = _build_reader(config)
-        paths = list(dict.fromkeys(file["path"] for file in find_all_files({"input": config.input})))
+        paths = list(dict.fromkeys(file["path"] for file in find_all_files({"input": config.input}, reader.format)))
         settings = _identify(config, reader, paths)
         check_inputs_stay(folder, config)
         check_resumable(folder, settings, config.fresh)

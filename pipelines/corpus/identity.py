@@ -83,7 +83,7 @@ def identify_corpus(corpus: CorpusConfig | TextConfig, more: Sequence[str] = ())
                 return sidecar
             found = [("shards", sidecar)]
         here = [(split, one) for split, one in patterns if not is_uri(one) and not one.startswith(PREFIX)]
-        files = [(split, path) for split, one in here for path in find_files([one])]
+        files = [(split, path) for split, one in here for path in find_files([one], corpus.reader.format)]
         whole = [(split, Path(part)) for split, path in files for part in sorted({path, find_text(path)})]
         found += [(split, _hash_file(path)) for split, path in whole if path.is_file()]
     except (OSError, CorpusError):  # which reading tells of

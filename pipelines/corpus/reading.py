@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from pipelines.corpus.formats.files import drop_repeats, find_files, read_records
-from pipelines.corpus.formats.options import FormatOptions
+from pipelines.corpus.formats.options import Format, FormatOptions
 from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import RECORD_SCHEMA, CorpusError, Record, to_table
 from pipelines.corpus.summary import SHOWN_SOURCES, Summary
@@ -94,7 +94,7 @@ def read_raw(
     patterns: Mapping[str, Sequence[str]], reader: FormatOptions, split_off: Mapping[str, float] | None = None
 ) -> ray.data.Dataset:
     """All rows of the files, also those that tell of a rejection; nothing is read yet. Raises CorpusError."""
-    files = find_all_files(patterns)
+    files = find_all_files(patterns, reader.format)
     settings: dict[str, Any] = {"reader": replace(reader, extra_columns=()), "split_off": dict(split_off or {})}
     settings["folder"] = os.getcwd()
     raw = ray.data.from_items(files, override_num_blocks=min(len(files), MAX_BLOCKS))
@@ -187,7 +187,7 @@ def choose_scheme(summary: Summary, scheme: str) -> str:
     return found
 
 
-def find_all_files(patterns: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+def find_all_files(patterns: Mapping[str, Sequence[str]], file_format: Format = "auto") -> list[dict[str, str]]:
     """`path` and `split` of every file that the patterns mean. Raises CorpusError, or several at once."""
     errors: list[UserError] = []
     files = []
@@ -195,10 +195,10 @@ def find_all_files(patterns: Mapping[str, Sequence[str]]) -> list[dict[str, str]
         found: list[str] = []
         for name in names:
             try:
-                found += find_files([name])
+                found += find_files([name], file_format)
             except CorpusError as error:
                 errors.append(error)
-        files += [{"path": path, "split": split} for path in drop_repeats(found)]
+        files += [{"path": path, "split": split} for path in drop_repeats(found, file_format)]
     raise_all(errors)
     return files
 

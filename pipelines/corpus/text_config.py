@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.corpus.formats.brat import find_text
 from pipelines.corpus.formats.options import FormatOptions
 from pipelines.corpus.packing import PACKINGS
 from pipelines.corpus.reading import find_all_files
@@ -52,12 +53,12 @@ class TextConfig:
     def find_file_problems(self) -> list[UserError]:
         """Files that are not there, and local ones that are empty."""
         try:
-            files = find_all_files(self.list_patterns())
+            files = find_all_files(self.list_patterns(), self.reader.format)
         except UserErrors as errors:
             return errors.errors
         except UserError as error:
             return [error]
-        paths = [Path(file["path"]) for file in files]
+        paths = [Path(find_text(file["path"])) for file in files]
         return [
             CorpusError("the file is empty", where=str(path), rule="a file holds at least one document")
             for path in paths

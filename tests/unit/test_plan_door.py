@@ -1,6 +1,7 @@
 """`rayner plan`: a plan that can be read and parsed, without Ray; and one clear error for each mistake."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -179,7 +180,7 @@ def test_histogram_that_is_none_is_refused(run, model, tmp_path, content, fact):
     [
         (["--encoding.window", 513], ["`encoding.window`", "8 to 512", "513"]),
         (["--encoding.window", 0], ["`encoding.window`", "8 to 512"]),
-        (["--encoding.window", 64, "--encoding.stride", 33], ["`encoding.stride`", "0 to 32", "33"]),
+        (["--encoding.window", 64, "--encoding.stride", 33], ["`encoding.stride`", "0 to 31", "33"]),
         (["--encoding.stride", -1], ["`encoding.stride`", "-1"]),
     ],
 )
@@ -187,6 +188,19 @@ def test_windows_that_training_would_refuse_are_refused(run, model, histogram, f
     code, _, err = run("--model", model, "--corpus", histogram, "--cluster", CLUSTER, *flags)
     assert code == 2
     assert [fact for fact in facts if fact not in err] == []
+
+
+def test_window_is_no_longer_than_the_tokenizer_takes(run, histogram, tiny_encoder, tmp_path):
+    folder = shutil.copytree(tiny_encoder, tmp_path / "short")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 128}))
+    command = ["--model", folder, "--corpus", histogram, "--cluster", CLUSTER]
+    code, _, err = run(*command, "--encoding.window", 129)
+    assert code == 2
+    assert "8 to 128" in err
+    output = tmp_path / "plan.json"
+    assert run(*command, "--output", output)[0] == 0
+    assert json.loads(output.read_text())["request"]["longest_window"] == 128
 
 
 def test_everything_left_out_is_told_at_once(run):

@@ -14,15 +14,16 @@ from pipelines.corpus.records import CorpusError, EmptyFile
 BRAT_EXTENSION = ".ann"
 
 _NAME = re.compile(r"\.ann(?=(\.(gz|zstd?))?$)", re.IGNORECASE)
-_MENTION = re.compile(r"T\S*\t(\S+) (\d+ \d+(?:;\d+ \d+)*)(?:\t(.*))?")
-_OTHERS = tuple("REAMN#*")
-"""First characters of relations, events, attributes, normalizations, notes and equivalences."""
+_PIECE = r"\d{1,9} \d{1,9}"
+_MENTION = re.compile(rf"T\S*\t(\S+) ({_PIECE}(?:;{_PIECE})*)(?:\t(.*))?")
+_OTHER = re.compile(r"[REAMN]\S*\t|\*\t|#")
+"""How relations, events, attributes, normalizations, equivalences and notes begin."""
 
 
 def find_text(path: str) -> str:
     """The text that a file of annotations belongs to."""
     name, mark, query = path.partition("?") if is_uri(path) else (path, "", "")
-    return _NAME.sub(".txt", name) + mark + query
+    return _NAME.sub(lambda found: ".TXT" if found[0].isupper() else ".txt", name) + mark + query
 
 
 def read_brat(path: str, options: FormatOptions) -> Found:
@@ -31,6 +32,13 @@ def read_brat(path: str, options: FormatOptions) -> Found:
     Raises RowError for a mention in several pieces with text between them, and for lines that are no annotations;
     CorpusError where the text is missing.
     """
+    if find_text(path) == path:
+        raise CorpusError(
+            "the file cannot be BRAT's",
+            where=path,
+            rule="annotations are in a file that ends in `.ann`, beside the `.txt` that they are of",
+            remedy="name those, or leave `reader.format` out",
+        )
     text = _read_text_of(path)
     return annotate(text, lambda: _read_mentions(path, text), f"{path}:1", path, options)
 
@@ -38,6 +46,8 @@ def read_brat(path: str, options: FormatOptions) -> Found:
 def _read_text_of(path: str) -> str:
     try:
         return read_text(find_text(path))
+    except EmptyFile as error:
+        raise RowError("no_text", f"`{find_text(path)}` is empty") from error
     except CorpusError as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
@@ -57,7 +67,7 @@ def _read_mentions(path: str, text: str) -> list[dict[str, Any]]:
         return []
     found = []
     for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith(_OTHERS):
+        if not line.strip() or _OTHER.match(line):
             continue
         mention = _MENTION.fullmatch(line)
         if not mention:

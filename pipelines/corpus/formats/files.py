@@ -36,18 +36,20 @@ SAMPLE_PREFIX = "sample:"
 SAMPLE_FOLDER = Path(__file__).parents[2] / "sample"
 
 
-def find_files(patterns: Sequence[str]) -> list[str]:
+def find_files(patterns: Sequence[str], file_format: Format = "auto") -> list[str]:
     """The files that patterns mean, each once, in the order given (sorted within a folder or glob).
 
     A pattern is a file, a glob, a folder (searched to its depths for known extensions), `sample:` or `sample:name` for
     the corpus inside this package, a folder of `save_to_disk`, `hf:name[:config][:split]`, or a file, folder or
-    glob on another file system (`s3://bucket/part-*/*.jsonl.zst`). Raises CorpusError for a pattern that means nothing.
+    glob on another file system (`s3://bucket/part-*/*.jsonl.zst`). Of a text and BRAT's annotations of it, the latter
+    stand for both, or the text alone where another format is asked for. Raises CorpusError for a pattern that means
+    nothing.
     """
     found: list[str] = []
     for pattern in patterns:
         with explain_damage(pattern):
             found += _find(pattern)
-    return drop_repeats(found)
+    return drop_repeats(found, file_format)
 
 
 def locate_files(pattern: str) -> str:
@@ -59,16 +61,16 @@ def locate_files(pattern: str) -> str:
     return os.path.join(here if os.path.exists(path) else glob.escape(here), path)
 
 
-def drop_repeats(paths: Iterable[str]) -> list[str]:
-    """The first path of each file, whatever links or dots the others have on their way to it.
-
-    Without the texts of which BRAT's annotations are among the files: they are read with these.
-    """
-    first: dict[str, str] = {}
+def drop_repeats(paths: Iterable[str], file_format: Format = "auto") -> list[str]:
+    """The first path of each file, whatever links or dots the others have on their way to it; one of BRAT's pairs."""
+    first: dict[tuple[str, str], str] = {}
     for path in paths:
-        first.setdefault(path if is_uri(path) else os.path.realpath(path), path)
-    texts = {find_text(path) for path in first if get_extension(path) == BRAT_EXTENSION}
-    return [path for whole, path in first.items() if whole not in texts]
+        first.setdefault((_find_real(path), _find_real(find_text(path))), path)
+    alone = {file for file, text in first if file == text}
+    texts = {text for file, text in first if file != text}
+    if file_format in ("auto", "brat"):
+        return [path for (file, text), path in first.items() if file != text or file not in texts]
+    return [path for (file, text), path in first.items() if file == text or text not in alone]
 
 
 def detect_format(path: str, options: FormatOptions | None = None) -> Format:
@@ -200,6 +202,10 @@ def _walk(folder: str) -> list[str]:
             tops += sorted(path for name in folders if os.path.islink(path := os.path.join(parent, name)))
             found += [os.path.join(parent, name) for name in (*datasets, *filter(is_corpus_name, names))]
     return sorted(found)
+
+
+def _find_real(path: str) -> str:
+    return path if is_uri(path) else os.path.realpath(path)
 
 
 def _raise(error: OSError) -> None:

@@ -14,8 +14,9 @@ from pipelines.corpus.records import Record
 
 PUBTATOR_EXTENSION = ".pubtator"
 
-_PASSAGE = re.compile(r"([^|\t]+)\|([ta])\|(.*)")
-_TITLE = re.compile(r"[^|\t]+\|t\|")
+_PASSAGE = re.compile(r"([^|\s]+)\|([ta])\|(.*)")
+_TITLE = re.compile(r"[^|\s]+\|t\|")
+_OFFSET = re.compile(r"\d{1,9}")
 _LEAST = 5
 """Columns of a mention: the document's id, start, end, the words, the label."""
 
@@ -58,7 +59,7 @@ def _split_documents(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 
 def _read(lines: list[str], position: str, options: FormatOptions | None) -> Found:
     passages: dict[str, str] = {}
-    mentions: list[dict[str, Any]] = []
+    rows: list[list[str]] = []
     ids = set()
     for line in lines:
         passage = _PASSAGE.fullmatch(line)
@@ -70,8 +71,7 @@ def _read(lines: list[str], position: str, options: FormatOptions | None) -> Fou
             passages[passage[2]] = passage[3]
         elif len(columns) > 1:
             ids.add(columns[0])
-            if columns[1].strip().isdecimal():
-                mentions.append(_read_mention(columns, line))
+            rows.append(columns)
         else:
             raise RowError("bad_annotation", f"neither a passage nor columns between tabs: {line!r:.80}")
     if len(ids) > 1:
@@ -79,11 +79,18 @@ def _read(lines: list[str], position: str, options: FormatOptions | None) -> Fou
     if not passages:
         raise RowError("no_text", "the document has neither a title, `|t|`, nor an abstract, `|a|`")
     text = " ".join(passages[kind] for kind in "ta" if kind in passages)
-    return annotate(text, lambda: mentions, position, ids.pop(), options or FormatOptions())
+    return annotate(text, lambda: _read_mentions(rows), position, ids.pop(), options or FormatOptions())
 
 
-def _read_mention(columns: list[str], line: str) -> dict[str, Any]:
-    if len(columns) < _LEAST or not columns[2].strip().isdecimal():
-        raise RowError("bad_annotation", f"a mention has an id, start, end, its words and a label, not {line!r:.80}")
-    _, start, end, words, label = columns[:_LEAST]
-    return {"start": int(start), "end": int(end), "label": label, "text": words}
+def _read_mentions(rows: list[list[str]]) -> list[dict[str, Any]]:
+    """Those of the rows that are mentions; the others tell of a relation, whose name is the second column."""
+    found = []
+    for columns in rows:
+        if columns[1][:1].isalpha():
+            continue
+        if len(columns) < _LEAST or not all(_OFFSET.fullmatch(one.strip()) for one in columns[1:3]):
+            detail = f"a mention has an id, start, end, its words and a label, not {columns!r:.100}"
+            raise RowError("bad_annotation", detail)
+        _, start, end, words, label = columns[:_LEAST]
+        found.append({"start": int(start), "end": int(end), "label": label, "text": words})
+    return found

@@ -10,6 +10,7 @@ from pipelines.corpus.formats.brat import find_text
 from pipelines.corpus.formats.files import FormatOptions, find_files, read_records
 from pipelines.corpus.ledger import LedgerEntry
 from pipelines.corpus.records import CorpusError
+from pipelines.corpus.text_config import TextConfig
 from pipelines.ner.entities import Span
 
 TEXT = "Angela Merkel visited\nNew\r\nYork 🗽 and Utrecht.\n"
@@ -65,6 +66,8 @@ def test_text_without_mentions_is_one_without_entities(read, annotations):
         ("T1\tPerson 0 13\tAngela Merkel\nT2\tName 0 6\tAngela\n", "overlapping_spans", "`Name` 0..6"),
         ("\nT1 Person 0 13 Angela Merkel\n", "bad_annotation", "line 2"),
         ("<GateDocument>\n", "bad_annotation", "<GateDocument>"),
+        ("A line of no kind\n", "bad_annotation", "A line of no kind"),
+        (f"T1\tPerson 0 {'9' * 5000}\tAngela\n", "bad_annotation", "T1"),
     ],
 )
 def test_what_is_no_range_of_the_text_rejects_the_document(read, annotations, reason, told):
@@ -79,6 +82,44 @@ def test_nested_mentions_leave_the_longest_on_request(read):
     assert isinstance(dropped, LedgerEntry)
     assert (dropped.outcome, dropped.detail) == ("repaired", "`Name` 0..6 was dropped: `Person` 0..13 is kept")
     assert record.spans == SPANS
+
+
+def test_pieces_that_touch_are_one_mention(read):
+    [record] = read("T1\tPerson 0 3;3 6\tAng ela\n")
+    assert record.spans == [Span(0, 6, "Person")]
+
+
+def test_empty_text_rejects_its_document_alone(read):
+    [entry] = read("", text="")
+    assert (entry.outcome, entry.reason) == ("rejected", "no_text")
+
+
+def test_annotations_without_their_extension_are_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("Ada is here.\n")
+    with pytest.raises(CorpusError, match="the file cannot be BRAT's"):
+        list(read_records(str(path), FormatOptions(format="brat")))
+
+
+def test_links_to_one_store_are_read_as_what_they_are_called(tmp_path):
+    """As caches have them: the names lead to contents, and all empty annotations to one."""
+    store, folder = tmp_path / "store", tmp_path / "corpus"
+    store.mkdir()
+    folder.mkdir()
+    for name, content in (("0", ""), ("1", "Ada in Oslo"), ("2", "Bob in Rome")):
+        (store / name).write_text(content)
+    for name, target in (("a.ann", "0"), ("a.txt", "1"), ("b.ann", "0"), ("b.txt", "2")):
+        (folder / name).symlink_to(store / target)
+    found = find_files([str(folder)])
+    assert found == [str(folder / "a.ann"), str(folder / "b.ann")]
+    assert [record.text for path in found for record in read_records(path)] == ["Ada in Oslo", "Bob in Rome"]
+
+
+def test_another_format_reads_the_texts_and_not_the_annotations(tmp_path):
+    for name in ("a.ann", "a.txt", "b.txt"):
+        (tmp_path / name).write_text("T1\tPer 0 3\tAda\n" if name == "a.ann" else "Ada\n")
+    assert find_files([str(tmp_path)], "text") == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
+    assert find_files([str(tmp_path)], "brat") == [str(tmp_path / "a.ann"), str(tmp_path / "b.txt")]
 
 
 def test_missing_text_is_told_with_its_name(tmp_path):
@@ -109,7 +150,7 @@ def test_folder_and_glob_give_each_document_once_and_texts_alone_as_they_are(tmp
     ("path", "text"),
     [
         ("x.ann/a.ann", "x.ann/a.txt"),
-        ("a.ANN", "a.txt"),
+        ("a.ANN", "a.TXT"),
         ("a.ann.zst", "a.txt.zst"),
         ("s3://bucket/a.ann?region=x.ann", "s3://bucket/a.txt?region=x.ann"),
         ("a.annual.txt", "a.annual.txt"),
@@ -133,3 +174,12 @@ def test_any_mentions_come_back_as_they_were_written(tmp_path_factory, mentions)
     (folder / "a.ann").write_text("".join(lines), encoding="utf-8", newline="")
     [record] = read_records(str(folder / "a.ann"))
     assert (record.text, record.spans) == (text, spans)
+
+
+def test_text_that_nobody_marked_is_no_empty_file_for_pretraining(tmp_path):
+    (tmp_path / "a.ann").write_text("")
+    (tmp_path / "a.txt").write_text("Ada in Oslo")
+    assert TextConfig(train=[str(tmp_path)]).find_file_problems() == []
+    (tmp_path / "a.txt").write_text("")
+    [problem] = TextConfig(train=[str(tmp_path)]).find_file_problems()
+    assert problem.where == str(tmp_path / "a.txt")

@@ -3,7 +3,7 @@
 import pytest
 
 from pipelines.corpus.formats.files import FormatOptions, read_records
-from pipelines.corpus.formats.pubtator import read_pubtator
+from pipelines.corpus.formats.pubtator import looks_like_pubtator, read_pubtator
 from pipelines.ner.entities import Span
 
 FIRST = [
@@ -49,6 +49,10 @@ def test_document_may_have_a_title_alone():
         ([*FIRST[:3], "10021369\t0\t8\tGout and\tGene"], "overlapping_spans", "`Disease` 0..4"),
         ([*FIRST[:2], "10021369\t0\t999\tGout\tDisease"], "span_outside_text", "0..999"),
         ([*FIRST[:2], "10021369\t0\t4\tGout\t "], "empty_label", "0..4"),
+        ([*FIRST[:2], "10021369\t0,9\t4,12\tGout\tDisease"], "bad_annotation", "0,9"),
+        ([*FIRST[:2], "10021369\t-1\t4\tGout\tDisease"], "bad_annotation", "-1"),
+        ([*FIRST[:2], "10021369\t\t4\tGout\tDisease"], "bad_annotation", "Gout"),
+        ([*FIRST[:2], f"10021369\t0\t{'4' * 5000}\tGout\tDisease"], "bad_annotation", "444"),
     ],
 )
 def test_what_does_not_fit_rejects_its_document_alone(lines, reason, told):
@@ -59,8 +63,14 @@ def test_what_does_not_fit_rejects_its_document_alone(lines, reason, told):
 
 
 def test_gold_is_not_looked_at_where_none_is_wanted():
-    [record] = read(*FIRST[:2], "10021369\t0\t4\tFlu\tDisease", spans_column="none")
-    assert record.spans is None
+    for line in ("10021369\t0\t4\tFlu\tDisease", "10021369\t0\t4"):
+        [record] = read(*FIRST[:2], line, spans_column="none")
+        assert record.spans is None
+
+
+def test_prose_with_bars_is_no_document():
+    assert looks_like_pubtator("10021369|t|Gout")
+    assert not looks_like_pubtator("if a|t|b then")
 
 
 def test_line_that_is_not_text_rejects_its_document_alone_on_request(tmp_path):

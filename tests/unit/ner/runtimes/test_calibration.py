@@ -72,6 +72,21 @@ def test_close_candidates_are_measured_in_turns_so_that_other_work_does_not_deci
     assert speeds["packed"] == pytest.approx(speeds["torch"] / 0.8, rel=1e-3)
 
 
+def test_fastest_in_fp32_is_measured_in_turns_whatever_else_is_faster(bundle, monkeypatch):
+    seen = []
+
+    def time(runtime, windows, num_threads):
+        seen.append((runtime.name, runtime.precision))
+        return 1.0 if runtime.precision == "bf16" else 1.5
+
+    monkeypatch.setattr(calibration, "_time", time)
+    monkeypatch.setattr(calibration, "has_fast_bf16", lambda device: True)
+    monkeypatch.setattr(calibration, "FINALISTS", 1)
+    monkeypatch.setattr(calibration, "_is_installed", lambda package: False)
+    NerEngine.load(bundle, device="cpu")
+    assert seen[4:6] == [("torch", "bf16"), ("torch", "fp32")]
+
+
 def test_candidates_that_cannot_lie_in_memory_together_keep_their_first_figures(bundle, monkeypatch):
     opened, open_one = [], calibration.open_runtime
 
