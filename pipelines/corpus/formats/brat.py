@@ -56,7 +56,7 @@ def _read_text_of(path: str) -> str:
             where=path,
             rule="`.ann` files are BRAT's, and annotate the `.txt` of the same name in the same folder",
             value=f"no `{find_text(path)}`",
-            remedy="put the text there",
+            remedy="put the text there, or set `reader.format` if the file is of another kind",
         ) from error
 
 
