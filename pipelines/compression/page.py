@@ -46,7 +46,7 @@ def describe(result: Mapping[str, Any]) -> str:
 
 
 def _describe_idle_int8(variant: Variant) -> str:
-    left_out = (variant["details"] or {}).get("left_out")
+    left_out = (variant.get("details") or {}).get("left_out")
     if left_out is None or variant["precision"] == "int8":
         return ""
     told = f"{variant['name']} is computed in {variant['precision']} here, not in int8"
