@@ -1,4 +1,4 @@
-"""What augmentation brings where there is little to train on: each technique alone, and those of the preset together.
+"""What augmentation brings where there is little to train on, each technique alone.
 
     python -m benchmarks.augmentation [--data ../shared/data] [--percents 1 5 25 100] [--seeds 1 2 3] [--recipes …]
 
@@ -38,20 +38,19 @@ from pipelines.corpus.augmentation.siblings import Augmenter, add_siblings, read
 from pipelines.corpus.shards import flatten_windows, load_shards_info, read_split
 from pipelines.corpus.windows import EncodeRecords
 from pipelines.evaluation.curves import render_curves_svg
-from pipelines.settings import PRESETS, parse_settings
+from pipelines.settings import parse_settings
 from pipelines.train import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "augmentation.json"
 PLOT = RESULTS.with_suffix(".svg")
 CORPUS = "wnut17"
-NONE, PRESET = "none", "preset augmented"
+NONE = "none"
 FP32 = "fp32"
 """The recipe of `benchmarks.quality` that all runs are."""
 CHINESE = ("width_forms", "script_forms")
 RECIPES: dict[str, list[str]] = {
     NONE: [],
     **{name: [f"--corpus.augmentation.{name}", "1"] for name in TECHNIQUES if name not in CHINESE},
-    PRESET: ["--config", str(PRESETS / "augmented.yaml")],
 }
 """Flags of `rayner train`; a technique alone makes one sibling of each record."""
 PASSES = {1: (40, 256), 5: (16, 256), 25: (8, 512), 100: (4, 1024)}

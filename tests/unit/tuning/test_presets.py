@@ -107,13 +107,6 @@ def test_a_mistake_in_augmentation_is_told_once():
     assert str(refused.value).count("`corpus.augmentation.masking`") == 1
 
 
-def test_the_preset_of_augmentation_is_one_for_any_training():
-    config = parse_settings("train", TrainConfig, ["--config", "quickstart", "augmented"], "")
-    assert config.corpus.augmentation.rates
-    assert config.corpus.train == ["sample:en-train.jsonl"]
-    assert config.corpus.find_problems() == config.corpus.find_idle() == []
-
-
 def test_the_accurate_preset_is_a_crf_over_bioes_for_any_training():
     config = parse_settings("train", TrainConfig, ["--config", "quickstart", "accurate"], "")
     assert (config.model.head, config.model.scheme) == ("crf", "BIOES")
